@@ -1,0 +1,95 @@
+"""The hard step from which every spike is made, and the error that keeps it from being trained by accident."""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+SpikeOn = Literal["ge", "gt"]
+OnBackward = Literal["raise", "zero"]
+
+
+class NonDifferentiableError(RuntimeError):
+    """Backward reached an operation that has no useful gradient."""
+
+
+def heaviside(
+    x: Tensor, *, spike_on: SpikeOn = "ge", on_backward: OnBackward = "raise", name: str = "heaviside"
+) -> Tensor:
+    r"""Return 1 where ``x`` reaches 0, else 0.
+
+    .. math::
+        H(x) = \begin{cases} 1 & x \ge 0 \\ 0 & \text{otherwise} \end{cases}
+
+    or, with ``spike_on="gt"``, 1 only where :math:`x > 0`. The two differ at exact ties, which are common when weights
+    and inputs are integers or dyadic fractions. NaN never reaches 0.
+
+    Args:
+        x: Any shape, any real dtype.
+        spike_on: ``"ge"`` counts a tie as reached, ``"gt"`` does not.
+        on_backward: ``"raise"`` refuses a gradient with :class:`NonDifferentiableError`; ``"zero"`` passes zeros.
+        name: What the error calls the operation.
+
+    Returns:
+        Zeros and ones in the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: If ``spike_on`` or ``on_backward`` is not one of its names.
+        NonDifferentiableError: Not here but in backward, with ``on_backward="raise"``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep.functional import heaviside
+        >>> heaviside(torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([0., 1., 1.])
+        >>> heaviside(torch.tensor([-1.0, 0.0, 2.0]), spike_on="gt")
+        tensor([0., 0., 1.])
+    """
+    check_step_options(spike_on, on_backward, name)
+    if torch.is_grad_enabled():
+        # Not only where x.requires_grad, which is False inside vmap also where the tensor outside requires a gradient.
+        return cast("Tensor", _GuardedStep.apply(x, spike_on, on_backward, name))
+    return _step(x, spike_on)
+
+
+def check_step_options(spike_on: str, on_backward: str, name: str) -> None:
+    """Refuse a misspelt option, which would otherwise silently act as the other one.
+
+    Args:
+        spike_on: To be ``"ge"`` or ``"gt"``.
+        on_backward: To be ``"raise"`` or ``"zero"``.
+        name: What the error calls the operation.
+
+    Raises:
+        ValueError: If either is something else.
+    """
+    if spike_on not in ("ge", "gt"):
+        raise ValueError(f'{name}: spike_on must be "ge" (>=) or "gt" (>), got {spike_on!r}.')
+    if on_backward not in ("raise", "zero"):
+        raise ValueError(f'{name}: on_backward must be "raise" or "zero", got {on_backward!r}.')
+
+
+def _step(x: Tensor, spike_on: SpikeOn) -> Tensor:
+    return (x >= 0 if spike_on == "ge" else x > 0).to(x.dtype)
+
+
+class _GuardedStep(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, spike_on: SpikeOn, on_backward: OnBackward, name: str) -> Tensor:
+        return _step(x, spike_on)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, ctx.on_backward, ctx.name = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.on_backward == "raise":
+            raise NonDifferentiableError(
+                f"{ctx.name} is a hard step and has no gradient: "
+                'train it with PolyStep (Trainer(strategy="polystep")) or pass on_backward="zero".'
+            )
+        return torch.zeros_like(gradient), None, None, None

@@ -1,0 +1,173 @@
+"""Hard leaky integrate-and-fire neurons, as a function of their input alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.functional.heaviside import OnBackward, SpikeOn, check_step_options, heaviside
+
+ResetMechanism = Literal["zero", "subtract", "none"]
+
+
+class LIFOutput(NamedTuple):
+    """What the neurons did at every step, time first."""
+
+    spikes: Tensor
+    membrane: Tensor
+
+
+def lif(  # noqa: PLR0913
+    current: Tensor,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    *,
+    num_steps: int | None = None,
+    reset_mechanism: ResetMechanism = "zero",
+    reset_delay: bool = False,
+    spike_on: SpikeOn = "ge",
+    on_backward: OnBackward = "raise",
+    return_membrane: bool = False,
+    name: str = "lif",
+) -> Tensor | LIFOutput:
+    r"""Run leaky integrate-and-fire neurons from rest over a time-varying or a constant current.
+
+    With :math:`u_0 = 0`, at each step :math:`t = 1 \dots T`
+
+    .. math::
+        v_t &= \beta u_{t-1} + i_t \qquad s_t = H(v_t - \theta) \\
+        u_t &= (1 - s_t) \, v_t \text{ (zero)}, \quad v_t - s_t \theta \text{ (subtract)}, \quad v_t \text{ (none)}
+
+    where :math:`i` is ``current``, :math:`\beta` is ``beta`` clamped to [0, 1], :math:`\theta` is ``threshold`` and
+    :math:`H` is :func:`~lightning_polystep.functional.heaviside`. With ``reset_delay`` the membrane of step t is
+    :math:`v_t` and the reset comes in step t + 1: before the leak for ``"zero"``, after it for ``"subtract"``.
+
+    Args:
+        current: Float, ``(T, N, ...)``, or ``(N, ...)`` to be applied at each of ``num_steps`` steps; in units of the
+            membrane per step.
+        beta: Share of the membrane kept per step; a float, or a tensor that broadcasts to ``(N, ...)``: one per
+            neuron is ``(features,)``, one per channel of an image ``(channels, 1, 1)``.
+        threshold: Membrane at which a neuron fires, shaped like ``beta``.
+        num_steps: T, for a constant current.
+        reset_mechanism: What a spike does to the membrane.
+        reset_delay: Whether it does so one step later.
+        spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``, as in snnTorch).
+        on_backward: Whether a gradient that reaches a spike raises or is zero.
+        return_membrane: Whether to keep and return :math:`u` as well.
+        name: What errors call this layer.
+
+    Returns:
+        Spikes (zeros and ones) of shape ``(T, N, ...)`` in the dtype of ``current``; or, with ``return_membrane``,
+        a :class:`LIFOutput` with the membrane in the same shape and dtype.
+
+    Raises:
+        TypeError: If ``current`` is not floating point.
+        ValueError: If there is no time step, an option is misspelt, or ``beta`` or ``threshold`` does not broadcast.
+        NonDifferentiableError: In backward, with ``on_backward="raise"``.
+
+    Example:
+        A current of a quarter reaches the threshold of 1 after four steps and starts again from 0.
+
+        >>> import torch
+        >>> from lightning_polystep.functional import lif
+        >>> lif(torch.tensor([[0.25, 0.5]]), beta=1.0, num_steps=5)[:, 0].T
+        tensor([[0., 0., 0., 1., 0.],
+                [0., 1., 0., 1., 0.]])
+
+    Source:
+        ``snntorch.Leaky`` 1.0.0, spike for spike; the LIF node of NIR (reset to zero); Eshraghian et al. 2023,
+        *Training spiking neural networks using lessons from deep learning*; arXiv 2605.01928 (``>=``, reset to zero).
+    """
+    check_lif_options(num_steps, reset_mechanism, name)
+    check_step_options(spike_on, on_backward, name)
+    currents = _current_per_step(current, num_steps, name)
+    leak = _per_neuron("beta", beta, currents[0], name).clamp(0, 1)
+    level = _per_neuron("threshold", threshold, currents[0], name)
+    fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
+    steps = _simulate(currents, leak, level, fires, reset_mechanism, reset_delay)
+    if not return_membrane:
+        return torch.stack([spike for spike, _ in steps])
+    spikes, membranes = zip(*steps, strict=True)
+    return LIFOutput(torch.stack(spikes), torch.stack(membranes))
+
+
+def check_lif_options(num_steps: int | None, reset_mechanism: str, name: str) -> None:
+    """Refuse what no current could make right.
+
+    Args:
+        num_steps: To be None or at least 1.
+        reset_mechanism: To be ``"zero"``, ``"subtract"`` or ``"none"``.
+        name: What the error calls the layer.
+
+    Raises:
+        ValueError: If either is something else.
+    """
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"{name}: num_steps must be at least 1, or None for a current that has a time axis.")
+    if reset_mechanism not in ("zero", "subtract", "none"):
+        raise ValueError(f'{name}: reset_mechanism must be "zero", "subtract" or "none", got {reset_mechanism!r}.')
+
+
+def _simulate(
+    currents: Sequence[Tensor],
+    leak: Tensor,
+    level: Tensor,
+    fires: Callable[[Tensor], Tensor],
+    reset_mechanism: ResetMechanism,
+    reset_delay: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield spikes and membrane of each step.
+
+    ``owed`` is a reset that the next step still has to make: a delayed one, or, as in snnTorch, a subtraction where
+    the immediate one left the membrane at the threshold. A spike at that next step then subtracts nothing more.
+    The one departure from snnTorch is an immediate reset to zero with a threshold below 0, where snnTorch doubles
+    membranes and this follows the equations.
+    """
+    membrane = torch.zeros_like(currents[0])
+    owed = fires(membrane - level)
+    for current in currents:
+        if reset_mechanism == "zero" and reset_delay:
+            membrane = (1 - owed) * membrane
+        membrane = leak * membrane + current
+        if reset_mechanism == "subtract":
+            membrane = membrane - owed * level
+        spike = fires(membrane - level)
+        if reset_delay:
+            owed = spike
+        elif reset_mechanism == "zero":
+            membrane = (1 - spike) * membrane
+        elif reset_mechanism == "subtract":
+            membrane = membrane - (spike - owed) * level
+            owed = fires(membrane - level)
+        yield spike, membrane
+
+
+def _current_per_step(current: Tensor, num_steps: int | None, name: str) -> Sequence[Tensor]:
+    if not current.is_floating_point():
+        raise TypeError(f"{name}: current must be floating point, got {current.dtype}; call .float() on it.")
+    if num_steps is not None:
+        return [current] * num_steps
+    if current.ndim == 0 or len(current) == 0:
+        raise ValueError(
+            f"{name}: current of shape {tuple(current.shape)} has no time step; "
+            "give it as (T, N, ...) with T >= 1, or pass num_steps for a constant current (N, ...)."
+        )
+    return current.unbind()
+
+
+def _per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        # Left on the CPU, where a 0-dimensional tensor combines with any device without a copy.
+        return torch.tensor(value, dtype=step_current.dtype, device="cpu")
+    try:
+        fits = torch.broadcast_shapes(value.shape, step_current.shape) == step_current.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: {role} of shape {tuple(value.shape)} does not broadcast to "
+            f"the current of one step, {tuple(step_current.shape)}."
+        )
+    return value.to(step_current.dtype)

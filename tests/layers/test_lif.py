@@ -1,0 +1,131 @@
+"""The LIF module is its function, plus constants that it owns and nothing that a call could change."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+
+from lightning_polystep.functional import NonDifferentiableError, lif
+from lightning_polystep.layers import LIF
+
+
+def fingerprint(layer):
+    own = {name: value for name, value in vars(layer).items() if name not in ("_parameters", "_buffers")}
+    return repr(own), {name: value.clone() for name, value in layer.state_dict().items()}
+
+
+@pytest.mark.parametrize("reset_mechanism", ["zero", "subtract", "none"])
+@pytest.mark.parametrize("reset_delay", [False, True])
+@pytest.mark.parametrize("spike_on", ["ge", "gt"])
+def test_equals_its_function(reset_mechanism, reset_delay, spike_on):
+    options = {
+        "num_steps": 6,
+        "reset_mechanism": reset_mechanism,
+        "reset_delay": reset_delay,
+        "spike_on": spike_on,
+        "return_membrane": True,
+    }
+    current, beta, threshold = torch.rand(3, 4), torch.rand(4), torch.rand(4)
+    module, function = LIF(beta, threshold, **options)(current), lif(current, beta, threshold, **options)
+    assert torch.equal(module.spikes, function.spikes)
+    assert torch.equal(module.membrane, function.membrane)
+
+
+def test_every_option_of_the_function_is_one_of_the_module():
+    function, module = (set(inspect.signature(callable_).parameters) for callable_ in (lif, LIF))
+    assert function - {"current", "name"} == module - {"learn_beta", "learn_threshold"}
+
+
+def test_learned_constants_are_parameters_and_others_buffers():
+    assert dict(LIF().named_parameters()) == {}
+    assert set(dict(LIF().named_buffers())) == {"beta", "threshold"}
+    assert set(dict(LIF(learn_beta=True).named_parameters())) == {"beta"}
+    assert set(dict(LIF(learn_threshold=True).named_parameters())) == {"threshold"}
+    assert set(LIF.search_scale) == set(dict(LIF(learn_beta=True, learn_threshold=True).named_parameters()))
+
+
+def test_a_given_tensor_is_not_shared():
+    beta = torch.full((3,), 0.5)
+    layer = LIF(beta, learn_beta=True)
+    beta.zero_()
+    assert torch.equal(layer.beta.detach(), torch.full((3,), 0.5))
+
+
+def test_a_call_changes_nothing():
+    layer = LIF(learn_beta=True, reset_mechanism="subtract", reset_delay=True)
+    attributes, state = fingerprint(layer)
+    current = torch.rand(5, 3)
+    first = layer(current)
+    torch.func.vmap(lambda beta: torch.func.functional_call(layer, {"beta": beta}, (current,)))(torch.rand(4))
+    layer(torch.rand(2, 7))
+    attributes_after, state_after = fingerprint(layer)
+    assert attributes_after == attributes
+    assert all(torch.equal(state_after[name], value) for name, value in state.items())
+    assert torch.equal(layer(current), first)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_after_use_behave_alike(copied):
+    layer, current = LIF(torch.rand(3), num_steps=5, learn_beta=True), torch.rand(4, 3)
+    expected = layer(current)
+    assert torch.equal(copied(layer)(current), expected)
+
+
+def test_state_dict_round_trip_carries_the_constants():
+    source, target = LIF(torch.rand(3), torch.rand(3), learn_beta=True), LIF(torch.rand(3), torch.rand(3))
+    target.load_state_dict(source.state_dict())
+    current = torch.rand(9, 2, 3)
+    assert torch.equal(target(current), source(current))
+
+
+def test_vmap_over_learned_constants_equals_the_loop():
+    layer = LIF(torch.rand(3), torch.rand(3), num_steps=6, learn_beta=True, learn_threshold=True)
+    current = torch.rand(4, 3)
+    candidates = {"beta": torch.rand(5, 3), "threshold": torch.rand(5, 3)}
+
+    def run(constants):
+        return torch.func.functional_call(layer, constants, (current,))
+
+    together = torch.func.vmap(run)(candidates)
+    alone = [run({name: value[index] for name, value in candidates.items()}) for index in range(5)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_follows_the_dtype_of_the_network(dtype):
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), LIF(num_steps=5, learn_beta=True)).to(dtype)
+    assert network(torch.rand(2, 4, dtype=dtype)).dtype == dtype
+
+
+def test_autocast_keeps_the_dtype_of_the_current():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), LIF(num_steps=5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(torch.rand(2, 4)).dtype == torch.bfloat16
+
+
+def test_backward_names_the_layer_or_gives_zeros():
+    current = torch.rand(4, 3)
+    with pytest.raises(NonDifferentiableError, match=r"LIF\(beta=0\.9 \(learned\), .*num_steps=5.*polystep"):
+        LIF(0.9, num_steps=5, learn_beta=True)(current).sum().backward()
+    layer = LIF(0.9, num_steps=5, learn_beta=True, on_backward="zero")
+    layer(current).sum().backward()
+    assert layer.beta.grad.item() == 0
+
+
+def test_repr_shows_constants_as_given_and_unusual_options():
+    assert repr(LIF()) == "LIF(beta=0.95, threshold=1.0, reset_mechanism='zero', spike_on='ge')"
+    layer = LIF(torch.rand(7), torch.tensor(0.5), num_steps=3, reset_delay=True, learn_beta=True, return_membrane=True)
+    assert repr(layer) == (
+        "LIF(beta=tensor[7] (learned), threshold=0.5, num_steps=3, reset_mechanism='zero', reset_delay=True, "
+        "spike_on='ge', return_membrane=True)"
+    )
+
+
+@pytest.mark.parametrize(
+    "option", [{"num_steps": 0}, {"reset_mechanism": "hard"}, {"spike_on": "eq"}, {"on_backward": "surrogate"}]
+)
+def test_bad_options_are_refused_when_built(option):
+    with pytest.raises(ValueError, match=f"LIF: {next(iter(option))} must be"):
+        LIF(**option)
