@@ -1,0 +1,67 @@
+"""A fully connected network of hard spiking neurons."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from lightning_polystep.functional.heaviside import SpikeOn
+from lightning_polystep.functional.lif import ResetMechanism
+from lightning_polystep.layers import LIF, SpikeCount
+
+
+class SpikingMLP(nn.Sequential):
+    """Fully connected spiking layers whose output spike counts are the class scores.
+
+    The first layer of neurons receives its current unchanged at each of ``num_steps`` steps; every later one is driven
+    by the spikes before it.
+
+    Args:
+        sizes: Features of the input, of each hidden layer, and of the output.
+        num_steps: Time steps.
+        beta: Share of the membrane kept per step.
+        threshold: Membrane at which a neuron fires.
+        reset_mechanism: What a spike does to the membrane.
+        spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``).
+        learn_beta: Whether each layer's ``beta`` is a parameter.
+        learn_threshold: Whether each layer's ``threshold`` is a parameter.
+
+    Raises:
+        ValueError: If ``sizes`` names fewer than two.
+
+    Example:
+        >>> import torch
+        >>> from models import SpikingMLP
+        >>> SpikingMLP((784, 128, 10))(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int] = (784, 128, 10),
+        num_steps: int = 15,
+        beta: float = 0.95,
+        threshold: float = 1.0,
+        reset_mechanism: ResetMechanism = "zero",
+        spike_on: SpikeOn = "ge",
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+    ) -> None:
+        if len(sizes) < 2:
+            raise ValueError(f"SpikingMLP: sizes needs an input and an output size, got {tuple(sizes)}.")
+
+        def neurons(steps: int | None) -> LIF:
+            return LIF(
+                beta=beta,
+                threshold=threshold,
+                num_steps=steps,
+                reset_mechanism=reset_mechanism,
+                spike_on=spike_on,
+                learn_beta=learn_beta,
+                learn_threshold=learn_threshold,
+            )
+
+        layers: list[nn.Module] = [nn.Flatten()]
+        for index, (features_in, features_out) in enumerate(pairwise(sizes)):
+            layers += [nn.Linear(features_in, features_out), neurons(num_steps if index == 0 else None)]
+        super().__init__(*layers, SpikeCount())

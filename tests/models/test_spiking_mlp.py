@@ -1,0 +1,61 @@
+"""The spiking MLP: its layers, its currents, its counts."""
+
+import pytest
+import torch
+
+from lightning_polystep.functional import lif
+from lightning_polystep.layers import LIF
+from models import SpikingMLP
+
+
+def test_equals_its_equations():
+    network, images = SpikingMLP((12, 7, 5, 3), num_steps=6, beta=0.8, threshold=0.3), torch.rand(4, 1, 3, 4)
+    first, second, third = (layer for layer in network if isinstance(layer, torch.nn.Linear))
+    spikes = lif(first(images.flatten(1)), 0.8, 0.3, num_steps=6)
+    spikes = lif(third(lif(second(spikes), 0.8, 0.3)), 0.8, 0.3)
+    counts = network(images)
+    assert counts.sum() > 0
+    assert torch.equal(counts, spikes.sum(0))
+
+
+def test_defaults_are_those_of_the_paper():
+    network = SpikingMLP()
+    assert [tuple(weight.shape) for weight in network.parameters()] == [(128, 784), (128,), (10, 128), (10,)]
+    counts = network(torch.rand(8, 1, 28, 28))
+    assert counts.shape == (8, 10)
+    assert 0 <= counts.min() <= counts.max() <= 15
+
+
+def test_options_reach_every_layer():
+    network = SpikingMLP((4, 3, 2), 5, reset_mechanism="subtract", spike_on="gt", learn_beta=True, learn_threshold=True)
+    neurons = [layer for layer in network if isinstance(layer, LIF)]
+    assert [layer.num_steps for layer in neurons] == [5, None]
+    for layer in neurons:
+        assert (layer.reset_mechanism, layer.spike_on) == ("subtract", "gt")
+        assert set(dict(layer.named_parameters())) == {"beta", "threshold"}
+
+
+def test_a_single_layer_counts_up_to_num_steps():
+    network = SpikingMLP((2, 1), num_steps=4)
+    torch.nn.init.ones_(network[1].weight)
+    torch.nn.init.zeros_(network[1].bias)
+    assert network(torch.tensor([[0.5, 0.5], [0.0, 0.0]])).tolist() == [[4.0], [0.0]]
+
+
+def test_vmap_over_weights_equals_the_loop():
+    network, images = SpikingMLP((6, 5, 3), num_steps=4, threshold=0.2), torch.rand(3, 6)
+    candidates = {name: value.detach() + torch.randn(4, *value.shape) for name, value in network.named_parameters()}
+
+    def run(weights):
+        return torch.func.functional_call(network, weights, (images,))
+
+    together = torch.func.vmap(run)(candidates)
+    alone = torch.stack([run({name: value[index] for name, value in candidates.items()}) for index in range(4)])
+    assert (together != together[0]).any()
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("sizes", [(), (784,)])
+def test_too_few_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match="an input and an output size"):
+        SpikingMLP(sizes)
