@@ -1,0 +1,253 @@
+"""The engine: observe, propose and score, for any module and any way of computing its loss."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from lightning_polystep import guards
+from lightning_polystep.isolation import BufferWatch
+from lightning_polystep.optimizer import Pending, PolyStep
+from lightning_polystep.parallel import Layout
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.sites import Observation, find_blocks
+from lightning_polystep.step import learn_inputs, observe, propose, score
+
+VERBS = ("observe", "propose", "score", "transport", "move")
+
+
+class VerbClock:
+    """Wall seconds per verb; time inside a nested verb counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(VERBS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def __call__(self, verb: str) -> Iterator[None]:
+        """Time the body under a verb."""
+        self._charge()
+        self._open.append(verb)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the plan to standard error."""
+    Console(stderr=True).print(plan.table())
+
+
+class Engine:
+    """Gathers the costs of candidates for a :class:`PolyStep` optimizer.
+
+    In plain PyTorch one call makes one step::
+
+        engine = Engine(model, optimizer)
+        for x, y in loader:
+            loss = engine.step(lambda: criterion(model(x), y))
+
+    Args:
+        module: The module whose parameters the optimizer holds.
+        optimizer: The optimizer.
+        evaluation: ``"auto"``, ``"vmap"`` (refuse what vmap cannot take) or ``"loop"``.
+        memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
+        max_candidates: Candidates per step for parameter groups without ``rank``; by default 2,048 (loop tier: 256).
+        layout: Which share of the candidates this process scores.
+        mute: Further silences around probes, as a function that returns a context manager.
+        profile: Wraps each verb, for a profiler; called with the verb.
+        announce: Receives the plan once it is made; None keeps it silent.
+
+    Raises:
+        ValueError: When the module has no trainable, or lazy, or integer parameters.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> engine = Engine(model, PolyStep(model.parameters(), seed=0), announce=None)
+        >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
+        >>> loss = engine.step(lambda: torch.nn.functional.cross_entropy(model(x), y))
+        >>> [parameter.grad for parameter in model.parameters()]
+        [None, None]
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only options, each with a default
+        self,
+        module: nn.Module,
+        optimizer: PolyStep,
+        *,
+        evaluation: Evaluation = "auto",
+        memory_budget: int = 256 * 2**20,
+        max_candidates: int | None = None,
+        layout: Layout | None = None,
+        mute: Callable[[], AbstractContextManager[None]] = nullcontext,
+        profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
+        announce: Callable[[Plan], None] | None = print_plan,
+    ) -> None:
+        guards.check_parameters(module)
+        self.module = module
+        self.optimizer = optimizer
+        self.plan: Plan | None = None
+        self.clock = VerbClock()
+        self._evaluation: Evaluation = evaluation
+        self._memory_budget = memory_budget
+        self._max_candidates = max_candidates
+        self._layout = layout or Layout()
+        self._mute = mute
+        self._profile = profile
+        self._announce = announce
+        self._blocks: list[Block] = []
+        self._planned_for: frozenset[nn.Parameter] = frozenset()
+        self._seen = Observation()
+        self._buffers = BufferWatch(module)
+        self._written_buffers: frozenset[str] = frozenset()
+        self._warned_non_finite = False
+        optimizer.binding.attached = True
+        optimizer.binding.verb = self.verb
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Wrap the commit pass, the one run of the user's step that counts: no autograd, seeded noise, sites seen."""
+        self._follow_frozen_parameters()
+        self._buffers = BufferWatch(self.module)
+        with (
+            self.verb("observe"),
+            torch.no_grad(),
+            noise_frame(*self._noise_key()),
+            observe(self.module, self._blocks) as self._seen,
+        ):
+            yield
+            learn_inputs(self._seen, self.optimizer.statistics)
+
+    def probe(self, evaluate: Callable[[], Tensor], loss: Tensor, *, samples: int = 0, weight: float = 1.0) -> None:
+        """Score this step's candidates on one micro-batch and add their costs to the optimizer.
+
+        Args:
+            evaluate: Runs the user's step again and returns its loss, a scalar.
+            loss: The loss of the commit pass.
+            samples: Samples in the micro-batch, for the counters.
+            weight: Weight of the micro-batch in the step.
+
+        Raises:
+            ValueError: When the loss is no floating-point tensor.
+        """
+        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
+            self._count_skipped()
+            progress.micro_batch += 1
+            return
+        # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
+        learn_inputs(self._seen, self.optimizer.statistics)
+        self._written_buffers |= self._buffers.written(self.module)
+        probe = Probe(self.module, evaluate, self._noise_key(), self._written_buffers, mute=self._mute)
+        plan = self.plan or self._make_plan(probe)
+        probe.live_metrics = plan.live_metrics
+        if pending is None:
+            with self.verb("propose"):
+                pending = self._propose(plan)
+        with self.verb("score"), probe.isolated():
+            assignments = {assignment.block: assignment for assignment in plan.assignments}
+            for proposal, total in zip(pending.proposals, pending.costs, strict=True):
+                share = self._layout.share(proposal.candidates)
+                losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
+                total.add_(losses, alpha=weight)
+        pending.weight += weight
+        self.optimizer.binding.pending = pending
+        candidates = sum(proposal.candidates for proposal in pending.proposals)
+        progress.candidates += candidates
+        progress.samples += candidates * samples
+        progress.micro_batch += 1
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Make one step in plain PyTorch.
+
+        Args:
+            closure: Computes the loss of the batch from the module. It is called once for real, and again for every
+                chunk of candidates; no autograd.
+
+        Returns:
+            The loss before the step.
+        """
+        with self.observing():
+            loss = guards.check_loss(closure())
+        self.optimizer.zero_grad()
+        self.probe(closure, loss)
+        self.optimizer.step()
+        return loss
+
+    @contextmanager
+    def verb(self, name: str) -> Iterator[None]:
+        """Time the body under a verb, for the engine's clock and the profiler."""
+        with self.clock(name), self._profile(name):
+            yield
+
+    def _noise_key(self) -> tuple[int, int, int]:
+        progress = self.optimizer.progress
+        return self.optimizer.seed, progress.step, progress.micro_batch
+
+    def _follow_frozen_parameters(self) -> None:
+        """Plan afresh when parameters were frozen, unfrozen or added since the last plan, as fine-tuning does."""
+        groups = self.optimizer.param_groups
+        trainable = frozenset(p for group in groups for p in group["params"] if p.requires_grad)
+        if trainable != self._planned_for:
+            self._blocks = find_blocks(self.module, groups)
+            self._planned_for = trainable
+            self.plan = None
+
+    def _make_plan(self, probe: Probe) -> Plan:
+        for block in self._blocks:
+            if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
+                block.subspace = "gaussian"
+                block.remark = "its inputs were not seen: the module is not called as a layer of floats"
+        self.plan = make_plan(
+            self._blocks,
+            self._seen,
+            probe,
+            self._propose_block,
+            evaluation=self._evaluation,
+            memory_budget=self._memory_budget,
+            max_candidates=self._max_candidates,
+        )
+        pending = self._propose(self.plan)
+        self.plan.last_candidates = {p.block.name: p.candidates for p in pending.proposals}
+        if self._announce is not None:
+            self._announce(self.plan)
+        return self.plan
+
+    def _propose(self, plan: Plan) -> Pending:
+        proposals = [
+            self._propose_block(assignment.block, assignment.rank, assignment.most_rows)
+            for assignment in plan.assignments
+            if assignment.block.trainable
+        ]
+        costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
+        return Pending(proposals, costs)
+
+    def _propose_block(self, block: Block, rank: int, most_rows: int | None) -> Proposal:
+        optimizer = self.optimizer
+        known = optimizer.statistics.get(block.name)
+        return propose(block, known, seed=optimizer.seed, step=optimizer.progress.step, rank=rank, most_rows=most_rows)
+
+    def _count_skipped(self) -> None:
+        self.optimizer.progress.skipped += 1
+        if not self._warned_non_finite:
+            self._warned_non_finite = True
+            warnings.warn(guards.NON_FINITE_LOSS, stacklevel=3)

@@ -1,0 +1,104 @@
+"""Every refusal, with its message: one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.subspaces import SUBSPACES
+from lightning_polystep.transport import TRANSPORTS
+
+DETACHED_OPTIMIZER = (
+    "PolyStep.step() has no candidates to weigh, because nothing scores them: train with "
+    'Trainer(strategy="polystep"), or in plain PyTorch call Engine(model, optimizer).step(closure).'
+)
+
+NON_FINITE_LOSS = (
+    "The loss of a batch is not finite, so the batch moves nothing and is counted in polystep/skipped: look for bad "
+    "samples, or for an overflow in the network. Further such batches are counted without a warning."
+)
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse values that are out of range and names that are unknown.
+
+    Raises:
+        ValueError: Naming the argument, the value and what is allowed.
+    """
+    rules: list[tuple[str, bool, str]] = [
+        ("lr", group["lr"] >= 0, "the step radius must be at least 0"),
+        ("probe_radius", group["probe_radius"] > 0, "candidates need a radius above 0"),
+        ("epsilon", group["epsilon"] > 0, "the temperature must be above 0"),
+        ("momentum", 0 <= group["momentum"] < 1, "the memory must be in [0, 1)"),
+        ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
+        ("rank", group["rank"] is None or group["rank"] >= 1, "at least one direction must be probed, or None"),
+        ("particle_dim", group["particle_dim"] is None or group["particle_dim"] >= 1, "use at least 1, or None"),
+        ("subspace", group["subspace"] in SUBSPACES, f"choose from {', '.join(SUBSPACES)}"),
+        ("polytope", group["polytope"] in POLYTOPES, f"choose from {', '.join(POLYTOPES)}"),
+        ("transport", group["transport"] in TRANSPORTS, f"choose from {', '.join(TRANSPORTS)}"),
+    ]
+    for name, allowed, rule in rules:
+        if not allowed:
+            msg = f"PolyStep({name}={group[name]!r}): {rule}."
+            raise ValueError(msg)
+
+
+def check_state(state: dict[str, Any], known_format: int) -> None:
+    """Refuse the state of another optimizer.
+
+    Raises:
+        ValueError: Saying how to start from the weights alone.
+    """
+    own = state.get("polystep")
+    if own is None:
+        msg = (
+            "This checkpoint holds the state of another optimizer: load only the weights to start from them, with "
+            "MyModule.load_from_checkpoint(path), and fit without ckpt_path."
+        )
+        raise ValueError(msg)
+    if own["format"] != known_format:
+        msg = f"This checkpoint has PolyStep state format {own['format']}, this version reads {known_format}."
+        raise ValueError(msg)
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Refuse modules that have nothing to probe, or something that cannot be.
+
+    Raises:
+        ValueError: Naming the parameter.
+    """
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            msg = f"{name} is lazy and has no shape yet: run one batch through the module before training."
+            raise ValueError(msg)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            msg = f"{name} is complex, which PolyStep does not probe: keep its real and imaginary parts as parameters."
+            raise ValueError(msg)
+    integers = [n for n, p in module.named_parameters() if not p.is_floating_point() and not p.is_complex()]
+    if integers:
+        msg = (
+            f"{integers[0]} holds integers ({len(integers)} such parameter(s)), which have no radius: keep a float "
+            "parameter and round it in forward, or register the integers as a buffer."
+        )
+        raise ValueError(msg)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        msg = "The module has no trainable parameter: unfreeze some with requires_grad_(True)."
+        raise ValueError(msg)
+
+
+def check_loss(loss: Any) -> torch.Tensor:
+    """Return the loss of a step if it can be compared between candidates.
+
+    Raises:
+        ValueError: When there is no loss, or it is no floating-point number.
+    """
+    if not isinstance(loss, torch.Tensor) or not loss.is_floating_point():
+        kind = f"a {loss.dtype} tensor" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        msg = f"The training step returned {kind} as its loss: return a floating-point scalar tensor."
+        raise ValueError(msg)
+    return loss

@@ -1,0 +1,213 @@
+"""Probes leave no trace: logging muted, metrics muted, every plain attribute and buffer of the module put back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+# nn.Module's own tables: parameters are handled by the scoring tiers, hooks and children are not data.
+_MODULE_TABLES = frozenset(vars(nn.Module())) - {"training"}
+# Larger tensors are watched by version counter instead of being copied at every step.
+_LARGEST_COPY_BYTES = 16 * 2**20
+
+
+class ProbeSideEffectError(RuntimeError):
+    """A probe changed something that cannot be put back."""
+
+
+class Snapshot:
+    """The plain attributes and buffers of a module tree, to be put back after probing.
+
+    Containers (list, dict, set, deque, nested) are restored in place, so that other references to them stay valid.
+    Tensors up to 16 MiB are copied; larger ones are only watched, and a change is an error.
+
+    Args:
+        module: Root of the tree.
+        skip: Types of submodules to leave out, because they cannot change.
+
+    Raises:
+        ProbeSideEffectError: From :meth:`restore`, when a watched large tensor was written.
+
+    Example:
+        >>> net = nn.BatchNorm1d(2)
+        >>> net.seen = [1]
+        >>> before = Snapshot(net)
+        >>> net.seen.append(2)
+        ... net.note = "new"
+        ... _ = net.running_mean.add_(1.0)
+        >>> before.restore()
+        >>> net.seen, hasattr(net, "note"), net.running_mean.tolist()
+        ([1], False, [0.0, 0.0])
+    """
+
+    def __init__(self, module: nn.Module, skip: tuple[type[nn.Module], ...] = ()) -> None:
+        modules = [m for m in module.modules() if not isinstance(m, skip)]
+        self._attributes = [(m, _remember_attributes(m)) for m in modules]
+        self._buffers = [_remember(m._buffers) for m in modules if m._buffers]
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        for module, attributes in self._attributes:
+            for name in [n for n in vars(module) if n not in attributes and n not in _MODULE_TABLES]:
+                del vars(module)[name]
+            for name, put_back in attributes.items():
+                vars(module)[name] = put_back()
+        for put_back in self._buffers:
+            put_back()
+
+
+def _remember_attributes(module: nn.Module) -> dict[str, Callable[[], Any]]:
+    return {name: _remember(value) for name, value in vars(module).items() if name not in _MODULE_TABLES}
+
+
+def _remember(value: Any) -> Callable[[], Any]:
+    """Return a function that brings the value back to what it is now, keeping its identity."""
+    if isinstance(value, Tensor):
+        return _remember_tensor(value)
+    kind = type(value)
+    if kind is list or kind is deque:
+        return _remember_items(value, list(value), lambda box, items: box.extend(items))
+    if kind is dict:
+        entries = {key: _remember(entry) for key, entry in value.items()}
+
+        def put_back() -> Any:
+            value.clear()
+            value.update({key: entry() for key, entry in entries.items()})
+            return value
+
+        return put_back
+    if kind is set:
+        return _remember_items(value, list(value), lambda box, items: box.update(items))
+    return lambda: value
+
+
+def _remember_items(box: Any, items: list[Any], fill: Callable[[Any, Iterable[Any]], None]) -> Callable[[], Any]:
+    remembered = [_remember(item) for item in items]
+
+    def put_back() -> Any:
+        box.clear()
+        fill(box, [item() for item in remembered])
+        return box
+
+    return put_back
+
+
+def _remember_tensor(tensor: Tensor) -> Callable[[], Tensor]:
+    if tensor.is_inference() or isinstance(tensor, nn.Parameter):
+        return lambda: tensor
+    if not _is_small(tensor):
+        return _watch_tensor(tensor)
+    copy = tensor.detach().clone()
+
+    def put_back() -> Tensor:
+        # Always by value: native kernels may write without advancing the version counter.
+        with torch.no_grad():
+            if tensor.shape != copy.shape:
+                tensor.resize_(copy.shape)
+            tensor.copy_(copy)
+        return tensor
+
+    return put_back
+
+
+def _watch_tensor(tensor: Tensor) -> Callable[[], Tensor]:
+    version = tensor._version
+
+    def check() -> Tensor:
+        if tensor._version != version:
+            size = tensor.numel() * tensor.element_size() / 2**20
+            msg = (
+                f"The training step writes into a tensor of {size:.0f} MiB, which probes cannot undo: "
+                "keep state that the step updates in tensors below 16 MiB, or update it in on_train_batch_end."
+            )
+            raise ProbeSideEffectError(msg)
+        return tensor
+
+    return check
+
+
+@contextmanager
+def silenced(targets: Iterable[tuple[Any, str]], replacement: Callable[..., Any]) -> Iterator[None]:
+    """Replace methods on instances while the body runs.
+
+    Args:
+        targets: Pairs of an object and the name of its method.
+        replacement: What is called instead.
+    """
+    replaced = [(vars(target), name, vars(target).get(name, _MISSING)) for target, name in targets]
+    for table, name, _ in replaced:
+        table[name] = replacement
+    try:
+        yield
+    finally:
+        for table, name, original in reversed(replaced):
+            if original is _MISSING:
+                del table[name]
+            else:
+                table[name] = original
+
+
+_MISSING = object()
+
+
+@contextmanager
+def metrics_muted(module: nn.Module) -> Iterator[None]:
+    """Make every torchmetrics object of the tree inert: no update, and NaN as its value.
+
+    A loss that turns NaN by this *depends* on a metric; the plan finds that out and leaves metrics live then.
+    """
+    metrics = [m for m in module.modules() if isinstance(m, Metric)]
+    names = ("forward", "update", "compute", "reset")
+    with silenced([(metric, name) for metric in metrics for name in names], _not_a_number):
+        yield
+
+
+def _not_a_number(*_args: Any, **_kwargs: Any) -> Tensor:
+    return torch.tensor(float("nan"))
+
+
+class BufferWatch:
+    """Tells which buffers have been written since it was made.
+
+    By value, because native kernels (batch normalisation's running statistics) write without advancing the version
+    counter; buffers above 16 MiB by identity and version.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> watch = BufferWatch(norm)
+        >>> _ = norm(torch.randn(4, 2))
+        >>> sorted(watch.written(norm))
+        ['num_batches_tracked', 'running_mean', 'running_var']
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._before = {
+            name: (buffer, _version(buffer), buffer.detach().clone() if _is_small(buffer) else None)
+            for name, buffer in module.named_buffers()
+        }
+
+    def written(self, module: nn.Module) -> set[str]:
+        """Return the names of buffers that are other tensors, or hold other values, than before."""
+        return {name for name, buffer in module.named_buffers() if self._differs(name, buffer)}
+
+    def _differs(self, name: str, buffer: Tensor) -> bool:
+        if name not in self._before:
+            return True
+        before, version, values = self._before[name]
+        if buffer is not before:
+            return True
+        return _version(buffer) != version if values is None else not torch.equal(buffer, values)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() <= _LARGEST_COPY_BYTES

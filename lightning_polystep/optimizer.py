@@ -1,0 +1,252 @@
+"""PolyStep, the optimizer: parameter groups, schedules, momentum and state; transport and move, once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_polystep import guards
+from lightning_polystep.particles import InputStatistics, Proposal
+from lightning_polystep.step import Transported, move, transport
+
+STATE_FORMAT = 1
+
+
+@dataclass
+class Pending:
+    """What a step has gathered so far: the proposals, and their costs summed over micro-batches.
+
+    Args:
+        proposals: One per block.
+        costs: Summed losses of each proposal's candidates, shape (candidates,), float64.
+        weight: Sum of the micro-batches' weights.
+    """
+
+    proposals: list[Proposal]
+    costs: list[Tensor]
+    weight: float = 0.0
+
+
+@dataclass
+class Progress:
+    """Counters; one object that is mutated in place, because Lightning wraps the optimizer.
+
+    Args:
+        step: Updates made.
+        micro_batch: Micro-batches gathered for the next update.
+        candidates: Candidates scored, once per micro-batch.
+        samples: Candidates times samples they were scored on.
+        skipped: Micro-batches left out because their own loss was not finite.
+    """
+
+    step: int = 0
+    micro_batch: int = 0
+    candidates: int = 0
+    samples: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Binding:
+    """What ties the optimizer to an engine.
+
+    Args:
+        attached: Whether an engine scores candidates for this optimizer.
+        pending: Costs gathered for the next step, or None.
+        report: Figures of the last step, for logs.
+        verb: Times the body under a verb.
+    """
+
+    attached: bool = False
+    pending: Pending | None = None
+    report: dict[str, Tensor | float] = field(default_factory=dict)
+    verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
+
+
+class PolyStep(Optimizer):
+    r"""Train by forward passes only: probe polytopes around particles and move to the cheapest vertices' barycentre.
+
+    For particle i with vertices :math:`V`, random rotation :math:`R` and basis :math:`B`,
+
+    .. math::
+        C_{iv} &= L(\theta + \rho\, B R v) \\
+        W_{iv} &\propto \exp(-C_{iv} / (\sigma \varepsilon)) \\
+        \Delta_i &= \sqrt d \sum_v W_{iv}\, B R v \\
+        M &\leftarrow \mu M + (1 - \mu) \Delta, \qquad \theta \leftarrow \theta + \eta M
+
+    with :math:`\rho` = ``probe_radius``, :math:`\varepsilon` = ``epsilon``, :math:`\mu` = ``momentum``,
+    :math:`\eta` = ``lr``, :math:`\sigma` the standard deviation of a layer's costs and d the particle's dimension.
+    In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
+
+    ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
+    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed`` can be set per parameter group.
+
+    Args:
+        params: Parameters or parameter groups, as for any torch optimizer.
+        lr: Step radius, :math:`\eta \ge 0`; torch schedulers act on it.
+        probe_radius: Radius :math:`\rho > 0` at which candidates are probed.
+        epsilon: Temperature :math:`\varepsilon > 0`, in units of a layer's spread of costs.
+        momentum: :math:`\mu` in [0, 1), the memory of the moving average of displacements.
+        rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
+        subspace: ``"inputs"`` (span of the layer's own inputs), ``"gaussian"`` or ``"full"``.
+        whitening: :math:`\alpha` in [0, 1] of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
+        polytope: ``"orthoplex"``, ``"simplex"`` or ``"cube"``.
+        particle_dim: Dimension of a particle; None makes all directions of a row one particle.
+        transport: ``"softmax"``.
+        maximize: Climb instead of descend.
+        seed: Seed of every draw; None takes ``torch.initial_seed()``, which ``seed_everything`` sets.
+
+    Raises:
+        ValueError: When a value is out of its range or a name is unknown.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep import Engine, PolyStep
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = PolyStep(model.parameters(), lr=0.1, seed=0)
+        >>> engine = Engine(model, optimizer, announce=None)
+        >>> x, y = torch.randn(16, 2), torch.ones(16, 1)
+        >>> losses = [float(engine.step(lambda: (model(x) - y).square().mean())) for _ in range(30)]
+        >>> losses[-1] < losses[0]
+        True
+
+    References:
+        PolyStep, arXiv 2605.01928, sections 3 and 4; the input-spanned basis: ``docs/design.md``.
+    """
+
+    def __init__(  # noqa: PLR0913 - one argument for each constant, all shown by the command line
+        self,
+        params: ParamsT,
+        lr: float = 0.1,
+        *,
+        probe_radius: float = 0.3,
+        epsilon: float = 2.0,
+        momentum: float = 0.8,
+        rank: int | None = None,
+        subspace: Literal["inputs", "gaussian", "full"] = "inputs",
+        whitening: float = 0.35,
+        polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
+        particle_dim: int | None = None,
+        transport: Literal["softmax"] = "softmax",
+        maximize: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "probe_radius": probe_radius,
+            "epsilon": epsilon,
+            "momentum": momentum,
+            "rank": rank,
+            "subspace": subspace,
+            "whitening": whitening,
+            "polytope": polytope,
+            "particle_dim": particle_dim,
+            "transport": transport,
+            "maximize": maximize,
+        }
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.progress = Progress()
+        self.binding = Binding()
+        self.statistics: dict[str, InputStatistics] = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, checking its values."""
+        guards.check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the costs gathered for the next step; there are no gradients to clear."""
+        del set_to_none
+        self.binding.pending = None
+        self.progress.micro_batch = 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Transport and move: one update from the costs gathered since the last.
+
+        Args:
+            closure: Called first, if given; under Lightning it runs the training step and gathers the costs.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: When nothing ever scores candidates for this optimizer.
+        """
+        result = closure() if closure is not None else None
+        if not self.binding.attached:
+            raise RuntimeError(guards.DETACHED_OPTIMIZER)
+        pending, self.binding.pending = self.binding.pending, None
+        if pending is not None and pending.weight > 0:
+            self.binding.report = self._update(pending)
+        self.progress.micro_batch = 0
+        self.progress.step += 1
+        return result
+
+    def _update(self, pending: Pending) -> dict[str, Tensor | float]:
+        results: list[Transported] = []
+        squared_norm = torch.zeros((), dtype=torch.float64)
+        for proposal, costs in zip(pending.proposals, pending.costs, strict=True):
+            group = proposal.block.group
+            sign = -1.0 if group["maximize"] else 1.0
+            shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
+            with self.binding.verb("transport"):
+                result = transport(shaped, group)
+            with self.binding.verb("move"):
+                squared_norm += self._move(proposal, move(proposal, result.weights)).cpu()
+            results.append(result)
+        return {
+            "candidates": float(sum(proposal.candidates for proposal in pending.proposals)),
+            "cost_spread": torch.stack([result.spread for result in results]).mean(),
+            "effective_vertices": torch.stack([result.effective_vertices for result in results]).mean(),
+            "flat_rows": torch.stack([result.flat_rows for result in results]).mean(),
+            "step_norm": squared_norm.sqrt(),
+        }
+
+    def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
+        """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""
+        block, group = proposal.block, proposal.block.group
+        full = displacement.new_zeros(block.rows, block.dim).index_copy_(0, proposal.rows, displacement)
+        probed = torch.zeros(block.rows, 1, dtype=torch.bool, device=full.device).index_fill_(0, proposal.rows, True)
+        squared = torch.zeros((), dtype=torch.float64, device=full.device)
+        masks = block.split(probed.expand(block.rows, block.dim))
+        for parameter, part, mask in zip(block.parameters, block.split(full), masks, strict=True):
+            buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            buffer.copy_(torch.where(mask, torch.lerp(part, buffer, group["momentum"]), buffer))
+            update = group["lr"] * torch.where(mask, buffer, 0.0)
+            parameter.add_(update)
+            squared += update.double().square().sum()
+        return squared
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors, numbers, strings and dicts: loads with ``weights_only=True``."""
+        state = super().state_dict()
+        state["polystep"] = {
+            "format": STATE_FORMAT,
+            "seed": self.seed,
+            "progress": dict(vars(self.progress)),
+            "statistics": {name: dict(vars(known)) for name, known in self.statistics.items()},
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state.
+
+        Raises:
+            ValueError: When the state belongs to another optimizer, or to another version of this one.
+        """
+        guards.check_state(state_dict, STATE_FORMAT)
+        own = state_dict["polystep"]
+        super().load_state_dict(state_dict)
+        self.seed = own["seed"]
+        vars(self.progress).update(own["progress"])
+        self.statistics.clear()
+        self.statistics.update({name: InputStatistics(**known) for name, known in own["statistics"].items()})
+        self.binding.pending = None

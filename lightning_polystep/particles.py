@@ -1,0 +1,119 @@
+"""Particles: the rows of parameters that move as one, and a step's proposal for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Block:
+    """A (rows x dim) view of one or two parameters; each row holds one particle (or several, see ``particle_dim``).
+
+    For a *site* (Linear, Conv2d) a row is the incoming weight of one output unit, its bias last, as the weight of a
+    constant input 1: a candidate then changes one pre-activation.
+
+    Args:
+        name: Qualified name of the module (site) or parameter.
+        parameters: The parameters, in the order of a row's columns.
+        parameter_names: Their qualified names in the module.
+        group: The optimizer's parameter group, which holds the radii.
+        rows: Number of rows U.
+        dim: Columns D of a row.
+        subspace: Name of the subspace that proposes the directions.
+        site: The module whose input the rows act on, or None.
+        shiftable: Whether adding to the site's output equals changing its weight.
+        remark: Why the block is not treated in the fastest way, for the plan.
+        scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    parameter_names: tuple[str, ...]
+    group: dict[str, Any]
+    rows: int
+    dim: int
+    subspace: str
+    site: nn.Module | None = None
+    shiftable: bool = False
+    remark: str = ""
+    scale: float = 1.0
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last column of a row is a bias."""
+        return self.site is not None and len(self.parameters) > 1
+
+    @property
+    def trainable(self) -> bool:
+        """Whether every parameter of the block is unfrozen now; toggling optimizers freezes them for a moment."""
+        return all(parameter.requires_grad for parameter in self.parameters)
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """Split a (rows x dim) tensor into tensors of the parameters' shapes; leading batch dimensions are kept."""
+        widths = [parameter.numel() // self.rows for parameter in self.parameters]
+        batch = rows.shape[:-2]
+        parts = rows.split(widths, dim=-1)
+        return [part.reshape(*batch, *p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return tensors of the parameters' shapes as one (rows x dim) tensor: the inverse of :meth:`split`."""
+        return torch.cat([tensor.reshape(self.rows, -1) for tensor in tensors], dim=1)
+
+
+@dataclass
+class InputStatistics:
+    """Running second moment of a site's inputs, and the eigenbasis taken from it.
+
+    Args:
+        moment: G = X^T X / N, shape (D, D), float64.
+        batches: How many batches the running average has seen.
+        basis: Whitened eigenvectors in use, shape (D, K), float64; empty before the first proposal.
+        age: Steps since ``basis`` was computed.
+    """
+
+    moment: Tensor
+    batches: int
+    basis: Tensor
+    age: int = 0
+
+
+@dataclass
+class Proposal:
+    """The candidates of one block in one step.
+
+    Candidate ``c`` moves row ``rows[c // V]`` by ``probe_radius * directions[c % V]``, where V = particles-per-row x m.
+
+    Args:
+        block: The block.
+        rows: Indices of the probed rows, shape (R,), int64.
+        directions: Displacements of a row at radius 1, shape (particles per row, m, D), in the parameters' dtype.
+        particle_dim: Dimension d of a particle.
+        probe_radius: Radius at which they are probed.
+    """
+
+    block: Block
+    rows: Tensor
+    directions: Tensor
+    particle_dim: int
+    probe_radius: float
+
+    @property
+    def vertices_per_row(self) -> int:
+        """Candidates of one row."""
+        return self.directions.shape[0] * self.directions.shape[1]
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of the block."""
+        return len(self.rows) * self.vertices_per_row
+
+    def displacements(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the rows, shape (c,), and their displacements, shape (c, D), of the candidates [start, stop)."""
+        index = torch.arange(start, stop, device=self.rows.device)
+        flat = self.directions.reshape(-1, self.block.dim)
+        return self.rows[index // self.vertices_per_row], self.probe_radius * flat[index % self.vertices_per_row]

@@ -1,0 +1,131 @@
+r"""Propose: the regular polytopes whose vertices are probed around a particle, and their random rotations.
+
+A particle of dimension :math:`d` is probed at the vertices :math:`V \in \mathbb{R}^{m \times d}` of a regular polytope
+centred at the origin, all of norm 1, turned by a Haar-random rotation :math:`R`
+(PolyStep, arXiv 2605.01928, section 3).
+
+==========  ===========  ==================================================
+name        vertices m   use
+==========  ===========  ==================================================
+simplex     d + 1        the fewest candidates
+orthoplex   2 d          plus and minus each axis: the default
+cube        2 ** d       many candidates in few dimensions
+==========  ===========  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LARGEST_CUBE = 16
+
+
+@dataclass(frozen=True)
+class Polytope:
+    """A family of regular polytopes, one per dimension.
+
+    Args:
+        name: The name that YAML uses.
+        count: Number of vertices m as a function of the dimension d.
+        vertices: Vertices, shape (m, d), float64, each of norm 1, summing to zero.
+    """
+
+    name: str
+    count: Callable[[int], int]
+    vertices: Callable[[int], Tensor]
+
+
+def simplex(dim: int) -> Tensor:
+    r"""Return the d + 1 vertices of the regular simplex, :math:`\langle v_i, v_j \rangle = -1/d` for i != j.
+
+    Args:
+        dim: Dimension d of the particle, at least 1.
+
+    Returns:
+        Vertices, shape (d + 1, d), float64.
+
+    Example:
+        >>> simplex(1).flatten().tolist()
+        [1.0, -1.0]
+    """
+    # Row i has its first i entries fixed by orthogonality with the rows above it and one free entry on the diagonal.
+    vertices = torch.zeros(dim + 1, dim, dtype=torch.float64)
+    for axis in range(dim):
+        head = vertices[axis, :axis]
+        vertices[axis, axis] = torch.sqrt(1.0 - head @ head)
+        vertices[axis + 1 :, axis] = (-1.0 / dim - vertices[axis + 1 :, :axis] @ head) / vertices[axis, axis]
+    return vertices
+
+
+def orthoplex(dim: int) -> Tensor:
+    """Return the 2 d vertices plus and minus each axis: first all plus, then all minus.
+
+    Args:
+        dim: Dimension d of the particle, at least 1.
+
+    Returns:
+        Vertices, shape (2 d, d), float64.
+
+    Example:
+        >>> orthoplex(2).tolist()
+        [[1.0, 0.0], [0.0, 1.0], [-1.0, -0.0], [-0.0, -1.0]]
+    """
+    axes = torch.eye(dim, dtype=torch.float64)
+    return torch.cat([axes, -axes])
+
+
+def cube(dim: int) -> Tensor:
+    """Return the 2 ** d corners of the cube, scaled to norm 1.
+
+    Args:
+        dim: Dimension d of the particle, 1 to 16.
+
+    Returns:
+        Vertices, shape (2 ** d, d), float64.
+
+    Raises:
+        ValueError: When the cube would have more than 65,536 corners.
+
+    Example:
+        >>> cube(2).shape
+        torch.Size([4, 2])
+    """
+    if dim > _LARGEST_CUBE:
+        msg = f"A cube in {dim} dimensions has 2**{dim} corners: set particle_dim to at most {_LARGEST_CUBE}."
+        raise ValueError(msg)
+    corners = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=torch.float64)] * dim).reshape(-1, dim)
+    return corners / dim**0.5
+
+
+POLYTOPES: dict[str, Polytope] = {
+    "simplex": Polytope("simplex", lambda dim: dim + 1, simplex),
+    "orthoplex": Polytope("orthoplex", lambda dim: 2 * dim, orthoplex),
+    "cube": Polytope("cube", lambda dim: 2**dim, cube),
+}
+
+
+def haar_rotation(dim: int, generator: torch.Generator) -> Tensor:
+    r"""Draw an orthogonal matrix from the Haar measure.
+
+    The Q of a QR factorisation of a Gaussian matrix, its columns' signs fixed by the diagonal of R (Mezzadri 2007,
+    "How to generate random matrices from the classical compact groups", section 5).
+
+    Args:
+        dim: Size d of the matrix.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Orthogonal matrix, shape (d, d), float64.
+
+    Example:
+        >>> R = haar_rotation(3, torch.Generator().manual_seed(0))
+        >>> torch.allclose(R @ R.T, torch.eye(3, dtype=torch.float64))
+        True
+    """
+    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    # copysign, not sign: a zero on the diagonal must not erase the column.
+    return q * torch.copysign(torch.ones(dim, dtype=torch.float64), r.diagonal())

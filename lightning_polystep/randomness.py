@@ -1,0 +1,90 @@
+"""Counter-based randomness: every draw is a function of (seed, step, micro-batch, role).
+
+Nothing here depends on how often another draw was made, on the number of processes or on the order of evaluation, so a
+run can be stopped, resumed and split over devices without changing one bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, step: int, micro_batch: int, role: str) -> int:
+    """Return the 63-bit seed of one draw.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer step, counted from 0.
+        micro_batch: Index of the micro-batch inside the step (``accumulate_grad_batches``), counted from 0.
+        role: What the draw is for, for example ``"rotation/network.fc1"``. Two roles never share a draw.
+
+    Returns:
+        An integer in ``[0, 2**63)``.
+
+    Example:
+        >>> derive_seed(0, 3, 0, "noise") == derive_seed(0, 3, 0, "noise")
+        True
+        >>> derive_seed(0, 3, 0, "noise") == derive_seed(0, 4, 0, "noise")
+        False
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_batch}/{role}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, step: int, role: str, micro_batch: int = 0) -> torch.Generator:
+    """Return a CPU generator for one draw; CPU, because accelerator generators differ between device models.
+
+    Example:
+        >>> a = torch.randn(2, generator=generator(0, 1, "rotation"))
+        >>> b = torch.randn(2, generator=generator(0, 1, "rotation"))
+        >>> bool((a == b).all())
+        True
+    """
+    return torch.Generator().manual_seed(derive_seed(seed, step, micro_batch, role))
+
+
+@contextmanager
+def noise_frame(seed: int, step: int, micro_batch: int) -> Iterator[None]:
+    """Run the body on the noise of one micro-batch and leave every global generator as it was found.
+
+    The commit pass and all candidates of a micro-batch enter the same frame, so that dropout masks and other noise are
+    common to all of them: a difference of two losses then comes from the parameters alone.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer step.
+        micro_batch: Micro-batch inside the step.
+    """
+    value = derive_seed(seed, step, micro_batch, "noise")
+    with preserved_generators():
+        torch.manual_seed(value)
+        np.random.seed(value & 0xFFFFFFFF)
+        random.seed(value)
+        yield
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Restore the global generators of torch (CPU and accelerators), NumPy and Python on leaving the body."""
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    device_states = _accelerator_states()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if device_states:
+            torch.cuda.set_rng_state_all(device_states)
+
+
+def _accelerator_states() -> list[Tensor] | Any:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []

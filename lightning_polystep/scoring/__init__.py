@@ -1,0 +1,1 @@
+"""Score: the tiers of evaluation and the plan that chooses among them."""

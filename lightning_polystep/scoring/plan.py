@@ -1,0 +1,254 @@
+"""Score: which tier takes which block, and why; printed once so that nobody wonders why a run is slow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
+from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
+from lightning_polystep.sites import Observation
+
+Evaluation = Literal["auto", "vmap", "loop"]
+
+# The rank that was measured best, where candidates are cheap enough to afford it.
+_FULL_RANK = 128
+_SMALLEST_RANK = 4
+# What a step may cost by default: about a second on two cores for a small network.
+_DEFAULT_CANDIDATES = {"vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
+# A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
+_AGREEMENT = (1e-3, 1e-5)
+
+
+class Tier(Protocol):
+    """A way of scoring candidates."""
+
+    name: str
+
+    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        ...
+
+
+@dataclass
+class Assignment:
+    """How one block is scored.
+
+    Args:
+        block: The block.
+        tier: The tier in use.
+        chunking: Candidates at once.
+        reason: Why it is not a faster tier; empty when there is none.
+        rank: Directions probed per step (the subspace may have fewer).
+        most_rows: Rows probed per step, or None for all.
+    """
+
+    block: Block
+    tier: Tier
+    chunking: Chunking
+    reason: str = ""
+    rank: int = _FULL_RANK
+    most_rows: int | None = None
+
+    @property
+    def note(self) -> str:
+        """What a reader of the plan should know about the block."""
+        return "; ".join(text for text in (self.block.remark, self.reason) if text)
+
+    def score(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
+        """Score a share of the candidates; step down to the loop, once and with a warning, when the tier fails."""
+        try:
+            return self._run(proposal, probe, share)
+        except Exception as error:
+            if isinstance(self.tier, LoopTier) or is_out_of_memory(error):
+                raise
+            self.reason = f"{self.tier.name} failed: {_first_line(error)}"
+            warnings.warn(
+                f"{self.block.name}: {self.reason}. Scoring it one candidate at a time from now on; see the plan's "
+                "remarks in the docs for what vmap cannot take.",
+                stacklevel=2,
+            )
+            self.tier = LoopTier()
+            return self._run(proposal, probe, share)
+
+    def _run(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
+        return self.chunking.run(lambda start, stop: self.tier.score(proposal, probe, start, stop), share)
+
+
+@dataclass
+class Plan:
+    """The assignments of all blocks.
+
+    Args:
+        assignments: One per block.
+        written_buffers: Names of the buffers that the step writes.
+        live_metrics: Whether the loss depends on a torchmetrics object.
+    """
+
+    assignments: list[Assignment]
+    written_buffers: frozenset[str] = frozenset()
+    live_metrics: bool = False
+    last_candidates: dict[str, int] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """Return the plan as a table: block, subspace, rows, rank, candidates per step, tier, and a note's number."""
+        table = Table(title="PolyStep plan", title_justify="left", caption_justify="left")
+        for column in ("block", "subspace"):
+            table.add_column(column, overflow="fold")
+        for column in ("rows", "rank", "candidates"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for column in ("scored by", "note"):
+            table.add_column(column, overflow="fold")
+        notes = list(dict.fromkeys(note for a in self.assignments if (note := a.note)))
+        for assignment in self.assignments:
+            block = assignment.block
+            table.add_row(
+                block.name,
+                block.subspace,
+                f"{assignment.most_rows} of {block.rows}" if assignment.most_rows else str(block.rows),
+                str(min(assignment.rank, block.dim)),
+                f"{self.last_candidates.get(block.name, 0):,}",
+                assignment.tier.name,
+                str(notes.index(assignment.note) + 1) if assignment.note else "",
+            )
+        lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
+        lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+        table.caption = "\n".join(lines)
+        return table
+
+    def __str__(self) -> str:
+        """Return the table as plain text."""
+        console = Console(width=120, record=True, quiet=True)
+        console.print(self.table())
+        return console.export_text()
+
+
+ProposeTrial = Callable[[Block, int, int], Proposal]
+
+
+def make_plan(
+    blocks: list[Block],
+    seen: Observation,
+    probe: Probe,
+    propose_trial: ProposeTrial,
+    *,
+    evaluation: Evaluation = "auto",
+    memory_budget: int,
+    max_candidates: int | None = None,
+) -> Plan:
+    """Try the tiers on a few candidates of each block, fastest first, and keep the first that agrees with the loop.
+
+    Args:
+        blocks: All blocks.
+        seen: What the first commit pass showed.
+        probe: Probe of the first micro-batch.
+        propose_trial: Makes a small proposal for a block, from (block, rank, rows).
+        evaluation: ``"auto"``; ``"vmap"`` refuses blocks that vmap cannot take; ``"loop"`` skips vmap.
+        memory_budget: Bytes that a chunk of candidates may take.
+        max_candidates: Candidates per step for blocks of a group without ``rank``; by default 2,048 (loop: 256).
+
+    Returns:
+        The plan.
+
+    Raises:
+        RuntimeError: With ``evaluation="vmap"``, when vmap cannot take a block.
+    """
+    plan = Plan([], probe.written_buffers, _loss_needs_metrics(probe))
+    probe.live_metrics = plan.live_metrics
+    with probe.isolated():
+        for block in blocks:
+            tier, reason = _choose_tier(block, seen, probe, propose_trial, evaluation)
+            size = seen.suffix_bytes(block.name)
+            if isinstance(tier, ParameterTier):
+                size = seen.total_bytes + sum(p.numel() * p.element_size() for p in block.parameters)
+            plan.assignments.append(Assignment(block, tier, Chunking.within(memory_budget, size), reason))
+    _share_candidates(plan.assignments, max_candidates)
+    return plan
+
+
+def _loss_needs_metrics(probe: Probe) -> bool:
+    """A loss that is NaN with muted metrics and a number with live ones depends on them."""
+    with probe.isolated():
+        if not bool(torch.isnan(probe.loss())):
+            return False
+    probe.live_metrics = True
+    with probe.isolated():
+        return not bool(torch.isnan(probe.loss()))
+
+
+def _choose_tier(
+    block: Block, seen: Observation, probe: Probe, propose_trial: ProposeTrial, evaluation: Evaluation
+) -> tuple[Tier, str]:
+    if evaluation == "loop":
+        return LoopTier(), "asked for"
+    if probe.live_metrics:
+        return LoopTier(), "the loss depends on a torchmetrics object"
+    reasons: list[str] = []
+    trial = propose_trial(block, 1, 2)
+    for tier in _vmap_tiers(block, seen):
+        problem = _disagreement(tier, trial, probe)
+        if problem is None:
+            return tier, "; ".join(reasons)
+        if problem not in reasons:
+            reasons.append(problem)
+    if evaluation == "vmap":
+        msg = f"{block.name} cannot be scored by vmap ({'; '.join(reasons)}): use evaluation='auto' or 'loop'."
+        raise RuntimeError(msg)
+    return LoopTier(), "; ".join(reasons)
+
+
+def _vmap_tiers(block: Block, seen: Observation) -> Iterable[Tier]:
+    if block.shiftable and seen.calls.get(block.name):
+        yield ShiftTier()
+    yield ParameterTier()
+
+
+def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
+    """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can."""
+    try:
+        fast = tier.score(trial, probe, 0, trial.candidates)
+    except Exception as error:
+        return _first_line(error)
+    slow = LoopTier().score(trial, probe, 0, trial.candidates)
+    relative, absolute = _AGREEMENT
+    if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
+        return None
+    return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _share_candidates(assignments: list[Assignment], max_candidates: int | None) -> None:
+    """Give every block without an explicit rank as many directions as the step's budget allows."""
+    open_ended = [a for a in assignments if a.block.group["rank"] is None]
+    for assignment in assignments:
+        assignment.rank = assignment.block.group["rank"] or _FULL_RANK
+    total_rows = sum(assignment.block.rows for assignment in open_ended)
+    for assignment in open_ended:
+        block = assignment.block
+        budget = max_candidates if max_candidates is not None else _DEFAULT_CANDIDATES[assignment.tier.name]
+        share = max(1, budget * block.rows // total_rows)
+        ceiling = min(_FULL_RANK, block.dim)
+        affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(block, rank) <= share]
+        assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
+        rows = max(1, share // _vertices(block, assignment.rank))
+        assignment.most_rows = rows if rows < block.rows else None
+
+
+def _vertices(block: Block, rank: int) -> int:
+    dim = min(block.group["particle_dim"] or rank, rank)
+    return max(1, rank // dim) * POLYTOPES[block.group["polytope"]].count(dim)

@@ -1,0 +1,239 @@
+"""Observe: which rows of which module are particles, and what their inputs look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_polystep.particles import Block, InputStatistics
+
+# A moment needs no more samples than this to be accurate; convolutions have one per image position.
+_MOST_SAMPLES = 32_768
+# The running average forgets batches older than about this many: hidden layers' inputs drift while training.
+_MOMENT_WINDOW = 20
+_FULL_SPACE_DIM = 2
+
+
+def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[Block]:
+    """Cut every unfrozen parameter of the groups into blocks of particles; none is left out.
+
+    Weights (with their biases) of ``nn.Linear`` and ungrouped ``nn.Conv2d`` become sites; every other parameter (leaks,
+    thresholds, norm scales, embeddings, recurrent weights) becomes a block of its own.
+
+    Args:
+        module: The module that holds the parameters.
+        param_groups: The optimizer's groups.
+
+    Returns:
+        The blocks, in the order in which the module names them.
+    """
+    group_of = {parameter: group for group in param_groups for parameter in group["params"]}
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    modules = dict(module.named_modules())
+    blocks: list[Block] = []
+    taken: set[nn.Parameter] = set()
+    for parameter, names in owners.items():
+        if parameter in taken or parameter not in group_of or not parameter.requires_grad:
+            continue
+        owner_name, _, attribute = names[0].rpartition(".")
+        owner = modules[owner_name]
+        group = group_of[parameter]
+        site = _site_block(owner_name, owner, group, group_of, owners) if attribute == "weight" else None
+        block = site or _free_block(names[0], owner, attribute, parameter, group)
+        taken.update(block.parameters)
+        blocks.append(block)
+    return blocks
+
+
+def _site_block(
+    name: str,
+    owner: nn.Module,
+    group: dict[str, Any],
+    group_of: dict[nn.Parameter, dict[str, Any]],
+    owners: dict[nn.Parameter, list[str]],
+) -> Block | None:
+    if group["subspace"] == "full" or not isinstance(owner, nn.Linear | nn.Conv2d):
+        return None
+    if isinstance(owner, nn.Conv2d) and owner.groups != 1:
+        return None
+    weight, bias = cast("nn.Parameter", owner.weight), cast("nn.Parameter | None", owner.bias)
+    shared = len(owners[weight]) > 1
+    bias_moves_along = bias is not None and bias.requires_grad and group_of.get(bias) is group
+    parameters: tuple[nn.Parameter, ...] = (weight,)
+    if bias is not None and bias_moves_along and not shared and len(owners[bias]) == 1:
+        parameters = (weight, bias)
+    own_forward = type(owner).forward not in {nn.Linear.forward, nn.Conv2d.forward}
+    remark = "weight shared between modules" if shared else "module computes its output itself" if own_forward else ""
+    rows = weight.shape[0]
+    return Block(
+        name=name,
+        parameters=parameters,
+        parameter_names=tuple(owners[parameter][0] for parameter in parameters),
+        group=group,
+        rows=rows,
+        dim=sum(parameter.numel() for parameter in parameters) // rows,
+        subspace=group["subspace"],
+        site=owner,
+        shiftable=not (shared or own_forward),
+        remark=remark,
+    )
+
+
+def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
+    scale = getattr(type(owner), "search_scale", {}).get(attribute, 1.0)
+    if group["subspace"] == "full":
+        dim = _largest_divisor(parameter.numel(), group["particle_dim"] or _FULL_SPACE_DIM)
+        rows, subspace = parameter.numel() // dim, "full"
+    elif parameter.dim() <= 1:
+        rows, dim, subspace = parameter.numel(), 1, "full"
+    else:
+        rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
+    remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] == "inputs" else ""
+    return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(divisor for divisor in range(min(at_most, number), 0, -1) if number % divisor == 0)
+
+
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+
+
+@contextmanager
+def not_recording() -> Iterator[None]:
+    """Keep every observation as it is while the body runs the module: probes are not data."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+@dataclass
+class Observation:
+    """What a commit pass has shown so far.
+
+    Args:
+        calls: How often each site ran, by block name.
+        total_bytes: Bytes of all module outputs.
+        bytes_before: Bytes of the outputs that came before each site's first call.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    total_bytes: int = 0
+    bytes_before: dict[str, int] = field(default_factory=dict)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _samples: dict[str, int] = field(default_factory=dict)
+
+    def suffix_bytes(self, name: str) -> int:
+        """Return the bytes of outputs from a block's site to the end: what one more candidate would hold in memory."""
+        return self.total_bytes - self.bytes_before.get(name, 0)
+
+    def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
+        """Add a site's inputs to its second moment."""
+        rows = input_rows(site, inputs.detach(), with_bias=block.has_bias)
+        # A float32 product summed over batches in float64: exact enough for a basis, and several times as fast.
+        product = (rows.T @ rows).double()
+        self._sums[block.name] = self._sums[block.name] + product if block.name in self._sums else product
+        self._samples[block.name] = self._samples.get(block.name, 0) + len(rows)
+
+    def take_moments(self) -> dict[str, Tensor]:
+        """Return the finite second moments G = X^T X / N recorded since the last call, shape (D, D), float64."""
+        moments = {name: total / self._samples[name] for name, total in self._sums.items()}
+        self._sums, self._samples = {}, {}
+        # A batch with a non-finite activation would poison the running average for good.
+        return {name: moment for name, moment in moments.items() if bool(torch.isfinite(moment).all())}
+
+
+@contextmanager
+def observing(module: nn.Module, blocks: list[Block]) -> Iterator[Observation]:
+    """Record the inputs of every site while the body runs the module once.
+
+    Args:
+        module: The module.
+        blocks: Its blocks; only sites are recorded.
+
+    Yields:
+        The observation, which grows while the body runs.
+    """
+    seen = Observation()
+
+    def on_input(block: Block) -> Callable[..., None]:
+        def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
+            if not _recording.get():
+                return
+            seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
+            seen.bytes_before.setdefault(block.name, seen.total_bytes)
+            if block.subspace == "inputs" and args and isinstance(args[0], Tensor):
+                seen.record(block, site, args[0])
+
+        return hook
+
+    def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and _recording.get():
+            seen.total_bytes += output.numel() * output.element_size()
+
+    handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
+    handles += [m.register_forward_hook(on_output) for m in module.modules() if not any(m.children())]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:
+    """Return a site's inputs as rows x that its units multiply, the constant 1 last when it has a bias.
+
+    Args:
+        site: ``nn.Linear`` with inputs (..., in_features), or ``nn.Conv2d`` with inputs (N, C, H, W) or (C, H, W).
+        inputs: Its input.
+        with_bias: Append the constant 1.
+
+    Returns:
+        X, shape (samples, D), at least float32; one row per position for a convolution. At most about 32,768 rows,
+        evenly spaced over the batch.
+    """
+    inputs = inputs if inputs.dtype in {torch.float32, torch.float64} else inputs.float()
+    if isinstance(site, nn.Conv2d):
+        rows = _patches(site, inputs)
+    else:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows = rows[:: max(1, len(rows) // _MOST_SAMPLES)]
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if with_bias else rows
+
+
+def _patches(site: nn.Conv2d, inputs: Tensor) -> Tensor:
+    inputs = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
+    positions = inputs.shape[-1] * inputs.shape[-2]
+    inputs = inputs[:: max(1, len(inputs) * positions // _MOST_SAMPLES)]
+    mode = "constant" if site.padding_mode == "zeros" else site.padding_mode
+    padded = functional.pad(inputs, site._reversed_padding_repeated_twice, mode=mode)
+    columns = functional.unfold(padded, site.kernel_size, dilation=site.dilation, stride=site.stride)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputStatistics:
+    """Fold a batch's second moment into the running average.
+
+    The average is exact over the first 20 batches and exponential with that window from then on.
+
+    Args:
+        known: The running statistics, or None before the first batch.
+        moment: The batch's second moment, shape (D, D), float64.
+    """
+    if known is None:
+        return InputStatistics(moment=moment, batches=1, basis=moment.new_empty(len(moment), 0))
+    known.batches += 1
+    known.age += 1
+    known.moment = torch.lerp(known.moment, moment, 1.0 / min(known.batches, _MOMENT_WINDOW))
+    return known

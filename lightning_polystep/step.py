@@ -1,0 +1,147 @@
+r"""One PolyStep step is five verbs; this file is the map of the package, in the order in which they run.
+
+=========  ==================================================================  =============================
+verb       what it does                                                        where
+=========  ==================================================================  =============================
+observe    run the batch once, keep what the sites saw                         ``sites.py``
+propose    place the vertices of rotated polytopes around every particle       ``subspaces/``, ``polytopes.py``
+score      find every candidate's loss on the batch                            ``scoring/``
+transport  turn the costs of a particle's vertices into weights                ``transport/``
+move       go to the barycentre, through momentum                              here and ``optimizer.py``
+=========  ==================================================================  =============================
+
+The engine (``engine.py``) runs the first three on every micro-batch, the optimizer (``optimizer.py``) the last two once
+per step. Nothing here knows Lightning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.polytopes import POLYTOPES, haar_rotation
+from lightning_polystep.randomness import generator
+from lightning_polystep.scoring.plan import Assignment
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.sites import Observation, observing, update_statistics
+from lightning_polystep.subspaces import SUBSPACES
+from lightning_polystep.transport import TRANSPORTS
+
+
+@contextmanager
+def observe(module: nn.Module, blocks: list[Block]) -> Iterator[Observation]:
+    """Record what the sites see while the body runs the module once; :func:`learn_inputs` then keeps it."""
+    with observing(module, blocks) as seen:
+        yield seen
+
+
+def learn_inputs(seen: Observation, statistics: dict[str, InputStatistics]) -> None:
+    """Fold what a commit pass showed into the running statistics of the sites' inputs."""
+    for name, moment in seen.take_moments().items():
+        statistics[name] = update_statistics(statistics.get(name), moment)
+
+
+def propose(
+    block: Block, statistics: InputStatistics | None, *, seed: int, step: int, rank: int, most_rows: int | None = None
+) -> Proposal:
+    r"""Place the rotated vertices :math:`B R v` around the particles of a block.
+
+    Args:
+        block: The block.
+        statistics: What is known of its inputs (sites in the "inputs" subspace).
+        seed: Seed of the run.
+        step: Optimizer step.
+        rank: Directions wanted; the subspace may have fewer.
+        most_rows: Probe only so many rows in this step, drawn at random; all by default.
+
+    Returns:
+        The proposal; ``directions`` has shape (particles per row, m, D).
+    """
+    group, subspace, polytope = block.group, SUBSPACES[block.subspace], POLYTOPES[block.group["polytope"]]
+    rank = min(rank, subspace.rank(block, group, statistics))
+    dim = min(group["particle_dim"] or rank, rank)
+    particles_per_row = rank // dim
+    draw = generator(seed, step, f"basis/{block.name}")
+    basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
+    vertices = polytope.vertices(dim)
+    rotated = torch.stack([vertices @ haar_rotation(dim, draw) for _ in range(particles_per_row)])
+    directions = torch.einsum("gvd,Dgd->gvD", rotated.to(basis), basis.reshape(block.dim, particles_per_row, dim))
+    rows = torch.arange(block.rows)
+    if most_rows is not None and most_rows < block.rows:
+        rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
+    parameter = block.parameters[0]
+    return Proposal(
+        block=block,
+        rows=rows.to(parameter.device),
+        directions=directions.to(parameter),
+        particle_dim=dim,
+        probe_radius=group["probe_radius"],
+    )
+
+
+def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range) -> Tensor:
+    """Return the losses of the candidates in ``share``, shape (len(share),), float64, by the tier the plan assigned."""
+    return assignment.score(proposal, probe, share)
+
+
+class Transported(NamedTuple):
+    """Weights of the vertices, and what the log says about them.
+
+    Args:
+        weights: W, shape (rows, particles per row, m), float64.
+        spread: Standard deviation of the centred costs over the block, in units of the loss.
+        effective_vertices: Mean of exp(entropy of W): m means no preference, 1 a clear winner.
+        flat_rows: Share of rows whose candidates all cost the same: they got no signal.
+    """
+
+    weights: Tensor
+    spread: Tensor
+    effective_vertices: Tensor
+    flat_rows: Tensor
+
+
+def transport(costs: Tensor, group: dict[str, Any]) -> Transported:
+    r"""Normalise costs and weigh the vertices.
+
+    Costs are centred per particle and divided by one standard deviation per block, so that :math:`\varepsilon` has no
+    unit: :math:`W = \mathrm{softmax}(-(C - \bar C) / (\sigma \varepsilon))`. Non-finite costs neither count nor win.
+
+    Args:
+        costs: C, shape (rows, particles per row, m), float64; lower is better.
+        group: Holds ``epsilon`` and the name of the ``transport``.
+    """
+    finite = torch.isfinite(costs)
+    count = finite.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(finite, costs, 0.0).sum(-1, keepdim=True) / count
+    centred = torch.where(finite, costs - mean, 0.0)
+    spread = (centred.square().sum() / finite.sum().clamp(min=1)).sqrt()
+    unit = torch.where(spread > 0, spread, 1.0)
+    normalised = torch.where(finite, centred / unit, math.inf)
+    weights = TRANSPORTS[group["transport"]](normalised, group["epsilon"])
+    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    flat = (centred == 0).all(-1).double().mean()
+    return Transported(weights, spread, entropy.exp().mean(), flat)
+
+
+def move(proposal: Proposal, weights: Tensor) -> Tensor:
+    r"""Return the rows' barycentric displacements at radius 1.
+
+    .. math:: \Delta_i = \sqrt d \sum_v W_{iv}\, B R v
+
+    The factor :math:`\sqrt d` (d the particle's dimension) makes the step radius independent of d.
+
+    Args:
+        proposal: The candidates.
+        weights: W, shape (rows, particles per row, m).
+
+    Returns:
+        Shape (rows, D), in the parameters' dtype.
+    """
+    barycentre = torch.einsum("rgv,gvD->rD", weights.to(proposal.directions), proposal.directions)
+    return math.sqrt(proposal.particle_dim) * barycentre

@@ -1,0 +1,90 @@
+r"""Propose in the span of a layer's own inputs: the default, because other directions cannot change the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.polytopes import haar_rotation
+
+# Eigenvalues below this share of the largest are rounding noise of the moment, not directions of the data.
+_NOISE_FLOOR = 1e-6
+_REFRESH_STEPS = 10
+
+
+class InputSubspace:
+    r"""The eigenbasis of a site's input second moment, partially whitened.
+
+    With :math:`G = X^T X / N = U \Lambda U^T` the second moment of the site's inputs (the constant 1 of the bias
+    included) and K eigenvalues above rounding noise,
+
+    .. math:: B = s\, U_K \Lambda_K^{-\alpha/2} Q, \qquad
+              s = \left( \tfrac1K \operatorname{tr} \Lambda_K^{1-\alpha} \right)^{-1/2},
+
+    where Q (K x k) is a Haar-random frame, fresh each step, and :math:`\alpha` = ``whitening``: 0 is Euclidean in
+    weight space, 1 moves all inputs' directions alike. The factor s makes a unit step along a column of B move the
+    pre-activation by 1 (root mean square) on average, so that radii mean the same in every layer.
+
+    The eigenvectors are refreshed every 10 steps (every step during the first 10 batches).
+
+    References:
+        The design's section 1.1; the softmax step itself is PolyStep, arXiv 2605.01928.
+    """
+
+    name = "inputs"
+
+    def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
+        """Return K, the number of directions in which the inputs vary."""
+        del block
+        return self._whitened(group, _known(statistics)).shape[1]
+
+    def basis(
+        self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
+    ) -> Tensor:
+        """Return B, shape (D, rank), float64."""
+        del block
+        whitened = self._whitened(group, _known(statistics))
+        frame = haar_rotation(whitened.shape[1], draw)[:, :rank]
+        return whitened @ frame.to(whitened.device)
+
+    def _whitened(self, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
+        stale = statistics.age >= _REFRESH_STEPS or statistics.batches <= _REFRESH_STEPS
+        if statistics.basis.shape[1] == 0 or (stale and statistics.age > 0):
+            statistics.basis = whitened_eigenbasis(statistics.moment, group["whitening"])
+            statistics.age = 0
+        return statistics.basis
+
+
+def whitened_eigenbasis(moment: Tensor, whitening: float) -> Tensor:
+    r"""Return :math:`s\, U_K \Lambda_K^{-\alpha/2}` of a second moment.
+
+    Args:
+        moment: G, shape (D, D), symmetric, positive semi-definite.
+        whitening: :math:`\alpha` in [0, 1].
+
+    Returns:
+        Shape (D, K), K <= D the number of eigenvalues above rounding noise. At least one column, zero when the inputs
+        are all zero: a silent layer proposes nothing.
+
+    Example:
+        >>> whitened_eigenbasis(torch.diag(torch.tensor([4.0, 0.0])), whitening=1.0).abs()
+        tensor([[0.5000],
+                [0.0000]])
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    keep = values > values[-1].clamp(min=torch.finfo(values.dtype).tiny) * _NOISE_FLOOR
+    if not bool(keep.any()):
+        return moment.new_zeros(len(moment), 1)
+    values, vectors = values[keep], vectors[:, keep]
+    scale = values.pow(1.0 - whitening).mean().rsqrt()
+    return scale * vectors * values.pow(-whitening / 2)
+
+
+def _known(statistics: InputStatistics | None) -> InputStatistics:
+    if statistics is None:
+        msg = "The input-spanned subspace needs the site's inputs, but the site was never observed."
+        raise RuntimeError(msg)
+    return statistics
