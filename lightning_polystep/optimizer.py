@@ -89,18 +89,19 @@ class PolyStep(Optimizer):
 
     Args:
         params: Parameters or parameter groups, as for any torch optimizer.
-        lr: Step radius, :math:`\eta \ge 0`; torch schedulers act on it.
-        probe_radius: Radius :math:`\rho > 0` at which candidates are probed.
-        epsilon: Temperature :math:`\varepsilon > 0`, in units of a layer's spread of costs.
-        momentum: :math:`\mu` in [0, 1), the memory of the moving average of displacements.
+        lr: Step radius (eta), at least 0; torch schedulers act on it.
+        probe_radius: Radius (rho), above 0, at which candidates are probed.
+        epsilon: Temperature, above 0, in units of a layer's spread of costs: small lets the best vertex take all.
+        momentum: Memory (mu), in [0, 1), of the moving average of displacements.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
-        subspace: ``"inputs"`` (span of the layer's own inputs), ``"gaussian"`` or ``"full"``.
-        whitening: :math:`\alpha` in [0, 1] of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
-        polytope: ``"orthoplex"``, ``"simplex"`` or ``"cube"``.
+        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or "full"
+            (the coordinates themselves).
+        whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
+        polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube" (2 ** d).
         particle_dim: Dimension of a particle; None makes all directions of a row one particle.
-        transport: ``"softmax"``.
+        transport: How costs become weights: "softmax" (one-sided optimal transport).
         maximize: Climb instead of descend.
-        seed: Seed of every draw; None takes ``torch.initial_seed()``, which ``seed_everything`` sets.
+        seed: Seed of every draw; None takes torch.initial_seed(), which seed_everything sets.
 
     Raises:
         ValueError: When a value is out of its range or a name is unknown.

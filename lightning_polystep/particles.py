@@ -58,7 +58,7 @@ class Block:
         widths = [parameter.numel() // self.rows for parameter in self.parameters]
         batch = rows.shape[:-2]
         parts = rows.split(widths, dim=-1)
-        return [part.reshape(*batch, *p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+        return [part.reshape((*batch, *p.shape)) for part, p in zip(parts, self.parameters, strict=True)]
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors of the parameters' shapes as one (rows x dim) tensor: the inverse of :meth:`split`."""

@@ -14,9 +14,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from lightning_polystep.__about__ import __version__
 from lightning_polystep.strategy import PolyStepStrategy
 
-_PACKAGES = ("lightning-polystep", "torch", "pytorch-lightning", "torchmetrics", "numba", "numpy")
+_PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numba", "numpy")
 
 
 def parameters_sha256(module: nn.Module) -> str:
@@ -54,7 +55,7 @@ def fit_record(trainer: pl.Trainer) -> dict[str, Any]:
         "parameters_sha256": parameters_sha256(trainer.lightning_module),
         "fit_metrics": _numbers(trainer.callback_metrics),
         "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {"lightning-polystep": __version__, **{name: _version(name) for name in _PACKAGES}},
     }
     if isinstance(trainer.strategy, PolyStepStrategy) and trainer.strategy.engines:
         record.update(_polystep_record(trainer.strategy))

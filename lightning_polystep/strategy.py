@@ -58,20 +58,20 @@ class PolyStepStrategy(DDPStrategy):
     ``opt.step(closure)`` or ``self.manual_backward(loss)`` and ``opt.step()``.
 
     Args:
-        evaluation: How candidates are scored: ``"auto"`` tries vmap and falls back to one forward per candidate, saying
-            why in the plan; ``"vmap"`` refuses what vmap cannot take; ``"loop"`` skips vmap.
+        evaluation: How candidates are scored: "auto" tries vmap and falls back to one forward per candidate, saying why
+            in the plan; "vmap" refuses what vmap cannot take; "loop" skips vmap.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
-        max_candidates: Candidates per step for parameter groups without ``rank``; by default 2,048 (loop: 256).
-        foreign_optimizer: ``"replace"`` another optimizer by PolyStep with a warning, or raise an ``"error"``.
-        optimizer_options: PolyStep's arguments when ``configure_optimizers`` does not return a PolyStep.
+        max_candidates: Candidates per step for parameter groups without a rank; by default 2,048 (loop: 256).
+        foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep with a warning, or raise an "error".
+        optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
-        accelerator: As in ``DDPStrategy``; the Trainer sets it.
-        parallel_devices: As in ``DDPStrategy``; the Trainer sets it.
-        cluster_environment: As in ``DDPStrategy``.
-        checkpoint_io: As in ``DDPStrategy``.
-        precision_plugin: As in ``DDPStrategy``; the Trainer sets it.
-        process_group_backend: As in ``DDPStrategy``; unused on one device, which needs no process group.
-        timeout: As in ``DDPStrategy``, as a timedelta or in seconds.
+        accelerator: As in DDPStrategy; the Trainer sets it.
+        parallel_devices: As in DDPStrategy; the Trainer sets it.
+        cluster_environment: As in DDPStrategy.
+        checkpoint_io: As in DDPStrategy.
+        precision_plugin: As in DDPStrategy; the Trainer sets it.
+        process_group_backend: As in DDPStrategy; unused on one device, which needs no process group.
+        timeout: As in DDPStrategy, as a timedelta or in seconds.
 
     Raises:
         MisconfigurationException: At fit start, for settings that make no sense without gradients.

@@ -53,7 +53,7 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, *, sync_batchnorm
             raise MisconfigurationException(message)
     for hook in ("backward", "configure_gradient_clipping"):
         if is_overridden(hook, module):
-            rank_zero_warn(f"{type(module).__name__}.{hook} is never called under PolyStep: there are no gradients.")
+            rank_zero_warn(f"{type(module).__name__}.{hook} has no effect under PolyStep: there are no gradients.")
 
 
 def check_world(devices: int, nodes: int) -> None:
