@@ -32,16 +32,18 @@ class Adoption:
     def __post_init__(self) -> None:
         self._radii = [group["lr"] for group in self.optimizer.param_groups]
         groups = self.foreign.param_groups if self.foreign is not None else []
-        self._foreign_rates = [group.get("initial_lr", group["lr"]) for group in groups]
+        # OneCycleLR starts far below its peak, and the radius stands for the peak.
+        self._foreign_rates = [group.get("max_lr", group.get("initial_lr", group["lr"])) for group in groups]
 
     def follow_schedule(self) -> None:
-        """Scale the step radii by the ratio of the foreign learning rates to their initial values."""
+        """Scale the step radii by the ratio of the foreign learning rates to their initial (or peak) values."""
         if self.foreign is None:
             return
         # Schedulers warn when the optimizer they drive never stepped; PolyStep steps in its place.
         self.foreign._opt_called = True  # type: ignore[attr-defined]
+        # Not strict: a group that a fine-tuning callback has added to PolyStep has no counterpart and keeps its radius.
         for group, radius, theirs, initial in zip(
-            self.optimizer.param_groups, self._radii, self.foreign.param_groups, self._foreign_rates, strict=True
+            self.optimizer.param_groups, self._radii, self.foreign.param_groups, self._foreign_rates, strict=False
         ):
             group["lr"] = radius * theirs["lr"] / initial if initial else radius
 
@@ -50,7 +52,7 @@ class Adoption:
         if self.foreign is None:
             return
         for group, radius, theirs, initial in zip(
-            self.optimizer.param_groups, self._radii, self.foreign.param_groups, self._foreign_rates, strict=True
+            self.optimizer.param_groups, self._radii, self.foreign.param_groups, self._foreign_rates, strict=False
         ):
             theirs["lr"] = initial * group["lr"] / radius if radius else initial
 
@@ -75,14 +77,20 @@ def adopt(returned: Any, module: nn.Module, policy: ForeignOptimizer, options: d
     check_replaceable(returned)
     name = type(returned).__name__
     if policy == "error":
-        msg = f"configure_optimizers returned {name}: return lightning_polystep.PolyStep, or allow foreign_optimizer."
+        msg = (
+            f"configure_optimizers returned {name}: return PolyStep, or set the strategy's foreign_optimizer='replace'."
+        )
         raise MisconfigurationException(msg)
-    groups = [{"params": group["params"]} for group in returned.param_groups]
+    climbing = options.get("maximize", False)
+    groups = [
+        {"params": group["params"], "maximize": group.get("maximize", False) or climbing}
+        for group in returned.param_groups
+    ]
     adoption = Adoption(PolyStep(groups, **options), returned)
-    ignored = ", ".join(sorted(key for key in returned.defaults if key != "lr"))
+    ignored = ", ".join(sorted(key for key in returned.defaults if key not in {"lr", "maximize"}))
     rank_zero_warn(
         f"configure_optimizers returned {name}, which needs gradients; PolyStep trains the same parameters instead. "
-        f"Ignored: {ignored}; the learning rate counts only as a ratio to its initial value, which scales the step "
-        "radius, so schedulers keep working. Return lightning_polystep.PolyStep to set its options."
+        f"Ignored: {ignored}; the learning rate counts only as a ratio to its initial value (OneCycleLR: its peak), "
+        "which scales the step radius, so schedulers keep working. Return lightning_polystep.PolyStep for its options."
     )
     return adoption

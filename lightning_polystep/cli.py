@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -22,6 +24,13 @@ class PolyStepCLI(LightningCLI):
             help="End fit by testing the best checkpoint, when the data has a test set.",
         )
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer."""
+        with warnings.catch_warnings():
+            # Who writes an `optimizer` section means it to replace what the model would choose.
+            warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
+            super().instantiate_classes()
+
     def after_fit(self) -> None:
         """Test the best checkpoint (the last weights when none was kept) and write ``results.json``."""
         trainer = self.trainer
@@ -31,8 +40,9 @@ class PolyStepCLI(LightningCLI):
             metrics = trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
             record["tested"] = "best checkpoint" if best else "last weights"
             record["test_metrics"] = {name: float(value) for results in metrics for name, value in results.items()}
-        folder = trainer.log_dir or trainer.default_root_dir
-        rank_zero_info(f"Results: {write_results(folder, record)}")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined] # leaves no files; Lightning sets it by setattr
+            folder = trainer.log_dir or trainer.default_root_dir
+            rank_zero_info(f"Results: {write_results(folder, record)}")
 
     def _has_test_set(self) -> bool:
         data = self.datamodule if self.datamodule is not None else self.model

@@ -77,7 +77,7 @@ class Engine:
         announce: Receives the plan once it is made; None keeps it silent.
 
     Raises:
-        ValueError: When the module has no trainable, or lazy, or integer parameters.
+        ValueError: When the module has no trainable, or lazy, or integer parameters, or not those of the optimizer.
 
     Example:
         >>> import torch
@@ -103,6 +103,7 @@ class Engine:
         announce: Callable[[Plan], None] | None = print_plan,
     ) -> None:
         guards.check_parameters(module)
+        guards.check_owned(optimizer, module)
         self.module = module
         self.optimizer = optimizer
         self.plan: Plan | None = None
@@ -243,8 +244,15 @@ class Engine:
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None) -> Proposal:
         optimizer = self.optimizer
-        known = optimizer.statistics.get(block.name)
-        return propose(block, known, seed=optimizer.seed, step=optimizer.progress.step, rank=rank, most_rows=most_rows)
+        return propose(
+            block,
+            optimizer.statistics.get(block.name),
+            optimizer.reach(block),
+            seed=optimizer.seed,
+            step=optimizer.progress.step,
+            rank=rank,
+            most_rows=most_rows,
+        )
 
     def _count_skipped(self) -> None:
         self.optimizer.progress.skipped += 1

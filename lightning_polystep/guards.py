@@ -91,6 +91,23 @@ def check_parameters(module: nn.Module) -> None:
         raise ValueError(msg)
 
 
+def check_owned(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Refuse parameters that no part of the module holds: candidates are put in their place in the module.
+
+    Raises:
+        ValueError: Saying where to keep them.
+    """
+    owned = set(module.parameters())
+    foreign = [p for group in optimizer.param_groups for p in group["params"] if p not in owned]
+    if foreign:
+        shape = tuple(foreign[0].shape)
+        msg = (
+            f"{type(optimizer).__name__} holds a parameter of shape {shape} that is not the module's: assign it, or "
+            "the module that has it, as an attribute of the module."
+        )
+        raise ValueError(msg)
+
+
 def check_loss(loss: Any) -> torch.Tensor:
     """Return the loss of a step if it can be compared between candidates.
 

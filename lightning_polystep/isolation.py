@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -24,8 +25,9 @@ class ProbeSideEffectError(RuntimeError):
 class Snapshot:
     """The plain attributes and buffers of a module tree, to be put back after probing.
 
-    Containers (list, dict, set, deque, nested) are restored in place, so that other references to them stay valid.
-    Tensors up to 16 MiB are copied; larger ones are only watched, and a change is an error.
+    Containers (those of Python, nested), NumPy arrays and torch generators are restored in place, so that other
+    references to them stay valid. Tensors and arrays up to 16 MiB are copied. Larger tensors are only watched, and a
+    change is an error; larger arrays, and objects of other types, are left alone.
 
     Args:
         module: Root of the tree.
@@ -39,8 +41,8 @@ class Snapshot:
         >>> net.seen = [1]
         >>> before = Snapshot(net)
         >>> net.seen.append(2)
-        ... net.note = "new"
-        ... _ = net.running_mean.add_(1.0)
+        >>> net.note = "new"
+        >>> _ = net.running_mean.add_(1.0)
         >>> before.restore()
         >>> net.seen, hasattr(net, "note"), net.running_mean.tolist()
         ([1], False, [0.0, 0.0])
@@ -70,36 +72,75 @@ def _remember(value: Any) -> Callable[[], Any]:
     """Return a function that brings the value back to what it is now, keeping its identity."""
     if isinstance(value, Tensor):
         return _remember_tensor(value)
-    kind = type(value)
-    if kind is list or kind is deque:
-        return _remember_items(value, list(value), lambda box, items: box.extend(items))
-    if kind is dict:
-        entries = {key: _remember(entry) for key, entry in value.items()}
-
-        def put_back() -> Any:
-            value.clear()
-            value.update({key: entry() for key, entry in entries.items()})
-            return value
-
-        return put_back
-    if kind is set:
-        return _remember_items(value, list(value), lambda box, items: box.update(items))
-    return lambda: value
+    # By exact type: a subclass of the user's own may hold more than its items.
+    remember = _REMEMBER.get(type(value))
+    return remember(value) if remember is not None else lambda: value
 
 
-def _remember_items(box: Any, items: list[Any], fill: Callable[[Any, Iterable[Any]], None]) -> Callable[[], Any]:
-    remembered = [_remember(item) for item in items]
+def _remember_mapping(box: Any) -> Callable[[], Any]:
+    entries = {key: _remember(entry) for key, entry in box.items()}
 
     def put_back() -> Any:
+        before = {key: entry() for key, entry in entries.items()}
         box.clear()
-        fill(box, [item() for item in remembered])
+        box.update(before)
         return box
 
     return put_back
 
 
+def _remember_items(box: Any) -> Callable[[], Any]:
+    remembered = [_remember(item) for item in box]
+    fill = box.update if isinstance(box, set) else box.extend
+
+    def put_back() -> Any:
+        before = [item() for item in remembered]
+        box.clear()
+        fill(before)
+        return box
+
+    return put_back
+
+
+def _remember_tuple(box: tuple[Any, ...]) -> Callable[[], Any]:
+    remembered = [_remember(item) for item in box]
+
+    def put_back() -> Any:
+        for item in remembered:
+            item()
+        return box
+
+    return put_back
+
+
+def _remember_array(array: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    if not array.flags.writeable or array.nbytes > _LARGEST_COPY_BYTES:
+        return lambda: array
+    copy = array.copy()
+
+    def put_back() -> Any:
+        array[...] = copy
+        return array
+
+    return put_back
+
+
+def _remember_generator(generator: torch.Generator) -> Callable[[], Any]:
+    state = generator.get_state()
+    return lambda: generator.set_state(state)
+
+
+_REMEMBER: dict[type, Callable[[Any], Callable[[], Any]]] = {
+    **dict.fromkeys((list, deque, set), _remember_items),
+    **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _remember_mapping),
+    tuple: _remember_tuple,
+    np.ndarray: _remember_array,
+    torch.Generator: _remember_generator,
+}
+
+
 def _remember_tensor(tensor: Tensor) -> Callable[[], Tensor]:
-    if tensor.is_inference() or isinstance(tensor, nn.Parameter):
+    if tensor.is_inference() or isinstance(tensor, nn.Parameter) or _is_expanded(tensor):
         return lambda: tensor
     if not _is_small(tensor):
         return _watch_tensor(tensor)
@@ -176,7 +217,7 @@ class BufferWatch:
     """Tells which buffers have been written since it was made.
 
     By value, because native kernels (batch normalisation's running statistics) write without advancing the version
-    counter; buffers above 16 MiB by identity and version.
+    counter; sparse buffers and those above 16 MiB by identity and version.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -188,7 +229,7 @@ class BufferWatch:
 
     def __init__(self, module: nn.Module) -> None:
         self._before = {
-            name: (buffer, _version(buffer), buffer.detach().clone() if _is_small(buffer) else None)
+            name: (buffer, _version(buffer), buffer.detach().clone() if _is_comparable(buffer) else None)
             for name, buffer in module.named_buffers()
         }
 
@@ -207,6 +248,17 @@ class BufferWatch:
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _is_comparable(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and _is_small(tensor)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Tell whether places of a tensor share memory, so that torch refuses to write into it."""
+    if tensor.layout is not torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _is_small(tensor: Tensor) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_polystep import guards
-from lightning_polystep.particles import InputStatistics, Proposal
-from lightning_polystep.step import Transported, move, transport
+from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.step import Transported, adapt_reach, move, transport
 
 STATE_FORMAT = 1
 
@@ -76,12 +76,12 @@ class PolyStep(Optimizer):
 
     .. math::
         C_{iv} &= L(\theta + \rho\, B R v) \\
-        W_{iv} &\propto \exp(-C_{iv} / (\sigma \varepsilon)) \\
+        W_{iv} &\propto \exp(-C_{iv} / (\sigma_i \varepsilon)) \\
         \Delta_i &= \sqrt d \sum_v W_{iv}\, B R v \\
         M &\leftarrow \mu M + (1 - \mu) \Delta, \qquad \theta \leftarrow \theta + \eta M
 
     with :math:`\rho` = ``probe_radius``, :math:`\varepsilon` = ``epsilon``, :math:`\mu` = ``momentum``,
-    :math:`\eta` = ``lr``, :math:`\sigma` the standard deviation of a layer's costs and d the particle's dimension.
+    :math:`\eta` = ``lr``, :math:`\sigma_i` the standard deviation of the row's costs and d the particle's dimension.
     In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
 
     ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
@@ -91,13 +91,14 @@ class PolyStep(Optimizer):
         params: Parameters or parameter groups, as for any torch optimizer.
         lr: Step radius (eta), at least 0; torch schedulers act on it.
         probe_radius: Radius (rho), above 0, at which candidates are probed.
-        epsilon: Temperature, above 0, in units of a layer's spread of costs: small lets the best vertex take all.
+        epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all.
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
-        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or "full"
-            (the coordinates themselves).
+        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
+            "full" (the coordinates themselves).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
-        polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube" (2 ** d).
+        polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube"
+            (2 ** d).
         particle_dim: Dimension of a particle; None makes all directions of a row one particle.
         transport: How costs become weights: "softmax" (one-sided optimal transport).
         maximize: Climb instead of descend.
@@ -200,6 +201,7 @@ class PolyStep(Optimizer):
             shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
             with self.binding.verb("transport"):
                 result = transport(shaped, group)
+                self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
                 squared_norm += self._move(proposal, move(proposal, result.weights)).cpu()
             results.append(result)
@@ -210,6 +212,17 @@ class PolyStep(Optimizer):
             "flat_rows": torch.stack([result.flat_rows for result in results]).mean(),
             "step_norm": squared_norm.sqrt(),
         }
+
+    def reach(self, block: Block) -> Tensor:
+        """Return how many times wider than normal each row of a block is probed, shape (rows,)."""
+        parameter = block.parameters[0]
+        known = self.state[parameter].get("reach")
+        return parameter.new_ones(block.rows) if known is None else known
+
+    def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
+        adapted = adapt_reach(proposal.reach, row_spread.to(proposal.reach))
+        block = proposal.block
+        self.state[block.parameters[0]]["reach"] = self.reach(block).index_copy(0, proposal.rows, adapted)
 
     def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
         """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""
@@ -225,6 +238,16 @@ class PolyStep(Optimizer):
             parameter.add_(update)
             squared += update.double().square().sum()
         return squared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take along: all but the engine's binding."""
+        own = {"seed": self.seed, "progress": self.progress, "statistics": self.statistics}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, bound to no engine."""
+        vars(self).setdefault("binding", Binding())
+        super().__setstate__(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, strings and dicts: loads with ``weights_only=True``."""
@@ -245,7 +268,12 @@ class PolyStep(Optimizer):
         """
         guards.check_state(state_dict, STATE_FORMAT)
         own = state_dict["polystep"]
+        groups = self.param_groups
         super().load_state_dict(state_dict)
+        # torch makes new dicts, but the blocks of a plan, and schedules, hold on to the old ones.
+        for group, loaded in zip(groups, self.param_groups, strict=True):
+            group.update(loaded)
+        self.param_groups = groups
         self.seed = own["seed"]
         vars(self.progress).update(own["progress"])
         self.statistics.clear()

@@ -86,11 +86,13 @@ class InputStatistics:
 class Proposal:
     """The candidates of one block in one step.
 
-    Candidate ``c`` moves row ``rows[c // V]`` by ``probe_radius * directions[c % V]``, where V = particles-per-row x m.
+    Candidate ``c`` moves row ``r = rows[c // V]`` by ``probe_radius * reach[c // V] * directions[c % V]``, where
+    V = particles per row x m.
 
     Args:
         block: The block.
         rows: Indices of the probed rows, shape (R,), int64.
+        reach: How many times wider than normal each of them is probed, shape (R,), in the parameters' dtype.
         directions: Displacements of a row at radius 1, shape (particles per row, m, D), in the parameters' dtype.
         particle_dim: Dimension d of a particle.
         probe_radius: Radius at which they are probed.
@@ -98,6 +100,7 @@ class Proposal:
 
     block: Block
     rows: Tensor
+    reach: Tensor
     directions: Tensor
     particle_dim: int
     probe_radius: float
@@ -116,4 +119,5 @@ class Proposal:
         """Return the rows, shape (c,), and their displacements, shape (c, D), of the candidates [start, stop)."""
         index = torch.arange(start, stop, device=self.rows.device)
         flat = self.directions.reshape(-1, self.block.dim)
-        return self.rows[index // self.vertices_per_row], self.probe_radius * flat[index % self.vertices_per_row]
+        row, vertex = index // self.vertices_per_row, index % self.vertices_per_row
+        return self.rows[row], self.probe_radius * self.reach[row, None] * flat[vertex]

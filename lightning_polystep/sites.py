@@ -231,7 +231,7 @@ def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputSta
         known: The running statistics, or None before the first batch.
         moment: The batch's second moment, shape (D, D), float64.
     """
-    if known is None:
+    if known is None or known.moment.shape != moment.shape:  # a bias that is frozen or unfrozen changes D
         return InputStatistics(moment=moment, batches=1, basis=moment.new_empty(len(moment), 0))
     known.batches += 1
     known.age += 1

@@ -48,13 +48,21 @@ def learn_inputs(seen: Observation, statistics: dict[str, InputStatistics]) -> N
 
 
 def propose(
-    block: Block, statistics: InputStatistics | None, *, seed: int, step: int, rank: int, most_rows: int | None = None
+    block: Block,
+    statistics: InputStatistics | None,
+    reach: Tensor | None = None,
+    *,
+    seed: int,
+    step: int,
+    rank: int,
+    most_rows: int | None = None,
 ) -> Proposal:
     r"""Place the rotated vertices :math:`B R v` around the particles of a block.
 
     Args:
         block: The block.
         statistics: What is known of its inputs (sites in the "inputs" subspace).
+        reach: How many times wider than normal each row is probed, shape (block.rows,); 1 by default.
         seed: Seed of the run.
         step: Optimizer step.
         rank: Directions wanted; the subspace may have fewer.
@@ -76,9 +84,11 @@ def propose(
     if most_rows is not None and most_rows < block.rows:
         rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
     parameter = block.parameters[0]
+    rows = rows.to(parameter.device)
     return Proposal(
         block=block,
-        rows=rows.to(parameter.device),
+        rows=rows,
+        reach=parameter.new_ones(len(rows)) if reach is None else reach[rows].to(parameter),
         directions=directions.to(parameter),
         particle_dim=dim,
         probe_radius=group["probe_radius"],
@@ -90,18 +100,27 @@ def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range
     return assignment.score(proposal, probe, share)
 
 
+# A row that spreads less than this share of its block gets no signal worth following.
+_FLAT_SHARE = 0.02
+_WIDEST_REACH = 16.0
+# Relative error of a loss summed in float32: two of its units in the last place.
+_LOSS_ROUNDING = 2 * torch.finfo(torch.float32).eps
+
+
 class Transported(NamedTuple):
     """Weights of the vertices, and what the log says about them.
 
     Args:
         weights: W, shape (rows, particles per row, m), float64.
-        spread: Standard deviation of the centred costs over the block, in units of the loss.
+        spread: Standard deviation sigma of the centred costs over the block, in units of the loss.
+        row_spread: The same of each row, shape (rows,).
         effective_vertices: Mean of exp(entropy of W): m means no preference, 1 a clear winner.
         flat_rows: Share of rows whose candidates all cost the same: they got no signal.
     """
 
     weights: Tensor
     spread: Tensor
+    row_spread: Tensor
     effective_vertices: Tensor
     flat_rows: Tensor
 
@@ -109,8 +128,11 @@ class Transported(NamedTuple):
 def transport(costs: Tensor, group: dict[str, Any]) -> Transported:
     r"""Normalise costs and weigh the vertices.
 
-    Costs are centred per particle and divided by one standard deviation per block, so that :math:`\varepsilon` has no
-    unit: :math:`W = \mathrm{softmax}(-(C - \bar C) / (\sigma \varepsilon))`. Non-finite costs neither count nor win.
+    Costs are centred per particle and divided by the standard deviation :math:`\sigma_i` of their row, so that
+    :math:`\varepsilon` has no unit: :math:`W = \mathrm{softmax}(-(C - \bar C) / (\sigma_i \varepsilon))`. A quiet unit
+    thus learns as fast as a loud one; with one deviation for the whole block, output neurons stayed silent for good in
+    most runs. Spreads below 2 % of the block's, or below the rounding of a float32 loss, are counted as that, so that
+    noise is not taken for a signal. Non-finite costs neither count nor win.
 
     Args:
         costs: C, shape (rows, particles per row, m), float64; lower is better.
@@ -120,21 +142,57 @@ def transport(costs: Tensor, group: dict[str, Any]) -> Transported:
     count = finite.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(finite, costs, 0.0).sum(-1, keepdim=True) / count
     centred = torch.where(finite, costs - mean, 0.0)
-    spread = (centred.square().sum() / finite.sum().clamp(min=1)).sqrt()
-    unit = torch.where(spread > 0, spread, 1.0)
+    squares, counts = centred.square().sum((1, 2)), finite.sum((1, 2)).clamp(min=1)
+    row_spread = (squares / counts).sqrt()
+    spread = (squares.sum() / counts.sum()).sqrt()
+    rounding = _LOSS_ROUNDING * mean.abs().mean()
+    unit = torch.maximum(row_spread, torch.maximum(_FLAT_SHARE * spread, rounding))
+    unit = torch.where(unit > 0, unit, 1.0)[:, None, None]
     normalised = torch.where(finite, centred / unit, math.inf)
     weights = TRANSPORTS[group["transport"]](normalised, group["epsilon"])
     entropy = -torch.special.xlogy(weights, weights).sum(-1)
-    flat = (centred == 0).all(-1).double().mean()
-    return Transported(weights, spread, entropy.exp().mean(), flat)
+    return Transported(weights, spread, row_spread, entropy.exp().mean(), is_flat(row_spread).double().mean())
+
+
+def is_flat(row_spread: Tensor) -> Tensor:
+    """Tell which rows' candidates hardly differ: a silent neuron, a dead class, a saturated step.
+
+    Args:
+        row_spread: Standard deviation of each row's costs, shape (rows,).
+
+    Returns:
+        Shape (rows,), bool: below 2 % of the median of the rows that differ at all.
+
+    Example:
+        >>> is_flat(torch.tensor([0.0, 1.0, 1.2, 0.01])).tolist()
+        [True, False, False, True]
+    """
+    alive = row_spread[row_spread > 0]
+    typical = alive.median() if len(alive) else row_spread.new_ones(())
+    return row_spread < _FLAT_SHARE * typical
+
+
+def adapt_reach(reach: Tensor, row_spread: Tensor) -> Tensor:
+    """Return how wide each row is probed next: twice as wide while it is flat, up to 16 times, then back again.
+
+    Args:
+        reach: Multiples of the normal radius, shape (rows,).
+        row_spread: Standard deviation of each row's costs, shape (rows,).
+
+    Example:
+        >>> adapt_reach(torch.tensor([1.0, 4.0, 1.0]), torch.tensor([0.0, 1.0, 1.2])).tolist()
+        [2.0, 2.0, 1.0]
+    """
+    return torch.where(is_flat(row_spread), reach * 2, reach / 2).clamp(1.0, _WIDEST_REACH)
 
 
 def move(proposal: Proposal, weights: Tensor) -> Tensor:
     r"""Return the rows' barycentric displacements at radius 1.
 
-    .. math:: \Delta_i = \sqrt d \sum_v W_{iv}\, B R v
+    .. math:: \Delta_i = \sqrt d\, r_i \sum_v W_{iv}\, B R v
 
-    The factor :math:`\sqrt d` (d the particle's dimension) makes the step radius independent of d.
+    The factor :math:`\sqrt d` (d the particle's dimension) makes the step radius independent of d; a row that was
+    probed :math:`r_i` times wider moves as much wider.
 
     Args:
         proposal: The candidates.
@@ -144,4 +202,4 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
         Shape (rows, D), in the parameters' dtype.
     """
     barycentre = torch.einsum("rgv,gvD->rD", weights.to(proposal.directions), proposal.directions)
-    return math.sqrt(proposal.particle_dim) * barycentre
+    return math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre

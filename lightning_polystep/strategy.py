@@ -34,7 +34,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_polystep import trainer_guards
+from lightning_polystep import guards, trainer_guards
 from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.engine import Engine, print_plan
@@ -62,7 +62,7 @@ class PolyStepStrategy(DDPStrategy):
             in the plan; "vmap" refuses what vmap cannot take; "loop" skips vmap.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
         max_candidates: Candidates per step for parameter groups without a rank; by default 2,048 (loop: 256).
-        foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep with a warning, or raise an "error".
+        foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep and warn, or raise an "error".
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
         accelerator: As in DDPStrategy; the Trainer sets it.
@@ -167,6 +167,7 @@ class PolyStepStrategy(DDPStrategy):
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Ask the module for its optimizers, adopt them, and give each an engine."""
+        guards.check_parameters(self._module)
         with warnings.catch_warnings():
             # None means PolyStep with its defaults here, not "no optimizer" as Lightning's warning says.
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
@@ -253,15 +254,17 @@ class PolyStepStrategy(DDPStrategy):
         index = next(i for i, adoption in enumerate(self._adoptions) if adoption.optimizer is optimizer)
         self._adoptions[index].follow_schedule()
         if not self._module.automatic_optimization and closure is not do_nothing_closure:
-            closure = partial(self._run_manual_closure, closure)
+            closure = partial(self._run_manual_closure, closure, self.engines[index])
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         self._log_report(index)
         return result
 
-    def _gather(self, loss: Tensor, loss_of: Callable[[Callable[[], Any]], Tensor]) -> None:
-        """Let every engine with unfrozen parameters score its candidates on the current micro-batch."""
+    def _gather(
+        self, loss: Tensor, loss_of: Callable[[Callable[[], Any]], Tensor], engines: list[Engine] | None = None
+    ) -> None:
+        """Let the engines (by default all) with unfrozen parameters score their candidates on this micro-batch."""
         replay = self._replay
-        for engine in self.engines:
+        for engine in self.engines if engines is None else engines:
             if any(p.requires_grad for group in engine.optimizer.param_groups for p in group["params"]):
                 engine.probe(lambda: loss_of(replay), loss, samples=self._samples)
 
@@ -277,14 +280,17 @@ class PolyStepStrategy(DDPStrategy):
         msg = "A replay of training_step made fewer manual_backward calls than before: make them unconditional."
         raise RuntimeError(msg)
 
-    def _run_manual_closure(self, closure: Callable[[], Any]) -> Any:
-        """Run ``opt.step(closure)`` of a manual module: its loss is what the closure returns or gives to backward."""
+    def _run_manual_closure(self, closure: Callable[[], Any], engine: Engine) -> Any:
+        """Run ``opt.step(closure)`` of a manual module: its loss is what the closure gives to backward, or returns.
+
+        A returned loss is for the optimizer that steps alone: no backward call has spread it to the others.
+        """
         outer = self._replay, self._backwards
         self._replay, self._backwards = partial(self._forward, closure), 0
         try:
             loss = self._replay()
             if self._backwards == 0:
-                self._gather(_loss_of(loss), lambda replay: _loss_of(replay()))
+                self._gather(_loss_of(loss), lambda replay: _loss_of(replay()), [engine])
             return loss
         finally:
             self._replay, self._backwards = outer
@@ -312,7 +318,7 @@ class PolyStepStrategy(DDPStrategy):
     def _log_report(self, index: int) -> None:
         engine, module = self.engines[index], self._module
         progress, report = engine.optimizer.progress, engine.optimizer.binding.report
-        if module._trainer is None or not report:
+        if module._trainer is None or module._trainer.barebones or not report:
             return
         suffix = f"/{index}" if len(self.engines) > 1 else ""
         figures = {**report, "skipped": float(progress.skipped)}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 # A module's output and about as much again for what it computed on the way.
 _WORKING_COPIES = 3
+# Networks written with functions instead of modules show no outputs to count; more gains nothing anyway.
+_LARGEST_CHUNK = 1024
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Chunking:
     @classmethod
     def within(cls, budget_bytes: int, bytes_per_candidate: int) -> Chunking:
         """Return the largest chunk whose activations fit the budget."""
-        return cls(max(1, budget_bytes // max(1, _WORKING_COPIES * bytes_per_candidate)))
+        affordable = budget_bytes // max(1, _WORKING_COPIES * bytes_per_candidate)
+        return cls(min(max(1, affordable), _LARGEST_CHUNK))
 
     def run(self, score: Callable[[int, int], Tensor], share: range) -> Tensor:
         """Score the candidates of ``share`` chunk by chunk; halve the chunk, for good, when memory runs out.

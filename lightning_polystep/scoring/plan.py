@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -29,6 +30,8 @@ _SMALLEST_RANK = 4
 _DEFAULT_CANDIDATES = {"vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
+# Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
+_FAR = 100.0
 
 
 class Tier(Protocol):
@@ -68,6 +71,8 @@ class Assignment:
 
     def score(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         """Score a share of the candidates; step down to the loop, once and with a warning, when the tier fails."""
+        if not share:
+            return torch.zeros(0, dtype=torch.float64, device=proposal.rows.device)
         try:
             return self._run(proposal, probe, share)
         except Exception as error:
@@ -129,7 +134,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the table as plain text."""
-        console = Console(width=120, record=True, quiet=True)
+        console = Console(width=120, record=True, file=io.StringIO())
         console.print(self.table())
         return console.export_text()
 
@@ -179,9 +184,14 @@ def make_plan(
 
 def _loss_needs_metrics(probe: Probe) -> bool:
     """A loss that is NaN with muted metrics and a number with live ones depends on them."""
-    with probe.isolated():
-        if not bool(torch.isnan(probe.loss())):
-            return False
+    try:
+        with probe.isolated():
+            if not bool(torch.isnan(probe.loss())):
+                return False
+    except Exception:
+        # The step takes a metric's value apart, which a muted one does not have; other errors come again in the loop.
+        probe.live_metrics = True
+        return True
     probe.live_metrics = True
     with probe.isolated():
         return not bool(torch.isnan(probe.loss()))
@@ -195,9 +205,10 @@ def _choose_tier(
     if probe.live_metrics:
         return LoopTier(), "the loss depends on a torchmetrics object"
     reasons: list[str] = []
-    trial = propose_trial(block, 1, 2)
+    near = propose_trial(block, 1, 2)
+    far = replace(near, probe_radius=_FAR * near.probe_radius)
     for tier in _vmap_tiers(block, seen):
-        problem = _disagreement(tier, trial, probe)
+        problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
             return tier, "; ".join(reasons)
         if problem not in reasons:
@@ -218,9 +229,9 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can."""
     try:
         fast = tier.score(trial, probe, 0, trial.candidates)
+        slow = LoopTier().score(trial, probe, 0, trial.candidates)
     except Exception as error:
         return _first_line(error)
-    slow = LoopTier().score(trial, probe, 0, trial.candidates)
     relative, absolute = _AGREEMENT
     if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
         return None

@@ -47,7 +47,10 @@ class Probe:
                 stack.enter_context(metrics_muted(self.module))
             # Taken after muting: the muted methods are attributes that a restore must keep.
             self._snapshot = Snapshot(self.module, skip=() if self.live_metrics else (Metric,))
-            yield
+            try:
+                yield
+            finally:
+                self._snapshot = None
 
     def run(self, forward: Callable[[], Tensor]) -> Tensor:
         """Run one evaluation, of one candidate or of a batch of them, on the common noise; undo what it left behind.
