@@ -1,0 +1,366 @@
+"""One harness for every way of scoring a candidate: all of them against networks that were built by hand.
+
+A :class:`Case` is a small network with its batch and its loss. :func:`prepare` runs the commit pass and proposes
+candidates for each block; :func:`reference_losses` then copies the network once per candidate, moves one row of the
+copy by plain indexing and runs it. It shares no code with the tiers but the noise frame, which is part of the question.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_polystep.isolation import BufferWatch
+from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.particles import InputStatistics, Proposal
+from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.sites import Observation, find_blocks
+from lightning_polystep.step import learn_inputs, observe, propose
+
+SHIFT, PARAMETERS, LOOP = "vmap (shift)", "vmap (parameters)", "loop"
+NOISE_KEY = (11, 0, 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network to score.
+
+    ``tiers`` says which tier the plan should choose for each block; ``reason`` is a part of what it should say where
+    that is not the fastest.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[], tuple[Tensor, Tensor]]
+    tiers: dict[str, str]
+    reason: str = ""
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Prepared:
+    """A network after its commit pass, with the candidates of each block."""
+
+    module: nn.Module
+    probe: Probe
+    seen: Observation
+    proposals: dict[str, Proposal]
+    evaluate: Callable[[nn.Module], Tensor]
+    commit_loss: Tensor
+    statistics: dict[str, InputStatistics] = field(default_factory=dict)
+
+
+def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Prepared:
+    """Build the network of a case, run its batch once and propose a few candidates for every block."""
+    torch.manual_seed(0)
+    module = case.build().to(dtype).train()
+    inputs, targets = (t.to(dtype) if t.is_floating_point() else t for t in case.batch())
+
+    def evaluate(network: nn.Module) -> Tensor:
+        return case.loss(network(inputs), targets)
+
+    optimizer = PolyStep(module.parameters(), seed=0, **{"polytope": "simplex", **group})
+    blocks = find_blocks(module, optimizer.param_groups)
+    statistics: dict[str, InputStatistics] = {}
+    watch = BufferWatch(module)
+    with torch.no_grad(), noise_frame(*NOISE_KEY), observe(module, blocks) as seen:
+        commit_loss = evaluate(module)
+    learn_inputs(seen, statistics)
+    for block in blocks:
+        if block.subspace == "inputs" and block.name not in statistics:
+            block.subspace = "gaussian"
+    proposals = {}
+    for block in blocks:
+        reach = torch.tensor([1.0, 2.0, 1.5]).repeat(block.rows)[
+            : block.rows
+        ]  # rows differ in how wide they are probed
+        known = statistics.get(block.name)
+        proposals[block.name] = propose(block, known, reach, seed=0, step=0, rank=2, most_rows=5)
+    probe = Probe(module, lambda: evaluate(module), NOISE_KEY, frozenset(watch.written(module)))
+    return Prepared(module, probe, seen, proposals, evaluate, commit_loss, statistics)
+
+
+def reference_losses(prepared: Prepared, proposal: Proposal) -> Tensor:
+    """Return the loss of every candidate, each from a network of its own."""
+    return torch.stack([_run(prepared, _moved(prepared.module, proposal, c)) for c in range(proposal.candidates)])
+
+
+def _moved(module: nn.Module, proposal: Proposal, candidate: int) -> nn.Module:
+    """Copy the network and move one row of one block."""
+    directions = [vertex for particle in proposal.directions for vertex in particle]
+    place, vertex = divmod(candidate, len(directions))
+    row = int(proposal.rows[place])
+    displacement = proposal.probe_radius * proposal.reach[place] * directions[vertex]
+    twin = copy.deepcopy(module)
+    used = 0
+    for name in proposal.block.parameter_names:
+        flat = twin.get_parameter(name).data.view(-1)
+        width = len(flat) // proposal.block.rows
+        flat[row * width : (row + 1) * width] += displacement[used : used + width]
+        used += width
+    assert used == len(displacement)
+    return twin
+
+
+def _run(prepared: Prepared, module: nn.Module) -> Tensor:
+    with torch.no_grad(), noise_frame(*NOISE_KEY):
+        return prepared.evaluate(module).double()
+
+
+class Attention(nn.Module):
+    """``out_proj`` is a Linear, but MultiheadAttention reads its weight and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attention(x, x, x)
+        return self.head(self.norm(x + attended).mean(1))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.mix = nn.Linear(4, 4)
+        self.decode = nn.Linear(4, 6)
+        self.decode.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.decode(torch.tanh(self.mix(self.embedding(tokens).mean(1))))
+
+
+class TiedLinears(nn.Module):
+    """Two layers of one weight, the first of which is a site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class Recurrent(nn.Module):
+    """The same site at each of four steps, fed with what it made itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(3 + 5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x.new_zeros(len(x), 5)
+        for step in x.unbind(1):
+            hidden = torch.tanh(self.cell(torch.cat([step, hidden], dim=1)))
+        return self.head(hidden)
+
+
+class LongShortTerm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(x)
+        return self.head(states[:, -1])
+
+
+class ReadsANumber(nn.Module):
+    """``.item()`` needs one number, and a batch of candidates has many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.second(hidden / (1.0 + hidden.max().item()))
+
+
+class Functional(nn.Module):
+    """Never calls its layers: reads their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.gain = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * F.linear(x, self.fc.weight, self.fc.bias)
+
+
+class CallsAndReads(nn.Module):
+    """Calls its layer and reads its weight as well, so a shift of its output is not the whole change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.fc(x)), self.fc.weight)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 2, 7, 7), torch.randint(3, (6,))
+
+
+def vectors() -> tuple[Tensor, Tensor]:
+    return torch.randn(12, 4), torch.randint(3, (12,))
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 4, 3), torch.randint(3, (6,))
+
+
+def _conv_net(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, **options), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    )
+
+
+class Half(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 0.5 * weight
+
+
+def _parametrised() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.utils.parametrize.register_parametrization(module[0], "weight", Half())
+    return module
+
+
+_CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "strided without bias": {"stride": (2, 1), "padding": (1, 2), "bias": False},
+    "dilated": {"dilation": 2, "padding": 1},
+    "same": {"padding": "same", "dilation": (1, 2)},
+    "reflect": {"padding": (2, 1), "padding_mode": "reflect", "stride": 2},
+    "replicate": {"padding": 2, "padding_mode": "replicate"},
+    "circular": {"padding": "same", "padding_mode": "circular"},
+}
+
+CASES: list[Case] = [
+    Case(
+        "MLP with batch norm and dropout",
+        lambda: nn.Sequential(
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(0.4),
+            nn.Linear(8, 5),
+            nn.Dropout(),
+            nn.Linear(5, 3),
+        ),
+        vectors,
+        {"0": SHIFT, "1.weight": PARAMETERS, "1.bias": PARAMETERS, "4": SHIFT, "6": SHIFT},
+    ),
+    *[
+        Case(f"convolution, {name}", _conv_net(**options), images, {"0": SHIFT, "4": SHIFT})
+        for name, options in _CONVOLUTIONS.items()
+    ],
+    Case(
+        "grouped, transposed and 1-d convolutions",
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.Conv2d(4, 4, 2, groups=2, bias=False),
+            nn.ConvTranspose2d(4, 2, 2, bias=False),
+            nn.Dropout2d(0.3),
+            nn.Flatten(2),
+            nn.Conv1d(2, 2, 3, bias=False),
+            nn.Flatten(),
+            nn.Linear(46, 3),
+        ),
+        images,
+        {
+            "0": SHIFT,
+            "1.weight": PARAMETERS,
+            "1.bias": PARAMETERS,
+            "2.weight": PARAMETERS,
+            "3.weight": PARAMETERS,
+            "6.weight": PARAMETERS,
+            "8": SHIFT,
+        },
+    ),
+    Case(
+        "hard LIF with learned leak and threshold",
+        lambda: nn.Sequential(
+            nn.Linear(4, 6),
+            LIF(torch.full((6,), 0.8), 0.5, num_steps=9, learn_beta=True, learn_threshold=True),
+            nn.Linear(6, 3, bias=False),
+            LIF(0.9, 0.4, learn_beta=True),
+            SpikeCount(),
+        ),
+        lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
+        {"0": SHIFT, "1.beta": PARAMETERS, "1.threshold": PARAMETERS, "2": SHIFT, "3.beta": PARAMETERS},
+    ),
+    Case(
+        "attention",
+        Attention,
+        lambda: (torch.randn(5, 3, 4), torch.randint(3, (5,))),
+        {
+            "attention.in_proj_weight": PARAMETERS,
+            "attention.in_proj_bias": PARAMETERS,
+            "attention.out_proj": PARAMETERS,
+            "norm.weight": PARAMETERS,
+            "norm.bias": PARAMETERS,
+            "head": SHIFT,
+        },
+    ),
+    Case(
+        "tied embedding",
+        Tied,
+        lambda: (torch.randint(6, (8, 3)), torch.randint(6, (8,))),
+        {"embedding.weight": PARAMETERS, "mix": SHIFT, "decode.bias": PARAMETERS},
+    ),
+    Case(
+        "tied linear layers",
+        TiedLinears,
+        vectors,
+        {"first": PARAMETERS, "first.bias": PARAMETERS, "second.bias": PARAMETERS, "head": SHIFT},
+        reason="weight shared between modules",
+    ),
+    Case(
+        "LSTM",
+        LongShortTerm,
+        sequences,
+        {
+            "lstm.weight_ih_l0": LOOP,
+            "lstm.weight_hh_l0": LOOP,
+            "lstm.bias_ih_l0": LOOP,
+            "lstm.bias_hh_l0": LOOP,
+            "head": SHIFT,
+        },
+        reason="Error",
+    ),
+    Case("a layer used at every step", Recurrent, sequences, {"cell": SHIFT, "head": SHIFT}),
+    Case("a number read from a tensor", ReadsANumber, vectors, {"first": LOOP, "second": SHIFT}, reason=".item()"),
+    Case("weights read, layer never called", Functional, vectors, {"fc": PARAMETERS, "gain": PARAMETERS}),
+    Case(
+        "a layer both called and read",
+        CallsAndReads,
+        lambda: (torch.randn(12, 4), torch.randint(4, (12,))),
+        {"fc": PARAMETERS},
+        reason="differs from a re-run",
+    ),
+    Case(
+        "a weight that is a function of a parameter",
+        _parametrised,
+        vectors,
+        {"0.bias": PARAMETERS, "0.parametrizations.weight.original": PARAMETERS, "2": SHIFT},
+    ),
+]

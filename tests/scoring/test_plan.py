@@ -1,0 +1,287 @@
+"""The plan gives each block the fastest tier that agrees with the loop, and says why where that is not the fastest."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from lightning_polystep.engine import Engine
+from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.scoring.chunks import Chunking
+from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.plan import Assignment
+from tests.helpers.parity import CASES, LOOP, PARAMETERS, SHIFT, prepare, reference_losses, vectors
+
+
+def planned(module, closure, *, evaluation="auto", max_candidates=None, **options):
+    options = {"rank": 2, "lr": 0.0, **options}
+    engine = Engine(
+        module,
+        PolyStep(module.parameters(), seed=0, **options),
+        evaluation=evaluation,
+        max_candidates=max_candidates,
+        announce=None,
+    )
+    engine.step(closure)
+    return {assignment.block.name: assignment for assignment in engine.plan.assignments}, engine
+
+
+def plan_of_case(case, **options):
+    module = case.build().train()
+    inputs, targets = case.batch()
+    return planned(module, lambda: case.loss(module(inputs), targets), **options)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_block_gets_the_fastest_tier_that_agrees(case):
+    assignments, engine = plan_of_case(case)
+    assert {name: assignment.tier.name for name, assignment in assignments.items()} == case.tiers
+    notes = [
+        assignments[name].note for name, tier in case.tiers.items() if tier == LOOP or assignments[name].block.site
+    ]
+    if case.reason:
+        assert any(case.reason in note for note in notes), notes
+    for name, tier in case.tiers.items():
+        assert (tier == LOOP) <= bool(assignments[name].reason), "a loop needs a reason"
+        assert (tier == SHIFT) <= (not assignments[name].note), "the fastest needs none"
+    text = str(engine.plan)
+    assert all(name[:12] in text for name in case.tiers)
+
+
+def test_the_table_holds_the_numbers():
+    _, engine = plan_of_case(CASES[0])
+    assert engine.plan.last_candidates == {"0": 32, "1.weight": 16, "1.bias": 16, "4": 20, "6": 12}
+    text = str(engine.plan)
+    assert "96 candidates per step" in text
+    assert "1. not a Linear or Conv2d weight: no inputs to span" in text
+    assert text.count("no inputs to span") == 1, "a note that several blocks share is printed once"
+
+
+def test_loop_is_taken_when_asked_for():
+    assignments, _ = plan_of_case(CASES[0], evaluation="loop")
+    assert {assignment.tier.name for assignment in assignments.values()} == {LOOP}
+    assert {assignment.reason for assignment in assignments.values()} == {"asked for"}
+
+
+def test_vmap_refuses_what_it_cannot_take():
+    (case,) = (case for case in CASES if case.name == "LSTM")
+    with pytest.raises(RuntimeError, match=r"lstm\.weight_ih_l0 cannot be scored by vmap \(.*: use evaluation='auto'"):
+        plan_of_case(case, evaluation="vmap")
+    assignments, _ = plan_of_case(CASES[0], evaluation="vmap")
+    assert assignments["0"].tier.name == SHIFT
+
+
+def test_layers_that_are_never_called_say_so():
+    (case,) = (case for case in CASES if case.name == "attention")
+    assignments, _ = plan_of_case(case)
+    out = assignments["attention.out_proj"]
+    assert out.block.subspace == "gaussian"
+    assert "not seen" in out.note
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-3])
+def test_a_penalty_on_the_weights_is_not_lost_in_the_tolerance(strength):
+    """A shift of the output does not change the penalty, however small it is beside the loss."""
+    network, (inputs, targets) = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), vectors()
+
+    def step():
+        penalty = sum(layer.weight.abs().sum() for layer in (network[0], network[2]))
+        return F.cross_entropy(network(inputs), targets) + strength * penalty
+
+    assignments, _ = planned(network, step)
+    assert {assignment.tier.name for assignment in assignments.values()} == {PARAMETERS}
+
+
+def test_hard_thresholds_do_not_send_a_network_to_the_loop():
+    """Rounding may push a sample over a threshold in one way of scoring and not in the other."""
+    (case,) = (case for case in CASES if case.name.startswith("hard LIF"))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assignments, _ = plan_of_case(case)
+        assert {name: assignment.tier.name for name, assignment in assignments.items()} == case.tiers
+
+
+# Metrics in the loss.
+
+
+class Scored(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(4, 3)
+        self.f1, self.accuracy = MulticlassF1Score(3), MulticlassAccuracy(3, average=None)
+
+
+def test_a_loss_made_of_a_metric_is_scored_by_the_loop_with_live_metrics():
+    module, (inputs, targets) = Scored(), vectors()
+    assignments, engine = planned(module, lambda: 1 - module.f1(module.network(inputs), targets))
+    assert engine.plan.live_metrics
+    assert assignments["network"].tier.name == LOOP
+    assert "depends on a torchmetrics object" in assignments["network"].reason
+    assert module.f1._update_count == 1
+
+
+def test_a_metric_that_is_only_logged_costs_nothing():
+    module, (inputs, targets) = Scored(), vectors()
+
+    def step():
+        scores = module.network(inputs)
+        module.f1(scores, targets)
+        return F.cross_entropy(scores, targets)
+
+    assignments, engine = planned(module, step)
+    assert not engine.plan.live_metrics
+    assert assignments["network"].tier.name == SHIFT
+    assert module.f1._update_count == 1
+
+
+def test_a_step_that_takes_a_metric_apart_works():
+    """A muted metric is one NaN, and has no first class."""
+    module, (inputs, targets) = Scored(), vectors()
+    logged = {}
+
+    def step():
+        scores = module.network(inputs)
+        logged.update({f"class {i}": value for i, value in enumerate(module.accuracy(scores, targets))})
+        return F.cross_entropy(scores, targets)
+
+    assignments, _ = planned(module, step)
+    assert assignments["network"].tier.name == LOOP
+    assert assignments["network"].reason
+    assert len(logged) == 3
+    assert module.accuracy._update_count == 1
+
+
+# How many candidates.
+
+
+def candidates(module, shape=(6, 4), **options):
+    inputs = torch.randn(shape)
+    return planned(module, lambda: module(inputs).square().mean(), rank=options.pop("rank", None), **options)
+
+
+def test_an_explicit_rank_is_kept():
+    _, engine = candidates(nn.Linear(4, 3), rank=3, max_candidates=1)
+    assert engine.plan.last_candidates == {"": 3 * 2 * 3}
+
+
+@pytest.mark.parametrize("budget", [1, 50, 500, 5000])
+@pytest.mark.parametrize("polytope", ["orthoplex", "simplex", "cube"])
+@pytest.mark.parametrize("particle_dim", [None, 2])
+def test_without_a_rank_the_budget_is_shared_by_rows(budget, polytope, particle_dim):
+    module = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 10))
+    _, engine = candidates(module, max_candidates=budget, polytope=polytope, particle_dim=particle_dim)
+    counts = engine.plan.last_candidates
+    most = 2**4 if polytope == "cube" else 8  # one row is always probed, in four directions
+    assert sum(counts.values()) <= max(budget, 2 * most)
+    if budget == 5000:
+        assert counts["0"] >= 30 * 5, "what the budget allows is used"
+
+
+def test_a_small_budget_probes_some_rows_of_each_block():
+    assignments, engine = candidates(nn.Linear(4, 100), max_candidates=80)
+    assert assignments[""].most_rows == 10
+    assert engine.plan.last_candidates == {"": 80}
+    assert "10 of 100" in str(engine.plan)
+
+
+def test_the_loop_is_given_fewer_candidates():
+    by_loop, by_vmap = (
+        sum(candidates(nn.Linear(50, 40), (60, 50), evaluation=e)[1].plan.last_candidates.values())
+        for e in ("loop", "auto")
+    )
+    assert 0 < by_loop <= 256 < by_vmap <= 2048
+
+
+def test_chunks_follow_the_memory_budget():
+    def chunk(budget):
+        module, inputs = nn.Linear(4, 100), torch.randn(50, 4)
+        optimizer = PolyStep(module.parameters(), seed=0, rank=2)
+        engine = Engine(module, optimizer, memory_budget=budget, announce=None)
+        engine.step(lambda: module(inputs).square().mean())
+        return engine.plan.assignments[0].chunking.size
+
+    assert chunk(1) == 1
+    assert chunk(10 * 3 * 4 * 50 * 100) == 10
+
+
+# When a tier fails later.
+
+
+class Failing:
+    """A tier whose memory or patience ends."""
+
+    name = "vmap (shift)"
+
+    def __init__(self, error, room=0):
+        self.error, self.room = error, room
+
+    def score(self, proposal, probe, start, stop):
+        if stop - start > self.room:
+            raise self.error
+        return LoopTier().score(proposal, probe, start, stop)
+
+
+@pytest.fixture
+def prepared():
+    return prepare(CASES[0])
+
+
+def test_a_tier_that_runs_out_of_memory_takes_smaller_chunks(prepared):
+    proposal = prepared.proposals["0"]
+    tier = Failing(torch.OutOfMemoryError("CUDA out of memory"), room=3)
+    assignment = Assignment(proposal.block, tier, Chunking(6))
+    with prepared.probe.isolated(), pytest.warns(UserWarning, match="evaluating 3 candidates at once") as caught:
+        losses = assignment.score(proposal, prepared.probe, range(proposal.candidates))
+    assert len(caught) == 1
+    assert assignment.tier is tier
+    assert torch.equal(losses, reference_losses(prepared, proposal))
+
+
+@pytest.mark.filterwarnings("ignore:Out of memory")
+def test_memory_for_not_even_one_candidate_is_an_error(prepared):
+    proposal = prepared.proposals["0"]
+    assignment = Assignment(proposal.block, Failing(torch.OutOfMemoryError("CUDA out of memory")), Chunking(6))
+    with prepared.probe.isolated(), pytest.raises(torch.OutOfMemoryError):
+        assignment.score(proposal, prepared.probe, range(proposal.candidates))
+
+
+def test_a_tier_that_fails_steps_down_to_the_loop_once_with_a_warning(prepared):
+    proposal = prepared.proposals["0"]
+    assignment = Assignment(proposal.block, Failing(RuntimeError("no batching rule\nmore")), Chunking(6))
+    with prepared.probe.isolated():
+        with pytest.warns(
+            UserWarning, match=r"0: vmap \(shift\) failed: RuntimeError: no batching rule\. Scoring it one"
+        ):
+            losses = assignment.score(proposal, prepared.probe, range(proposal.candidates))
+        assert torch.equal(losses, reference_losses(prepared, proposal))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assignment.score(proposal, prepared.probe, range(2))
+    assert assignment.tier.name == LOOP
+    assert "no batching rule" in assignment.note
+
+
+def test_an_error_of_the_loop_is_the_users_own(prepared):
+    proposal = prepared.proposals["0"]
+
+    def fail():
+        raise ArithmeticError("user code")
+
+    prepared.probe.evaluate = fail
+    assignment = Assignment(proposal.block, LoopTier(), Chunking(6))
+    with prepared.probe.isolated(), pytest.raises(ArithmeticError, match="user code"):
+        assignment.score(proposal, prepared.probe, range(2))
+
+
+def test_a_part_of_the_candidates_is_scored_as_in_the_whole(prepared):
+    assignments, _ = plan_of_case(CASES[0])
+    proposal = prepared.proposals["0"]
+    expected = reference_losses(prepared, proposal)
+    for size in (1, 7, 1000):
+        assignment = Assignment(proposal.block, assignments["0"].tier, Chunking(size))
+        with prepared.probe.isolated():
+            part = assignment.score(proposal, prepared.probe, range(3, 11))
+        torch.testing.assert_close(part, expected[3:11], rtol=1e-12, atol=1e-14)

@@ -1,0 +1,140 @@
+"""The input-spanned basis: only directions that the inputs have, in units of pre-activation."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.randomness import generator
+from lightning_polystep.sites import update_statistics
+from lightning_polystep.subspaces import InputSubspace
+from lightning_polystep.subspaces.inputs import whitened_eigenbasis
+
+WHITENINGS = st.sampled_from([0.0, 0.35, 0.5, 1.0])
+SUBSPACE = InputSubspace()
+
+
+def second_moment(X):
+    return X.T @ X / len(X)
+
+
+def inputs(seed, samples=50, dim=6, rank=6):
+    """Inputs of very different sizes along a few directions."""
+    draw = torch.Generator().manual_seed(seed)
+    factor = torch.randn(samples, rank, generator=draw, dtype=torch.float64)
+    sizes = 10 ** torch.linspace(-0.5, 0.5, rank, dtype=torch.float64)
+    mix = torch.linalg.qr(torch.randn(dim, rank, generator=draw, dtype=torch.float64)).Q.T
+    return factor * sizes @ mix
+
+
+def block(dim):
+    return Block("site", (), (), {}, 1, dim, "inputs")
+
+
+def basis(X, rank, whitening=0.35, seed=0):
+    statistics = update_statistics(None, second_moment(X))
+    group = {"whitening": whitening}
+    return SUBSPACE.basis(block(X.shape[1]), rank, group, statistics, generator(seed, 0, "basis"))
+
+
+@given(st.integers(0, 1000), WHITENINGS)
+def test_a_unit_step_moves_the_pre_activation_by_one_on_average(seed, whitening):
+    X = inputs(seed)
+    B = whitened_eigenbasis(second_moment(X), whitening)
+    assert float((X @ B).square().mean()) == pytest.approx(1.0)
+
+
+@given(st.integers(0, 1000), WHITENINGS)
+def test_the_fresh_rotation_keeps_the_unit(seed, whitening):
+    X = inputs(seed)
+    assert float((X @ basis(X, 6, whitening, seed)).square().mean()) == pytest.approx(1.0)
+
+
+@given(st.integers(0, 1000))
+def test_full_whitening_moves_all_directions_alike(seed):
+    X = inputs(seed)
+    response = X @ whitened_eigenbasis(second_moment(X), 1.0)
+    torch.testing.assert_close(second_moment(response), torch.eye(6, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@given(st.integers(0, 1000))
+def test_no_whitening_is_euclidean_in_weight_space(seed):
+    B = whitened_eigenbasis(second_moment(inputs(seed)), 0.0)
+    gram = B.T @ B
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(6, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3), WHITENINGS)
+def test_the_unit_does_not_depend_on_the_scale_of_the_inputs(seed, scale, whitening):
+    X = scale * inputs(seed)
+    assert float((X @ whitened_eigenbasis(second_moment(X), whitening)).square().mean()) == pytest.approx(1.0)
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), WHITENINGS)
+def test_only_directions_of_the_inputs_are_proposed(seed, rank, whitening):
+    X = inputs(seed, rank=rank)
+    group, statistics = {"whitening": whitening}, update_statistics(None, second_moment(X))
+    assert SUBSPACE.rank(block(6), group, statistics) == rank
+    B = basis(X, rank, whitening)
+    outside = torch.linalg.svd(X).Vh[rank:]
+    assert (outside @ B).abs().max() < 1e-6 * B.abs().max()
+
+
+def test_a_pixel_that_is_always_zero_gets_no_weight():
+    X = inputs(3)
+    X[:, [1, 4]] = 0.0
+    B = basis(X, 4)
+    assert B[[1, 4]].abs().max() < 1e-12
+    assert (B[[0, 2, 3, 5]].abs().max(1).values > 1e-3).all()
+
+
+def test_rounding_noise_is_not_a_direction():
+    X = torch.ones(10, 3, dtype=torch.float64)
+    X[:, 1:] = 1e-5 * torch.randn(10, 2, dtype=torch.float64)
+    assert whitened_eigenbasis(second_moment(X), 1.0).shape == (3, 1)
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.35, 1.0])
+def test_a_silent_layer_proposes_nothing(whitening):
+    B = whitened_eigenbasis(torch.zeros(4, 4, dtype=torch.float64), whitening)
+    assert torch.equal(B, torch.zeros(4, 1, dtype=torch.float64))
+
+
+def test_the_rotation_is_fresh_each_step_and_a_function_of_the_draw():
+    X = inputs(0)
+    assert torch.equal(basis(X, 3, seed=1), basis(X, 3, seed=1))
+    assert not torch.allclose(basis(X, 3, seed=1), basis(X, 3, seed=2))
+
+
+def test_fewer_directions_are_a_part_of_the_frame():
+    X = inputs(0)
+    assert basis(X, 2).shape == (6, 2)
+    torch.testing.assert_close(basis(X, 2), basis(X, 6)[:, :2])
+
+
+def test_a_site_that_was_never_observed_is_an_error():
+    with pytest.raises(RuntimeError, match="never observed"):
+        SUBSPACE.rank(block(2), {"whitening": 0.0}, None)
+
+
+def test_the_eigenbasis_is_refreshed_by_a_schedule():
+    """Every step for ten batches, then every tenth."""
+    group, statistics, refreshed = {"whitening": 0.35}, None, []
+    for step in range(45):
+        statistics = update_statistics(statistics, second_moment(inputs(step)))
+        before = statistics.basis
+        for _ in range(3):  # asking again within a step changes nothing
+            SUBSPACE.rank(block(6), group, statistics)
+            SUBSPACE.basis(block(6), 2, group, statistics, generator(0, step, "basis"))
+        refreshed += [step] if statistics.basis is not before else []
+    assert refreshed == [*range(10), 19, 29, 39]
+
+
+def test_the_schedule_goes_on_where_it_was_stopped():
+    group, whole, parts = {"whitening": 0.35}, None, None
+    for step in range(40):
+        moment = second_moment(inputs(step))
+        whole, parts = update_statistics(whole, moment), update_statistics(parts, moment)
+        assert torch.equal(*(SUBSPACE.basis(block(6), 3, group, s, generator(0, step, "b")) for s in (whole, parts)))
+        parts = InputStatistics(**vars(parts))

@@ -1,0 +1,244 @@
+import pytest
+import torch
+from pytorch_lightning.callbacks import BaseFinetuning
+from pytorch_lightning.core.optimizer import _MockOptimizer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, StepLR
+
+from lightning_polystep import Engine, PolyStep
+from lightning_polystep.adoption import Adoption, adopt
+from tests.helpers.boring import Boring, loader, trainer
+
+REPLACED = pytest.mark.filterwarnings("ignore:configure_optimizers returned .*, which needs gradients")
+
+
+@pytest.fixture
+def module():
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+def replaced(foreign, module, **options):
+    with pytest.warns(UserWarning, match=f"returned {type(foreign).__name__}"):
+        return adopt(foreign, module, "replace", options)
+
+
+def test_polystep_is_kept(module):
+    optimizer = PolyStep(module.parameters(), lr=0.3)
+    adoption = adopt(optimizer, module, "error", {"lr": 7.0})
+    assert adoption.optimizer is optimizer
+    assert adoption.foreign is None
+    optimizer.param_groups[0]["lr"] = 0.2
+    adoption.follow_schedule()
+    adoption.restore_schedule()
+    assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+def test_none_means_every_trainable_parameter(module):
+    module[0].requires_grad_(False)
+    adoption = adopt(_MockOptimizer(), module, "error", {"lr": 0.4})
+    (group,) = adoption.optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in module[1].parameters()]
+    assert group["lr"] == 0.4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.Adam(p, lr=1e-3),
+        lambda p: torch.optim.AdamW(p, lr=1e-3),
+        lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9, nesterov=True),
+        torch.optim.RMSprop,
+        torch.optim.Adadelta,
+        torch.optim.Rprop,
+    ],
+    ids=["Adam", "AdamW", "SGD", "RMSprop", "Adadelta", "Rprop"],
+)
+def test_others_are_replaced_over_the_same_groups(module, make):
+    foreign = make([{"params": layer.parameters()} for layer in module])
+    adoption = replaced(foreign, module, lr=0.2, rank=3)
+    assert isinstance(adoption.optimizer, PolyStep)
+    assert adoption.foreign is foreign
+    ours = [[id(p) for p in group["params"]] for group in adoption.optimizer.param_groups]
+    assert ours == [[id(p) for p in layer.parameters()] for layer in module]
+    assert {(group["lr"], group["rank"]) for group in adoption.optimizer.param_groups} == {(0.2, 3)}
+
+
+def test_the_warning_names_every_ignored_setting(module):
+    with pytest.warns(UserWarning, match="PolyStep trains the same parameters") as caught:
+        adopt(torch.optim.SGD(module.parameters(), lr=0.1), module, "replace", {})
+    (warning,) = caught
+    ignored = str(warning.message).split("Ignored: ")[1].split(";")[0].split(", ")
+    assert {"momentum", "dampening", "weight_decay", "nesterov"} <= set(ignored)
+    assert {"lr", "maximize", "params"}.isdisjoint(ignored)
+
+
+def test_a_replaced_optimizer_that_climbs_still_climbs(module):
+    groups = [{"params": module[0].parameters(), "maximize": True}, {"params": module[1].parameters()}]
+    adoption = replaced(torch.optim.Adam(groups), module)
+    assert [group["maximize"] for group in adoption.optimizer.param_groups] == [True, False]
+    adoption = replaced(torch.optim.Adam(module.parameters()), module, maximize=True)
+    assert adoption.optimizer.param_groups[0]["maximize"] is True
+
+
+def test_error_instead_of_replacement(module):
+    with pytest.raises(MisconfigurationException, match=r"returned Adam: return PolyStep, or set .*'replace'"):
+        adopt(torch.optim.Adam(module.parameters()), module, "error", {})
+
+
+def test_lbfgs_is_refused(module):
+    with pytest.raises(MisconfigurationException, match=r"LBFGS .*return lightning_polystep\.PolyStep"):
+        adopt(torch.optim.LBFGS(module.parameters()), module, "replace", {})
+
+
+@pytest.mark.parametrize("kind", [PolyStep, torch.optim.Adam])
+@pytest.mark.filterwarnings("ignore:.*returned Adam")
+def test_parameters_of_something_else_are_refused(module, kind):
+    stranger = nn.Parameter(torch.zeros(5, 4))
+    adoption = adopt(kind([*module.parameters(), stranger]), module, "replace", {})
+    with pytest.raises(ValueError, match=r"PolyStep holds .*\(5, 4\).* not the module's: assign"):
+        Engine(module, adoption.optimizer)
+
+
+# --- schedules as ratios ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "ratios"),
+    [
+        (lambda o: StepLR(o, 1, gamma=0.5), [1, 0.5, 0.25]),
+        (lambda o: LinearLR(o, 0.1, total_iters=2), [0.1, 0.55, 1]),  # warm-up
+        (lambda o: LambdaLR(o, lambda epoch: epoch / 2), [0, 0.5, 1]),  # warm-up from zero
+        (lambda o: CosineAnnealingLR(o, 2), [1, 0.5, 0]),
+        (lambda o: OneCycleLR(o, 1e-2, total_steps=3, pct_start=2 / 3), [0.04, 1, 4e-6]),  # never above its peak
+    ],
+    ids=["step", "warm-up", "from zero", "cosine", "one cycle"],
+)
+def test_the_radius_follows_the_ratio(module, make, ratios):
+    foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
+    scheduler = make(foreign)
+    adoption = replaced(foreign, module, lr=0.2)
+    radii = []
+    for _ in ratios:
+        adoption.follow_schedule()
+        radii.append(adoption.optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert radii == pytest.approx([0.2 * ratio for ratio in ratios], abs=1e-9)
+
+
+def test_every_group_follows_its_own_schedule(module):
+    foreign = torch.optim.Adam([{"params": module[0].parameters(), "lr": 1.0}, {"params": module[1].parameters()}])
+    scheduler = LambdaLR(foreign, [lambda epoch: 0.5**epoch, lambda _: 1.0])
+    adoption = replaced(foreign, module)
+    adoption.follow_schedule()
+    scheduler.step()
+    adoption.follow_schedule()
+    assert [group["lr"] for group in adoption.optimizer.param_groups] == pytest.approx([0.05, 0.1])
+
+
+def test_a_learning_rate_of_zero_leaves_the_radius(module):
+    adoption = replaced(torch.optim.SGD(module.parameters(), lr=0.0), module)
+    adoption.follow_schedule()
+    assert adoption.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_restoring_brings_the_foreign_rate_to_the_same_ratio(module):
+    foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
+    adoption = replaced(foreign, module, lr=0.2)
+    adoption.optimizer.param_groups[0]["lr"] = 0.05  # as a checkpoint brings it
+    adoption.restore_schedule()
+    assert foreign.param_groups[0]["lr"] == pytest.approx(2.5e-4)
+    adoption.follow_schedule()
+    assert adoption.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_a_group_added_later_keeps_its_radius(module):
+    foreign = torch.optim.Adam(module[1].parameters(), lr=1e-3)
+    scheduler = StepLR(foreign, 1, gamma=0.5)
+    adoption = replaced(foreign, module)
+    adoption.optimizer.add_param_group({"params": list(module[0].parameters()), "lr": 0.01})
+    adoption.follow_schedule()
+    scheduler.step()
+    adoption.follow_schedule()
+    adoption.restore_schedule()
+    assert [group["lr"] for group in adoption.optimizer.param_groups] == pytest.approx([0.05, 0.01])
+
+
+def test_an_adoption_without_a_schedule_is_constant(module):
+    foreign = torch.optim.Adam(module.parameters())
+    adoption = Adoption(PolyStep(module.parameters(), lr=0.3), foreign)
+    adoption.follow_schedule()
+    assert adoption.optimizer.param_groups[0]["lr"] == 0.3
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+class Backbone(BaseFinetuning):
+    """Train the head for one epoch, then everything, as Lightning's BackboneFinetuning does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        self.weights.append(pl_module.net[0].weight.detach().clone())
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, initial_denom_lr=2)
+
+
+def trainable(module):
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+@REPLACED
+@pytest.mark.parametrize(
+    "make",
+    [None, lambda m: PolyStep(trainable(m), rank=4), lambda m: torch.optim.Adam(trainable(m), lr=1e-3)],
+    ids=["None", "PolyStep", "Adam"],
+)
+def test_a_finetuning_callback_unfreezes_the_backbone(tmp_path, make):
+    module, callback = Boring(make), Backbone()
+    run = trainer(tmp_path, max_epochs=3, callbacks=[callback])
+    run.fit(module, loader(batches=4))
+    first, second, third = callback.weights
+    assert torch.equal(first, second), "frozen parameters moved"
+    assert not torch.equal(second, third), "unfrozen parameters did not move"
+    assert [group["lr"] for group in run.optimizers[0].param_groups] == pytest.approx([0.1, 0.05])
+    assert {a.block.name for a in run.strategy.engines[0].plan.assignments} == {"net.0", "net.3"}
+
+
+@REPLACED
+def test_parameters_frozen_in_mid_run_stay_where_they_are(tmp_path):
+    class Freeze(BaseFinetuning):
+        weights = None
+
+        def freeze_before_training(self, pl_module):
+            pass
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.freeze(pl_module.net[0])
+                self.weights = pl_module.net[0].weight.detach().clone(), pl_module.net[3].weight.detach().clone()
+
+    module, callback = Boring(lambda m: torch.optim.Adam(m.parameters())), Freeze()
+    start = module.net[0].weight.detach().clone()
+    trainer(tmp_path, max_epochs=3, callbacks=[callback]).fit(module, loader(batches=4))
+    frozen, head = callback.weights
+    assert not torch.equal(start, frozen)
+    assert torch.equal(module.net[0].weight, frozen)
+    assert not torch.equal(module.net[3].weight, head)
+
+
+@pytest.mark.parametrize("make", [None, lambda m: PolyStep(m.parameters())], ids=["None", "PolyStep"])
+def test_biases_train_alone(tmp_path, make):
+    module = Boring(make)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    trainer(tmp_path).fit(module, loader())
+    moved = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {"net.0.bias", "net.3.bias"}

@@ -1,0 +1,122 @@
+"""Every refusal names the argument, its value and what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_polystep.guards import check_group, check_loss, check_owned, check_parameters, check_state
+from lightning_polystep.optimizer import PolyStep
+
+
+@pytest.fixture
+def group():
+    return dict(PolyStep([nn.Parameter(torch.zeros(1))]).defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", -1e-9, r"lr=-1e-09\): the step radius must be at least 0"),
+        ("lr", float("nan"), "the step radius must be at least 0"),
+        ("probe_radius", 0.0, r"probe_radius=0\.0\): candidates need a radius above 0"),
+        ("probe_radius", -0.3, "candidates need a radius above 0"),
+        ("epsilon", 0.0, "the temperature must be above 0"),
+        ("momentum", 1.0, r"momentum=1\.0\): the memory must be in \[0, 1\)"),
+        ("momentum", -0.1, "the memory must be in"),
+        ("whitening", 1.1, r"the exponent must be in \[0, 1\]"),
+        ("whitening", -0.1, r"the exponent must be in \[0, 1\]"),
+        ("rank", 0, r"rank=0\): at least one direction must be probed, or None"),
+        ("particle_dim", 0, r"particle_dim=0\): use at least 1, or None"),
+        ("subspace", "input", r"subspace='input'\): choose from inputs, gaussian, full"),
+        ("polytope", "sphere", r"polytope='sphere'\): choose from simplex, orthoplex, cube"),
+        ("transport", "hard", r"transport='hard'\): choose from softmax"),
+    ],
+)
+def test_values_out_of_range_are_refused(group, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_group({**group, name: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"lr": 0.0},
+        {"momentum": 0.0},
+        {"whitening": 0.0},
+        {"whitening": 1.0},
+        {"rank": 1},
+        {"particle_dim": 1},
+        {"polytope": "cube"},
+        {"lr": torch.tensor(0.1)},
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(group, values):
+    check_group({**group, **values})
+
+
+def test_state_of_another_optimizer_is_refused():
+    adam = torch.optim.Adam([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match=r"state of another optimizer: load only the weights.*load_from_checkpoint"):
+        check_state(adam.state_dict(), 1)
+
+
+def test_state_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="format 2, this version reads 1"):
+        check_state({"polystep": {"format": 2}}, 1)
+
+
+def with_parameter(tensor, *, requires_grad=True):
+    module = nn.Linear(1, 1)
+    module.extra = nn.Parameter(tensor, requires_grad=requires_grad)
+    return module
+
+
+def test_lazy_parameters_and_buffers_are_refused():
+    with pytest.raises(ValueError, match=r"0\.weight is lazy .*: run one batch through the module"):
+        check_parameters(nn.Sequential(nn.LazyLinear(2)))
+    norm = nn.LazyBatchNorm1d(affine=False)
+    with pytest.raises(ValueError, match="running_mean is lazy"):
+        check_parameters(nn.Sequential(nn.Linear(1, 1), norm))
+
+
+def test_integer_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"extra holds integers \(1 such parameter\(s\)\).*register the integers"):
+        check_parameters(with_parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False))
+
+
+def test_complex_parameters_are_refused_unless_frozen():
+    with pytest.raises(ValueError, match="extra is complex"):
+        check_parameters(with_parameter(torch.zeros(2, dtype=torch.complex64)))
+    check_parameters(with_parameter(torch.zeros(2, dtype=torch.complex64), requires_grad=False))
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.Linear(1, 1).requires_grad_(False)])
+def test_a_module_with_nothing_to_train_is_refused(module):
+    with pytest.raises(ValueError, match=r"no trainable parameter: unfreeze some"):
+        check_parameters(module)
+
+
+def test_an_ordinary_module_is_accepted():
+    check_parameters(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Linear(1, 1).requires_grad_(False)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [(None, "NoneType"), (1.0, "float"), ({"loss": 1}, "dict"), (torch.tensor(1), r"torch\.int64 tensor")],
+)
+def test_a_loss_that_is_no_floating_point_tensor_is_refused(loss, kind):
+    with pytest.raises(ValueError, match=f"returned a? ?{kind} as its loss: return a floating-point scalar tensor"):
+        check_loss(loss)
+
+
+def test_a_loss_is_returned_as_it_is():
+    loss = torch.tensor(1.0, dtype=torch.bfloat16)
+    assert check_loss(loss) is loss
+
+
+def test_parameters_must_be_the_modules():
+    module = nn.Linear(2, 2)
+    check_owned(torch.optim.Adam(module.parameters()), module)
+    with pytest.raises(ValueError, match=r"\(3,\).*not the module's"):
+        check_owned(torch.optim.Adam([nn.Parameter(torch.zeros(3))]), module)

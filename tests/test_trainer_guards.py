@@ -1,0 +1,108 @@
+import sys
+from types import ModuleType
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.strategies.registry import _StrategyRegistry
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from lightning_polystep import trainer_guards
+from tests.helpers.boring import Boring, trainer
+
+
+def checked(tmp_path, module=None, *, sync_batchnorm=False, **options):
+    trainer_guards.check_fit(trainer(tmp_path, **options), module or Boring(), sync_batchnorm=sync_batchnorm)
+
+
+def test_an_ordinary_fit_passes_without_a_warning(tmp_path):
+    checked(tmp_path)
+    checked(tmp_path, gradient_clip_val=0)  # clips nothing
+    checked(tmp_path, gradient_clip_algorithm="norm")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_clip_val": 0.5}, r"gradient_clip_val=.*leave it out"),
+        ({"detect_anomaly": True}, r"detect_anomaly=True.*leave it out"),
+        ({"sync_batchnorm": True}, r"sync_batchnorm=True.*leave it out"),
+    ],
+    ids=str,
+)
+def test_settings_that_need_gradients_or_processes(tmp_path, options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        checked(tmp_path, **options)
+
+
+def test_the_iterator_flavour_of_training_step(tmp_path):
+    class Iterating(Boring):
+        def training_step(self, dataloader_iter):
+            raise AssertionError
+
+    with pytest.raises(MisconfigurationException, match=r"dataloader_iter.*take `batch` instead"):
+        checked(tmp_path, Iterating())
+
+
+@pytest.mark.parametrize("hook", ["backward", "configure_gradient_clipping"])
+def test_hooks_without_effect_are_named(tmp_path, hook):
+    module = type("Overriding", (Boring,), {hook: lambda self, *args, **kwargs: None})()
+    with pytest.warns(UserWarning, match=rf"Overriding\.{hook} has no effect under PolyStep"):
+        checked(tmp_path, module)
+
+
+def test_worlds():
+    trainer_guards.check_world(devices=1, nodes=1)
+    for devices, nodes in ((2, 1), (1, 2)):
+        with pytest.raises(MisconfigurationException, match=rf"one device.*not {devices} x {nodes}: set devices=1"):
+            trainer_guards.check_world(devices=devices, nodes=nodes)
+
+
+def test_optimizers_that_cannot_be_replaced():
+    parameters = [nn.Parameter(torch.zeros(2))]
+    trainer_guards.check_replaceable(torch.optim.Adam(parameters))
+    with pytest.raises(MisconfigurationException, match="LBFGS"):
+        trainer_guards.check_replaceable(torch.optim.LBFGS(parameters))
+
+
+# --- the other package name -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_registry(monkeypatch):
+    """The registry of ``lightning.pytorch``, which need not be installed."""
+    strategies = ModuleType("lightning.pytorch.strategies")
+    strategies.StrategyRegistry = _StrategyRegistry()
+    for name, module in {
+        "lightning": ModuleType("lightning"),
+        "lightning.pytorch": ModuleType("lightning.pytorch"),
+        "lightning.pytorch.strategies": strategies,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return strategies.StrategyRegistry
+
+
+def test_the_other_trainer_is_told_the_right_import(other_registry):
+    trainer_guards.register_refusal()
+    assert "polystep" in other_registry
+    with pytest.raises(MisconfigurationException, match="import pytorch_lightning as pl"):
+        other_registry.get("polystep")  # what that Trainer does
+
+
+def test_registering_the_refusal_again_changes_nothing(other_registry):
+    trainer_guards.register_refusal()
+    trainer_guards.register_refusal()
+    assert other_registry.available_strategies() == ["polystep"]
+
+
+def test_nothing_is_registered_where_the_other_package_is_not_loaded(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lightning.pytorch.strategies", raising=False)
+    before = set(sys.modules)
+    trainer_guards.register_refusal()
+    assert set(sys.modules) == before
+    assert pl.strategies.StrategyRegistry.get("polystep") is not None
+
+
+def test_the_object_names_its_package_where_the_other_trainer_prints_it(tmp_path):
+    assert "pytorch_lightning.Trainer" in repr(trainer(tmp_path).strategy)
