@@ -22,6 +22,7 @@ class Digits(ImageDataModule):
         batch_size: Images per batch.
         num_workers: Processes that fetch; with whole tensors in memory 0 is the fastest.
         drop_last: Whether a last training batch that is not full is left out.
+        shift: Pixels by which training images are moved at random, at the most.
 
     Raises:
         ValueError: If the fractions leave a part empty.
@@ -45,9 +46,10 @@ class Digits(ImageDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
         drop_last: bool = False,
+        shift: int = 0,
     ) -> None:
         check_fractions(val_fraction=val_fraction, test_fraction=test_fraction)
-        super().__init__(batch_size, num_workers, drop_last)
+        super().__init__(batch_size, num_workers, drop_last, shift)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed

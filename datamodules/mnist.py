@@ -25,6 +25,7 @@ class MNIST(ImageDataModule):
         batch_size: Images per batch.
         num_workers: Processes that fetch; with whole tensors in memory 0 is the fastest.
         drop_last: Whether a last training batch that is not full is left out.
+        shift: Pixels by which training images are moved at random, at the most.
 
     Raises:
         ValueError: If ``val_fraction`` leaves a part empty.
@@ -42,9 +43,10 @@ class MNIST(ImageDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
         drop_last: bool = False,
+        shift: int = 0,
     ) -> None:
         check_fractions(val_fraction=val_fraction)
-        super().__init__(batch_size, num_workers, drop_last)
+        super().__init__(batch_size, num_workers, drop_last, shift)
         self.root = Path(root)
         self.download = download
         self.val_fraction = val_fraction
