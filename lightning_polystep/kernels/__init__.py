@@ -1,0 +1,10 @@
+"""Fused operators that score candidates: each a folder with a plain-torch reference and one file per device.
+
+``POLYSTEP_KERNELS`` in {reference, cpu, triton} overrides the choice by device.
+"""
+
+from lightning_polystep.kernels.lif_direct_costs import lif_direct_costs
+from lightning_polystep.kernels.lif_outcome_costs import lif_outcome_costs
+from lightning_polystep.kernels.lif_outcomes import lif_outcome_dictionary
+
+__all__ = ["lif_direct_costs", "lif_outcome_costs", "lif_outcome_dictionary"]

@@ -1,0 +1,11 @@
+"""The layer of LIF neurons and the loss that end a network: what the kernels of every site before them share."""
+
+from lightning_polystep.kernels.readout.reference import (
+    LossKind,
+    Readout,
+    check_readout,
+    readout_losses,
+    target_weights,
+)
+
+__all__ = ["LossKind", "Readout", "check_readout", "readout_losses", "target_weights"]

@@ -1,0 +1,93 @@
+"""Arguments of the kernels, and what they have to cost according to networks that run candidate by candidate."""
+
+import itertools
+import os
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+from lightning_polystep.functional import lif
+from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary
+
+LOSSES = ("cross_entropy_count", "cross_entropy_membrane", "mse_rate")
+NEURONS = list(itertools.product(("zero", "subtract", "none"), (False, True), ("ge", "gt")))
+OPERATORS = {"lif_outcome_costs": lif_outcome_costs, "lif_direct_costs": lif_direct_costs}
+
+
+class Sizes(NamedTuple):
+    samples: int = 5
+    steps: int = 8
+    classes: int = 4
+    candidates: int = 6
+    units: int = 3
+
+
+def run(implementation, name, arguments):
+    with mock.patch.dict(os.environ, POLYSTEP_KERNELS=implementation):
+        return OPERATORS[name](*arguments)
+
+
+def values(*shape, dtype, dyadic=False, spread=0.5, mean=0.1):
+    """Normal numbers, or multiples of 1/8 between -1 and 1, with which no sum of a test rounds and ties are common."""
+    if dyadic:
+        return torch.randint(-8, 9, shape).to(dtype) / 8
+    return torch.randn(shape, dtype=dtype) * spread + mean
+
+
+def readout_case(sizes, loss, neuron, dtype, dyadic=False, dense=False):
+    """The arguments that all operators end with."""
+    n, t, c, *_ = sizes
+    beta = torch.tensor([0.5, 0.75] * c)[:c].to(dtype) if dyadic else torch.rand(c, dtype=dtype)
+    threshold = torch.tensor([1.0, 0.5, 0.75] * c)[:c].to(dtype) if dyadic else 0.3 + torch.rand(c, dtype=dtype)
+    target = torch.rand(n, c).softmax(1) if dense else torch.randint(c, (n,))
+    smoothing = 0.0 if loss == "mse_rate" else 0.125
+    return values(n, t, c, dtype=dtype, dyadic=dyadic), beta, threshold, target, loss, *neuron, smoothing
+
+
+def hidden_neurons(sizes, neuron, dtype, dyadic=False):
+    """Beta and threshold per hidden neuron, and their outcomes."""
+    beta = torch.tensor([0.5, 0.75] * sizes.units)[: sizes.units] if dyadic else torch.rand(sizes.units)
+    threshold = torch.tensor([0.5, 1.0, 0.25] * sizes.units)[: sizes.units]
+    beta, threshold = beta.to(dtype), threshold.to(dtype)
+    mechanism, delay, spike_on = neuron
+    options = {"reset_mechanism": mechanism, "reset_delay": delay, "spike_on": spike_on}
+    return beta, threshold, options, lif_outcome_dictionary(beta, threshold, sizes.steps, dtype=dtype, **options)
+
+
+def case(name, sizes, loss, neuron, dtype=torch.float64, dyadic=False, dense=False):
+    """Arguments of an operator."""
+    tail = readout_case(sizes, loss, neuron, dtype, dyadic, dense)
+    n, t, c, v, u = sizes
+    if name == "lif_direct_costs":
+        return values(n, t, v, dtype=dtype, dyadic=dyadic, spread=0.3), *tail
+    *_, (boundaries, trains) = hidden_neurons(sizes, neuron, dtype, dyadic)
+    shifts = values(n, v, dtype=dtype, dyadic=dyadic)
+    weight = values(c, u, dtype=dtype, dyadic=dyadic)
+    return values(n, u, dtype=dtype, dyadic=dyadic), shifts, boundaries, trains, weight, *tail
+
+
+def network_losses(currents, beta, threshold, target, loss, *neuron_and_smoothing):
+    """Loss of each sample from currents (T, N, C), by the loss functions of torch."""
+    mechanism, delay, spike_on, smoothing = neuron_and_smoothing
+    options = {"reset_mechanism": mechanism, "reset_delay": delay, "spike_on": spike_on}
+    spikes, membrane = lif(currents, beta, threshold, return_membrane=True, **options)
+    if loss == "mse_rate":
+        dense = target if target.is_floating_point() else F.one_hot(target, currents.shape[-1])
+        rates = spikes.double().mean(0)
+        return F.mse_loss(rates, dense.double(), reduction="none").mean(1)
+    logits = (spikes.sum(0) if loss == "cross_entropy_count" else membrane[-1]).double()
+    target = target.double() if target.is_floating_point() else target
+    return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+
+
+if __name__ == "__main__":
+    # Started by the tests with TRITON_INTERPRET=1, which Triton reads once, when it is imported.
+    torch.manual_seed(0)
+    shapes = (Sizes(3, 4, 3, 5, 2), Sizes(1, 1, 1, 1, 1))
+    for name, loss, neuron, sizes in itertools.product(OPERATORS, LOSSES, NEURONS[::5], shapes):
+        arguments = case(name, sizes, loss, neuron, torch.float32)
+        found, expected = run("triton", name, arguments), run("reference", name, arguments)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    print("triton agrees")

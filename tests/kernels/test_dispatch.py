@@ -1,0 +1,73 @@
+"""Which implementation runs; and Triton's interpreter, which has to be on before Triton is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_polystep.kernels.dispatch import choose
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_the_device_chooses(monkeypatch):
+    monkeypatch.delenv("POLYSTEP_KERNELS", raising=False)
+    assert choose(CPU, "op") == "cpu"
+    assert choose(CUDA, "op") == "triton"
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_the_variable_overrides(monkeypatch, name):
+    monkeypatch.setenv("POLYSTEP_KERNELS", name)
+    assert choose(CPU, "op") == name
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "problem"),
+    [
+        ("fast", CPU, "POLYSTEP_KERNELS=fast is no kernel"),
+        ("triton", CPU, "POLYSTEP_KERNELS=triton cannot run"),
+        ("cpu", CUDA, "POLYSTEP_KERNELS=cpu cannot run"),
+        ("", torch.device("meta"), "there is no kernel"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_choices(monkeypatch, asked, device, problem):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("POLYSTEP_KERNELS", asked)
+    with pytest.raises(RuntimeError, match=rf"op: {problem}.*reference: .*cpu: .*triton: "):
+        choose(device, "op")
+
+
+def test_triton_agrees_with_the_references():
+    pytest.importorskip("triton")
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.cases"],
+        cwd=REPOSITORY,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == "triton agrees", result.stderr
+
+
+def test_a_compilation_is_announced_once_and_a_cached_kernel_not_at_all(tmp_path):
+    script = """
+import torch
+from lightning_polystep.kernels import lif_direct_costs
+one = torch.ones(1)
+for _ in range(2):
+    lif_direct_costs(torch.ones(1, 2, 3), torch.zeros(1, 2, 1), one, one, torch.zeros(1, dtype=torch.int64))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    lines = [
+        subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stderr
+        for _ in range(2)
+    ]
+    assert lines[0].count("compiling lif_direct_costs") == 1
+    assert "compiling" not in lines[1]
