@@ -17,10 +17,16 @@ from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import Layout
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier, outcome_tier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack, capturing, disagreement, recognise
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import learn_inputs, observe, propose, score
+
+# The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
+_EARLY_BATCHES = 20
+_MOMENT_PERIOD = 5
 
 VERBS = ("observe", "propose", "score", "transport", "move")
 
@@ -118,6 +124,8 @@ class Engine:
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
+        self._capture = Capture()
+        self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
         self._warned_non_finite = False
@@ -133,7 +141,8 @@ class Engine:
             self.verb("observe"),
             torch.no_grad(),
             noise_frame(*self._noise_key()),
-            observe(self.module, self._blocks) as self._seen,
+            observe(self.module, self._blocks, self._due_for_moments()) as self._seen,
+            capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
             learn_inputs(self._seen, self.optimizer.statistics)
@@ -159,6 +168,7 @@ class Engine:
         learn_inputs(self._seen, self.optimizer.statistics)
         self._written_buffers |= self._buffers.written(self.module)
         probe = Probe(self.module, evaluate, self._noise_key(), self._written_buffers, mute=self._mute)
+        self._check_stack(loss)
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
@@ -204,6 +214,12 @@ class Engine:
         progress = self.optimizer.progress
         return self.optimizer.seed, progress.step, progress.micro_batch
 
+    def _due_for_moments(self) -> set[str]:
+        """Return the blocks whose running second moment takes this batch in: all at first, then every fifth step."""
+        known, step = self.optimizer.statistics, self.optimizer.progress.step
+        early = {b.name for b in self._blocks if b.name not in known or known[b.name].batches < _EARLY_BATCHES}
+        return {b.name for b in self._blocks} if step % _MOMENT_PERIOD == 0 else early
+
     def _follow_frozen_parameters(self) -> None:
         """Plan afresh when parameters were frozen, unfrozen or added since the last plan, as fine-tuning does."""
         groups = self.optimizer.param_groups
@@ -223,6 +239,7 @@ class Engine:
             self._seen,
             probe,
             self._propose_block,
+            self._outcome_tier,
             evaluation=self._evaluation,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
@@ -254,8 +271,33 @@ class Engine:
             most_rows=most_rows,
         )
 
+    def _outcome_tier(self, block: Block) -> HiddenOutcomeTier | ReadoutOutcomeTier:
+        if self._stack is None:
+            raise NotAStackError(self._no_stack)
+        return outcome_tier(block, self._stack, self._capture)
+
+    def _check_stack(self, loss: Tensor) -> None:
+        """Give outcome scoring up, once and with the reason, when it does not explain the loss of the commit pass."""
+        if self._stack is None:
+            return
+        problem = disagreement(self._stack, self._capture, loss)
+        if problem is None:
+            return
+        self._stack, self._no_stack = None, problem
+        if self.plan is not None:
+            self.plan = None
+            warnings.warn(f"Outcomes are no longer scored, candidates are: {problem}.", stacklevel=3)
+
     def _count_skipped(self) -> None:
         self.optimizer.progress.skipped += 1
         if not self._warned_non_finite:
             self._warned_non_finite = True
             warnings.warn(guards.NON_FINITE_LOSS, stacklevel=3)
+
+
+def _recognise(module: nn.Module) -> tuple[Stack | None, str]:
+    """Return the module's stack, or why it has none."""
+    try:
+        return recognise(module), ""
+    except NotAStackError as error:
+        return None, str(error)

@@ -109,10 +109,7 @@ POLYTOPES: dict[str, Polytope] = {
 
 
 def haar_rotation(dim: int, generator: torch.Generator) -> Tensor:
-    r"""Draw an orthogonal matrix from the Haar measure.
-
-    The Q of a QR factorisation of a Gaussian matrix, its columns' signs fixed by the diagonal of R (Mezzadri 2007,
-    "How to generate random matrices from the classical compact groups", section 5).
+    """Draw an orthogonal matrix from the Haar measure: a frame with as many columns as rows.
 
     Args:
         dim: Size d of the matrix.
@@ -120,12 +117,29 @@ def haar_rotation(dim: int, generator: torch.Generator) -> Tensor:
 
     Returns:
         Orthogonal matrix, shape (d, d), float64.
+    """
+    return haar_frame(dim, dim, generator)
+
+
+def haar_frame(dim: int, columns: int, generator: torch.Generator) -> Tensor:
+    r"""Draw orthonormal columns, uniform among all such frames: the first columns of a Haar-random rotation.
+
+    The Q of a QR factorisation of a Gaussian matrix, its columns' signs fixed by the diagonal of R (Mezzadri 2007,
+    "How to generate random matrices from the classical compact groups", section 5).
+
+    Args:
+        dim: Rows d.
+        columns: Columns k, at most d.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        Orthonormal columns, shape (d, k), float64.
 
     Example:
-        >>> R = haar_rotation(3, torch.Generator().manual_seed(0))
-        >>> torch.allclose(R @ R.T, torch.eye(3, dtype=torch.float64))
+        >>> Q = haar_frame(3, 2, torch.Generator().manual_seed(0))
+        >>> torch.allclose(Q.T @ Q, torch.eye(2, dtype=torch.float64))
         True
     """
-    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(dim, columns, generator=generator, dtype=torch.float64))
     # copysign, not sign: a zero on the diagonal must not erase the column.
-    return q * torch.copysign(torch.ones(dim, dtype=torch.float64), r.diagonal())
+    return q * torch.copysign(torch.ones(columns, dtype=torch.float64), r.diagonal())

@@ -15,7 +15,7 @@ from torch.nn import functional
 from lightning_polystep.particles import Block, InputStatistics
 
 # A moment needs no more samples than this to be accurate; convolutions have one per image position.
-_MOST_SAMPLES = 32_768
+_MOST_SAMPLES = 8_192
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 _FULL_SPACE_DIM = 2
@@ -118,6 +118,11 @@ def not_recording() -> Iterator[None]:
         _recording.reset(token)
 
 
+def is_recording() -> bool:
+    """Tell whether the module runs for real, and not for a probe."""
+    return _recording.get()
+
+
 @dataclass
 class Observation:
     """What a commit pass has shown so far.
@@ -155,12 +160,13 @@ class Observation:
 
 
 @contextmanager
-def observing(module: nn.Module, blocks: list[Block]) -> Iterator[Observation]:
+def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None = None) -> Iterator[Observation]:
     """Record the inputs of every site while the body runs the module once.
 
     Args:
         module: The module.
         blocks: Its blocks; only sites are recorded.
+        measured: Names of the blocks whose inputs' second moment is wanted; all by default.
 
     Yields:
         The observation, which grows while the body runs.
@@ -169,17 +175,18 @@ def observing(module: nn.Module, blocks: list[Block]) -> Iterator[Observation]:
 
     def on_input(block: Block) -> Callable[..., None]:
         def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
-            if not _recording.get():
+            if not is_recording():
                 return
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
             seen.bytes_before.setdefault(block.name, seen.total_bytes)
-            if block.subspace == "inputs" and args and isinstance(args[0], Tensor):
+            wanted = measured is None or block.name in measured
+            if wanted and block.subspace == "inputs" and args and isinstance(args[0], Tensor):
                 seen.record(block, site, args[0])
 
         return hook
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and _recording.get():
+        if isinstance(output, Tensor) and is_recording():
             seen.total_bytes += output.numel() * output.element_size()
 
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
@@ -200,7 +207,7 @@ def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:
         with_bias: Append the constant 1.
 
     Returns:
-        X, shape (samples, D), at least float32; one row per position for a convolution. At most about 32,768 rows,
+        X, shape (samples, D), at least float32; one row per position for a convolution. At most about 8,192 rows,
         evenly spaced over the batch.
     """
     inputs = inputs if inputs.dtype in {torch.float32, torch.float64} else inputs.float()

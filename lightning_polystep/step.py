@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +36,9 @@ from lightning_polystep.transport import TRANSPORTS
 
 
 @contextmanager
-def observe(module: nn.Module, blocks: list[Block]) -> Iterator[Observation]:
+def observe(module: nn.Module, blocks: list[Block], measured: set[str]) -> Iterator[Observation]:
     """Record what the sites see while the body runs the module once; :func:`learn_inputs` then keeps it."""
-    with observing(module, blocks) as seen:
+    with observing(module, blocks, measured) as seen:
         yield seen
 
 
@@ -78,7 +79,8 @@ def propose(
     draw = generator(seed, step, f"basis/{block.name}")
     basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
     vertices = polytope.vertices(dim)
-    rotated = torch.stack([vertices @ haar_rotation(dim, draw) for _ in range(particles_per_row)])
+    turn = torch.eye if subspace.is_rotated else partial(haar_rotation, generator=draw)
+    rotated = torch.stack([vertices @ turn(dim).to(vertices) for _ in range(particles_per_row)])
     directions = torch.einsum("gvd,Dgd->gvD", rotated.to(basis), basis.reshape(block.dim, particles_per_row, dim))
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:

@@ -238,6 +238,8 @@ class PolyStepStrategy(DDPStrategy):
         closure_loss = self.precision_plugin.pre_backward(closure_loss, self._module)
         index, self._backwards = self._backwards, self._backwards + 1
         if self._module.automatic_optimization:
+            # Lightning has divided the loss by the number of micro-batches; the step itself returned this:
+            closure_loss = closure_loss * self._module.trainer.accumulate_grad_batches
             self._gather(closure_loss, lambda replay: _loss_of(replay()))
         else:
             self._gather(closure_loss, partial(self._loss_at_backward, index))

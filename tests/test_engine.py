@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_polystep.engine import VERBS, Engine, VerbClock
 from lightning_polystep.isolation import ProbeSideEffectError
-from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
 from lightning_polystep.optimizer import PolyStep
 
 
@@ -145,6 +145,301 @@ def test_lower_precision_is_trained():
     losses = [float(engine.step(lambda: (module(inputs) - 1).square().mean().float())) for _ in range(20)]
     assert min(losses) < 0.8 * losses[0]
     assert module.weight.dtype == torch.bfloat16
+
+
+# Outcomes.
+
+
+class Task(nn.Module):
+    """A network with its loss, as a LightningModule holds them, in float64: equal costs then give equal steps."""
+
+    def __init__(self, *, membranes=False, hidden=8, **neurons):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Linear(6, hidden),
+            LIF(0.9, 1.0, num_steps=6, **neurons),
+            nn.Linear(hidden, 3),
+            LIF(0.9, 0.7, return_membrane=membranes),
+            LastMembrane() if membranes else SpikeCount(),
+        )
+        self.criterion = nn.CrossEntropyLoss()
+        self.double()
+
+    def loss(self, inputs, targets):
+        return self.criterion(self.network(inputs), targets)
+
+
+class Run:
+    """A few steps of a task; ``late`` turns true before a step that a test names, for commit pass and probes alike."""
+
+    def __init__(self, step, evaluation="auto", task=None, **options):
+        self.task, self.step, self.late = task or Task(), step, False
+        self.inputs, self.targets = problem(24)
+        self.inputs = self.inputs.double()
+        self.engine = engine_of(self.task, evaluation=evaluation, **{"rank": 2, **options})
+
+    def __call__(self, steps, late_from=None, change=lambda _task: None):
+        for index in range(steps):
+            if index == late_from:
+                self.late = True
+                change(self.task)
+            self.engine.step(lambda: self.step(self, self.task, self.inputs.clone(), self.targets))
+        return self
+
+    @property
+    def tiers(self):
+        return {assignment.block.name: assignment.tier.name for assignment in self.engine.plan.assignments}
+
+    @property
+    def notes(self):
+        return " ".join(assignment.note for assignment in self.engine.plan.assignments)
+
+
+def assert_same_parameters(first, second):
+    for (name, a), b in zip(first.task.named_parameters(), second.task.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def plainly(_run, task, inputs, targets):
+    return task.loss(inputs, targets)
+
+
+OUTCOMES = {"network.0": "outcome", "network.2": "outcome"}
+
+
+@pytest.mark.parametrize("membranes", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_outcomes_make_the_same_steps_as_the_loop(membranes, learned):
+    def task():
+        beta = {"reset_mechanism": "subtract"} if membranes else {}
+        return Task(membranes=membranes, learn_beta=learned, learn_threshold=learned, **beta)
+
+    by_outcome, by_loop = (Run(plainly, evaluation, task())(5) for evaluation in ("auto", "loop"))
+    assert {name: by_outcome.tiers[name] for name in OUTCOMES} == OUTCOMES
+    assert_same_parameters(by_outcome, by_loop)
+    start = Task(membranes=membranes, learn_beta=learned, learn_threshold=learned)
+    moved = {
+        name
+        for (name, a), b in zip(by_outcome.task.named_parameters(), start.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    constants = {"network.1.beta", "network.1.threshold"}
+    assert moved >= (constants if learned else set())
+    assert moved - constants == {"network.0.weight", "network.0.bias", "network.2.weight", "network.2.bias"}
+
+
+def test_the_plain_implementation_makes_the_same_steps(monkeypatch):
+    fused = Run(plainly)(4)
+    monkeypatch.setenv("POLYSTEP_KERNELS", "reference")
+    assert_same_parameters(fused, Run(plainly)(4))
+
+
+def test_threads_do_not_change_a_bit_of_the_outcome():
+    def run(threads):
+        torch.set_num_threads(threads)
+        return digest(Run(plainly, task=Task(hidden=40), rank=4)(4).task)
+
+    assert run(1) == run(2)
+
+
+def test_augmentation_inside_the_network_call_is_scored_by_outcomes():
+    def step(_run, task, inputs, targets):
+        return task.loss(inputs + 0.1 * torch.randn_like(inputs), targets)
+
+    by_outcome, by_loop = (Run(step, evaluation)(4) for evaluation in ("auto", "loop"))
+    assert by_outcome.tiers == OUTCOMES
+    assert_same_parameters(by_outcome, by_loop)
+
+
+def _mixup(task, x, y):
+    scores = task.network(x)
+    return 0.7 * task.criterion(scores, y) + 0.3 * task.criterion(scores, y.flip(0))
+
+
+def _change_in_place(task, x, y):
+    loss = task.loss(x, y)
+    x.mul_(2)
+    return loss
+
+
+# What a step may do besides criterion(network(x), y), and the reason that the plan gives.
+MORE = {
+    "a penalty": (
+        lambda t, x, y: t.loss(x, y) + 1e-2 * t.network[0].weight.square().sum(),
+        "the step returned a loss of",
+    ),
+    "a scale": (lambda t, x, y: 3 * t.loss(x, y), "the step returned a loss of"),
+    "the network twice": (lambda t, x, y: t.criterion(t.network(x) + t.network(-x), y), "Linear layers 4 times"),
+    "the criterion twice": (lambda t, x, y: t.loss(x, y) + t.loss(x.flip(0), y), "the criterion ran 2 times"),
+    "mixup": (_mixup, "the criterion ran 2 times, and the network's Linear layers 2 times"),
+    "soft targets": (lambda t, x, y: t.criterion(t.network(x), F.one_hot(y, 3).double()), "not class indices"),
+    "ignored targets": (lambda t, x, y: t.loss(x, y.where(y > 0, -100)), "some targets are to be ignored"),
+    "another loss": (lambda t, x, y: F.cross_entropy(t.network(x), y), "the criterion ran 0 times"),
+    "a temperature": (lambda t, x, y: t.criterion(t.network(x) / 2, y), "had a hand in its output"),
+    "work between layers": (
+        lambda t, x, y: t.criterion(t.network[2:](F.dropout(t.network[:2](x), 0.5)), y),
+        "something beside LIF layer 1 had a hand in its output",
+    ),
+    "a change in place": (_change_in_place, "something beside Linear layer 1 had a hand in its output"),
+}
+
+
+@pytest.mark.parametrize(("more", "reason"), MORE.values(), ids=MORE)
+def test_a_step_that_does_more_is_not_scored_by_outcomes(more, reason):
+    def step(_run, task, inputs, targets):
+        return more(task, inputs, targets)
+
+    by_plan, by_loop = (Run(step, evaluation)(2) for evaluation in ("auto", "loop"))
+    assert "outcome" not in by_plan.tiers.values()
+    assert reason in by_plan.notes
+    assert_same_parameters(by_plan, by_loop)
+
+
+@pytest.mark.parametrize(("more", "reason"), MORE.values(), ids=MORE)
+def test_a_step_that_does_more_from_some_step_on_is_noticed_then(more, reason):
+    def step(run, task, inputs, targets):
+        return more(task, inputs, targets) if run.late else task.loss(inputs, targets)
+
+    run, by_loop = Run(step), Run(step, "loop")(5, late_from=2)
+    run(2)
+    assert run.tiers == OUTCOMES
+    with pytest.warns(UserWarning, match="Outcomes are no longer scored, candidates are: ") as caught:
+        run(3, late_from=0)
+    assert len(caught) == 1
+    assert reason in str(caught[0].message)
+    assert "outcome" not in run.tiers.values()
+    assert reason in run.notes
+    assert_same_parameters(run, by_loop)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_that_change_an_output_are_noticed(place, late):
+    """A hook would be missed by a look at the loss alone, which agrees."""
+
+    def hook(task):
+        task.network[place].register_forward_hook(lambda _module, _args, output: 1.5 * output)
+
+    run, by_loop = Run(plainly), Run(plainly, "loop")
+    for each in (run, by_loop):
+        with torch.no_grad():
+            each.task.network[2].weight.mul_(4)
+    if late:
+        by_loop(4, 2, hook)
+        with pytest.warns(UserWarning, match="had a hand in its output") as caught:
+            run(4, 2, hook)
+        assert len(caught) == 1
+    else:
+        by_loop(2, 0, hook)
+        run(2, 0, hook)
+    assert "outcome" not in run.tiers.values()
+    assert_same_parameters(run, by_loop)
+
+
+def test_neurons_that_the_user_changes_are_followed():
+    def change(task):
+        task.network[1].reset_mechanism, task.network[1].num_steps = "subtract", 4
+        task.network[1].beta.fill_(0.5)
+        task.network[3].spike_on = "gt"
+        task.criterion.label_smoothing = 0.1
+
+    by_outcome, by_loop = (Run(plainly, evaluation)(4, 2, change) for evaluation in ("auto", "loop"))
+    assert by_outcome.tiers == OUTCOMES
+    assert_same_parameters(by_outcome, by_loop)
+
+
+def test_a_network_that_is_replaced_later_is_noticed():
+    def change(task):
+        task.network = Task().network
+        run.engine.optimizer.param_groups[0]["params"] = list(task.parameters())
+
+    run = Run(plainly)
+    run(3, 1, change)
+    assert "outcome" not in run.tiers.values()
+    assert "the criterion ran 1 times, and the network's Linear layers 0 times" in run.notes
+
+
+def test_frozen_layers_are_left_out_and_the_others_still_scored_by_outcomes():
+    def change(task):
+        task.network[0].requires_grad_(False)
+        task.network[2].bias.requires_grad_(False)
+
+    by_outcome, by_loop = (Run(plainly, evaluation)(4, 2, change) for evaluation in ("auto", "loop"))
+    assert by_outcome.tiers == {"network.2": "outcome"}
+    assert_same_parameters(by_outcome, by_loop)
+
+
+def test_tied_weights_are_not_scored_by_outcomes():
+    def task():
+        made = Task(hidden=6)
+        made.network[2], made.network[3] = nn.Linear(6, 6).double(), LIF(0.9, 0.7)
+        made.network[2].weight = made.network[0].weight
+        return made
+
+    run, by_loop = (Run(plainly, evaluation, task())(3) for evaluation in ("auto", "loop"))
+    assert run.tiers["network.0"] == "vmap (parameters)"
+    assert "its weight belongs to several layers" in run.notes
+    assert_same_parameters(run, by_loop)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_weight_that_is_computed_is_not_scored_by_outcomes(norm):
+    def task():
+        made = Task()
+        norm(made.network[0])
+        return made
+
+    run, by_loop = (Run(plainly, evaluation, task())(3) for evaluation in ("auto", "loop"))
+    assert "outcome" not in {tier for name, tier in run.tiers.items() if name.startswith("network.0")}
+    assert "not by its outcomes: " in run.notes
+    assert_same_parameters(run, by_loop)
+
+
+def test_an_output_that_the_module_computes_itself_is_not_scored_by_outcomes():
+    def task():
+        made = Task()
+        linear = made.network[0]
+        linear.forward = lambda x: F.linear(x, linear.weight, linear.bias).relu()
+        return made
+
+    run, by_loop = (Run(plainly, evaluation, task())(3) for evaluation in ("auto", "loop"))
+    assert "outcome" not in run.tiers.values()
+    assert "something beside Linear layer 1 had a hand in its output" in run.notes
+    assert_same_parameters(run, by_loop)
+
+
+def test_micro_batches_are_scored_each_by_its_own_outcomes():
+    def run(evaluation):
+        made = Run(plainly, evaluation)
+        for _ in range(3):
+            made.engine.optimizer.zero_grad()
+            for part in range(0, 24, 8):
+                inputs, targets = made.inputs[part : part + 8], made.targets[part : part + 8]
+                with made.engine.observing():
+                    loss = made.task.loss(inputs, targets)
+                made.engine.probe(lambda x=inputs, y=targets: made.task.loss(x, y), loss)
+            made.engine.optimizer.step()
+        return made
+
+    by_outcome, by_loop = run("auto"), run("loop")
+    assert by_outcome.tiers == OUTCOMES
+    assert_same_parameters(by_outcome, by_loop)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_is_not_scored_by_outcomes(dtype):
+    torch.manual_seed(0)
+    task, (inputs, targets) = Task().to(dtype), problem()
+    engine = engine_of(task, rank=4, lr=0.3)
+    losses = [
+        float(engine.step(lambda: task.criterion(task.network(inputs.to(dtype)).float(), targets))) for _ in range(15)
+    ]
+    tiers = {assignment.tier.name for assignment in engine.plan.assignments}
+    assert "outcome" not in tiers
+    assert f"not by its outcomes: the network computes in {dtype}" in str(engine.plan).replace("\n", " ")
+    assert min(losses[5:]) < losses[0]
 
 
 # The commit pass counts once.

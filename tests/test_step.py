@@ -29,7 +29,7 @@ def test_observe_and_learn_keep_what_the_sites_saw():
     layer, inputs = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     statistics = {}
     for _ in range(2):
-        with observe(layer, find_blocks(layer, PolyStep(layer.parameters()).param_groups)) as seen:
+        with observe(layer, find_blocks(layer, PolyStep(layer.parameters()).param_groups), {""}) as seen:
             layer(inputs)
         learn_inputs(seen, statistics)
         learn_inputs(seen, statistics)  # nothing is learnt twice

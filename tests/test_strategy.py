@@ -1,6 +1,9 @@
 """The strategy with modules that Lightning optimises automatically: counters, hooks, limits, callbacks."""
 
+import csv
+import json
 import math
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -17,8 +20,9 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_polystep import PolyStepStrategy
+from lightning_polystep.cli import main
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, trainer
+from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, spiking, trainer
 
 # --- an ordinary module -----------------------------------------------------------------------------------------------
 
@@ -575,3 +579,72 @@ def test_seed_everything_decides_the_run(tmp_path):
         return parameters_sha256(module)
 
     assert final(1) == final(1) != final(2)
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def plan_of(run):
+    return run.strategy.engines[0].plan
+
+
+def tiers_of(run):
+    return {assignment.tier.name for assignment in plan_of(run).assignments}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_outcomes_and_loop_train_alike(tmp_path, accumulate):
+    """Also with accumulation, for which Lightning divides the loss; eight batches leave a window that is not full."""
+    results, tiers = [], []
+    for evaluation in ("auto", "loop"):
+        module = spiking(Boring)()
+        strategy = PolyStepStrategy(evaluation=evaluation, show_plan=False)
+        run = trainer(tmp_path, strategy=strategy, accumulate_grad_batches=accumulate)
+        run.fit(module, loader(batches=8))
+        results.append(torch.nn.utils.parameters_to_vector(module.parameters()).detach())
+        tiers.append(tiers_of(run))
+    assert tiers == [{"outcome"}, {"loop"}]
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+
+
+def test_a_step_that_changes_later_is_rescored_with_one_warning(tmp_path):
+    class Changing(spiking(Boring)):
+        def loss(self, batch):
+            return super().loss(batch) * (1.0 if self.global_step < 3 else 2.0)
+
+    run = trainer(tmp_path)
+    with pytest.warns(UserWarning, match="Outcomes are no longer scored, candidates are: the step returned a loss of"):
+        run.fit(Changing(), loader(batches=6))
+    assert tiers_of(run) == {"vmap (shift)"}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
+def test_every_precision_trains_and_only_full_ones_by_outcomes(tmp_path, precision):
+    class Plain(spiking(Boring, torch.float32)):
+        def loss(self, batch):
+            inputs, labels = batch
+            return self.criterion(self.network(inputs), labels)
+
+    module, run = Plain(), trainer(tmp_path, precision=precision, max_epochs=3)
+    run.fit(module, loader(batches=8))
+    assert torch.isfinite(torch.stack(module.losses)).all()
+    assert sum(module.losses[-8:]) < sum(module.losses[:8])
+    full = precision in {"32-true", "64-true"}
+    assert (tiers_of(run) == {"outcome"}) == full
+    assert all(("not by its outcomes" in assignment.note) != full for assignment in plan_of(run).assignments)
+
+
+def test_digits_learn_by_outcomes(tmp_path, monkeypatch):
+    """The configuration that ships, as far as 30 steps."""
+    monkeypatch.chdir(tmp_path)
+    config = Path(__file__).resolve().parent.parent / "configs" / "digits_spiking.yaml"
+    options = ["max_steps=30", "limit_val_batches=1", "limit_test_batches=1", "log_every_n_steps=1"]
+    options += ["enable_progress_bar=false", "enable_model_summary=false"]
+    cli = main(["fit", "--config", str(config), *(f"--trainer.{option}" for option in options)])
+    folder = Path(cli.trainer.log_dir)
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert {row["tier"] for row in record["plan"]} == {"outcome"}
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])

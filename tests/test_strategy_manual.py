@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_polystep import PolyStepStrategy
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import Boring, CountingLogger, loader, polystep, trainer
+from tests.helpers.boring import Boring, CountingLogger, loader, polystep, spiking, trainer
 
 
 class Manual(Boring):
@@ -122,6 +122,19 @@ def test_both_tiers_take_manual_steps(tmp_path, form):
         trainer(tmp_path, strategy=strategy).fit(module, loader(batches=4))
         losses.append(torch.stack(module.losses).tolist())
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("form", [ByClosure, ByBackward])
+def test_outcomes_take_manual_steps(tmp_path, form):
+    results, tiers = [], []
+    for evaluation in ("auto", "loop"):
+        module = spiking(form)()
+        run = trainer(tmp_path, strategy=PolyStepStrategy(evaluation=evaluation, show_plan=False))
+        run.fit(module, loader(batches=4))
+        results.append(torch.nn.utils.parameters_to_vector(module.parameters()).detach())
+        tiers.append({assignment.tier.name for assignment in run.strategy.engines[0].plan.assignments})
+    assert tiers == [{"outcome"}, {"loop"}]
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
 
 
 def test_manual_accumulation_equals_automatic_accumulation(tmp_path):

@@ -51,9 +51,9 @@ class Chunking:
             try:
                 losses.append(score(start, stop))
             except (RuntimeError, MemoryError) as error:
-                if self.size == 1 or not is_out_of_memory(error):
+                if stop - start == 1 or not is_out_of_memory(error):
                     raise
-                self.size //= 2
+                self.size = (stop - start) // 2
                 warnings.warn(
                     f"Out of memory while scoring: evaluating {self.size} candidates at once from now on. "
                     "Set a smaller memory_budget to start there.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,9 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.stack import NotAStackError
 from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
 from lightning_polystep.sites import Observation
 
@@ -26,7 +29,8 @@ Evaluation = Literal["auto", "vmap", "loop"]
 # The rank that was measured best, where candidates are cheap enough to afford it.
 _FULL_RANK = 128
 _SMALLEST_RANK = 4
-# What a step may cost by default: about a second on two cores for a small network.
+# What a step may cost by default: about a second on two cores for a small network. Outcomes cost the same, however many
+# candidates look them up.
 _DEFAULT_CANDIDATES = {"vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
@@ -85,6 +89,7 @@ class Assignment:
                 stacklevel=2,
             )
             self.tier = LoopTier()
+            _share_candidates([self], None)  # from the next step on, no more than a loop can afford
             return self._run(proposal, probe, share)
 
     def _run(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
@@ -140,6 +145,7 @@ class Plan:
 
 
 ProposeTrial = Callable[[Block, int, int], Proposal]
+FastestTier = Callable[[Block], Tier]
 
 
 def make_plan(
@@ -147,6 +153,7 @@ def make_plan(
     seen: Observation,
     probe: Probe,
     propose_trial: ProposeTrial,
+    fastest_tier: FastestTier,
     *,
     evaluation: Evaluation = "auto",
     memory_budget: int,
@@ -159,6 +166,7 @@ def make_plan(
         seen: What the first commit pass showed.
         probe: Probe of the first micro-batch.
         propose_trial: Makes a small proposal for a block, from (block, rank, rows).
+        fastest_tier: Returns the tier that scores a block's outcomes, or raises NotAStackError.
         evaluation: ``"auto"``; ``"vmap"`` refuses blocks that vmap cannot take; ``"loop"`` skips vmap.
         memory_budget: Bytes that a chunk of candidates may take.
         max_candidates: Candidates per step for blocks of a group without ``rank``; by default 2,048 (loop: 256).
@@ -173,11 +181,8 @@ def make_plan(
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
         for block in blocks:
-            tier, reason = _choose_tier(block, seen, probe, propose_trial, evaluation)
-            size = seen.suffix_bytes(block.name)
-            if isinstance(tier, ParameterTier):
-                size = seen.total_bytes + sum(p.numel() * p.element_size() for p in block.parameters)
-            plan.assignments.append(Assignment(block, tier, Chunking.within(memory_budget, size), reason))
+            tier, reason = _choose_tier(block, seen, probe, propose_trial, fastest_tier, evaluation)
+            plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
     _share_candidates(plan.assignments, max_candidates)
     return plan
 
@@ -197,8 +202,22 @@ def _loss_needs_metrics(probe: Probe) -> bool:
         return not bool(torch.isnan(probe.loss()))
 
 
+def _chunking(tier: Tier, block: Block, seen: Observation, memory_budget: int) -> Chunking:
+    if isinstance(tier, HiddenOutcomeTier | ReadoutOutcomeTier):
+        return Chunking(sys.maxsize)
+    size = seen.suffix_bytes(block.name)
+    if isinstance(tier, ParameterTier):
+        size = seen.total_bytes + sum(p.numel() * p.element_size() for p in block.parameters)
+    return Chunking.within(memory_budget, size)
+
+
 def _choose_tier(
-    block: Block, seen: Observation, probe: Probe, propose_trial: ProposeTrial, evaluation: Evaluation
+    block: Block,
+    seen: Observation,
+    probe: Probe,
+    propose_trial: ProposeTrial,
+    fastest_tier: FastestTier,
+    evaluation: Evaluation,
 ) -> tuple[Tier, str]:
     if evaluation == "loop":
         return LoopTier(), "asked for"
@@ -207,7 +226,13 @@ def _choose_tier(
     reasons: list[str] = []
     near = propose_trial(block, 1, 2)
     far = replace(near, probe_radius=_FAR * near.probe_radius)
-    for tier in _vmap_tiers(block, seen):
+    tiers = list(_vmap_tiers(block, seen))
+    if evaluation == "auto":
+        try:
+            tiers.insert(0, fastest_tier(block))
+        except NotAStackError as error:
+            reasons.append(f"not by its outcomes: {error}")
+    for tier in tiers:
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
             return tier, "; ".join(reasons)
@@ -245,7 +270,11 @@ def _first_line(error: BaseException) -> str:
 
 def _share_candidates(assignments: list[Assignment], max_candidates: int | None) -> None:
     """Give every block without an explicit rank as many directions as the step's budget allows."""
-    open_ended = [a for a in assignments if a.block.group["rank"] is None]
+    open_ended = [
+        a
+        for a in assignments
+        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.name in _DEFAULT_CANDIDATES)
+    ]
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or _FULL_RANK
     total_rows = sum(assignment.block.rows for assignment in open_ended)

@@ -21,6 +21,7 @@ class FullSubspace:
     """
 
     name = "full"
+    is_rotated = False
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return D, the coordinates of a particle."""

@@ -22,6 +22,7 @@ class GaussianSubspace:
     """
 
     name = "gaussian"
+    is_rotated = False
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return D: any number of directions up to the row's own dimension."""

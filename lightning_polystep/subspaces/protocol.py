@@ -11,9 +11,14 @@ from lightning_polystep.particles import Block, InputStatistics
 
 
 class Subspace(Protocol):
-    """Chooses the directions in which the particles of a block may move."""
+    """Chooses the directions in which the particles of a block may move.
+
+    ``is_rotated`` tells that the columns of its bases are already Haar-random, so that turning the polytopes once more
+    would change nothing.
+    """
 
     name: str
+    is_rotated: bool
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return how many directions the subspace could give this block now."""

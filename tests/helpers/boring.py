@@ -13,6 +13,7 @@ from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_polystep import PolyStep, PolyStepStrategy
+from models import SpikingMLP
 
 FEATURES = 4
 BATCH = 8
@@ -80,6 +81,24 @@ class Boring(pl.LightningModule):
 
     def configure_optimizers(self):
         return None if self.make_optimizer is None else self.make_optimizer(self)
+
+
+def spiking(kind, dtype=torch.float64):
+    """Make a kind of :class:`Boring` train a network whose outcomes can be scored."""
+
+    class Spiking(kind):
+        def __init__(self, optimizer=polystep, **options):
+            super().__init__(optimizer, **options)
+            del self.net
+            torch.manual_seed(0)
+            self.network = SpikingMLP((FEATURES, 8, 2), num_steps=6, threshold=0.7).to(dtype)
+            self.criterion = nn.CrossEntropyLoss()
+
+        def loss(self, batch):
+            inputs, labels = batch
+            return self.criterion(self.network(inputs.to(dtype)), labels)
+
+    return Spiking
 
 
 def polystep(module, **options):

@@ -7,6 +7,7 @@ copy by plain indexing and runs it. It shares no code with the tiers but the noi
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_polystep.isolation import BufferWatch
-from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import InputStatistics, Proposal
 from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier, outcome_tier
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, recognise
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import learn_inputs, observe, propose
 
-SHIFT, PARAMETERS, LOOP = "vmap (shift)", "vmap (parameters)", "loop"
+OUTCOME, SHIFT, PARAMETERS, LOOP = "outcome", "vmap (shift)", "vmap (parameters)", "loop"
 NOISE_KEY = (11, 0, 0)
 
 
@@ -32,7 +35,7 @@ class Case:
     """A network to score.
 
     ``tiers`` says which tier the plan should choose for each block; ``reason`` is a part of what it should say where
-    that is not the fastest.
+    that is not the fastest. A module with a ``criterion`` has its own loss.
     """
 
     name: str
@@ -44,6 +47,9 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    def loss_of(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return getattr(module, "criterion", self.loss)(module(inputs), targets)
 
 
 @dataclass
@@ -57,6 +63,10 @@ class Prepared:
     evaluate: Callable[[nn.Module], Tensor]
     commit_loss: Tensor
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
+    capture: Capture = field(default_factory=Capture)
+
+    def outcome_tier(self, name: str) -> HiddenOutcomeTier | ReadoutOutcomeTier:
+        return outcome_tier(self.proposals[name].block, recognise(self.module), self.capture)
 
 
 def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Prepared:
@@ -66,13 +76,23 @@ def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Pre
     inputs, targets = (t.to(dtype) if t.is_floating_point() else t for t in case.batch())
 
     def evaluate(network: nn.Module) -> Tensor:
-        return case.loss(network(inputs), targets)
+        return case.loss_of(network, inputs, targets)
 
+    try:
+        stack = recognise(module)
+    except NotAStackError:
+        stack = None
+    capture = Capture()
     optimizer = PolyStep(module.parameters(), seed=0, **{"polytope": "simplex", **group})
     blocks = find_blocks(module, optimizer.param_groups)
     statistics: dict[str, InputStatistics] = {}
     watch = BufferWatch(module)
-    with torch.no_grad(), noise_frame(*NOISE_KEY), observe(module, blocks) as seen:
+    with (
+        torch.no_grad(),
+        noise_frame(*NOISE_KEY),
+        observe(module, blocks, {block.name for block in blocks}) as seen,
+        capturing(stack, capture) if stack is not None else nullcontext(),
+    ):
         commit_loss = evaluate(module)
     learn_inputs(seen, statistics)
     for block in blocks:
@@ -86,7 +106,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Pre
         known = statistics.get(block.name)
         proposals[block.name] = propose(block, known, reach, seed=0, step=0, rank=2, most_rows=5)
     probe = Probe(module, lambda: evaluate(module), NOISE_KEY, frozenset(watch.written(module)))
-    return Prepared(module, probe, seen, proposals, evaluate, commit_loss, statistics)
+    return Prepared(module, probe, seen, proposals, evaluate, commit_loss, statistics, capture)
 
 
 def reference_losses(prepared: Prepared, proposal: Proposal) -> Tensor:
@@ -214,6 +234,18 @@ class CallsAndReads(nn.Module):
         return F.linear(torch.tanh(self.fc(x)), self.fc.weight)
 
 
+class Stacked(nn.Module):
+    """A network with its loss, as a LightningModule holds them."""
+
+    def __init__(self, *layers: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.network = nn.Sequential(*layers)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
 def images() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 2, 7, 7), torch.randint(3, (6,))
 
@@ -307,6 +339,36 @@ CASES: list[Case] = [
         ),
         lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
         {"0": SHIFT, "1.beta": PARAMETERS, "1.threshold": PARAMETERS, "2": SHIFT, "3.beta": PARAMETERS},
+    ),
+    Case(
+        "hard LIF and its loss",
+        lambda: Stacked(
+            nn.Flatten(), nn.Linear(4, 6), LIF(0.8, 0.5, num_steps=9), nn.Linear(6, 3), LIF(0.9, 0.4), SpikeCount()
+        ),
+        lambda: (torch.randn(40, 2, 2), torch.randint(3, (40,))),
+        {"network.1": OUTCOME, "network.3": OUTCOME},
+    ),
+    Case(
+        "hard LIF with learned constants and last membranes, and its loss",
+        lambda: Stacked(
+            nn.Linear(4, 6),
+            LIF(torch.full((6,), 0.8), 0.5, num_steps=5, reset_mechanism="subtract", learn_beta=True),
+            nn.Linear(6, 3, bias=False),
+            LIF(0.9, 0.4, learn_threshold=True, return_membrane=True),
+            LastMembrane(),
+            label_smoothing=0.1,
+        ),
+        lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
+        {"network.0": OUTCOME, "network.1.beta": PARAMETERS, "network.2": OUTCOME, "network.3.threshold": PARAMETERS},
+    ),
+    Case(
+        "hard LIF on a changing current, and its loss",
+        lambda: Stacked(
+            nn.Linear(3, 6), LIF(0.8, 0.5), nn.Linear(6, 5), LIF(0.8, 0.3), nn.Linear(5, 3), LIF(0.9, 0.4), SpikeCount()
+        ),
+        lambda: (torch.randn(9, 20, 3), torch.randint(3, (20,))),
+        {"network.0": SHIFT, "network.2": SHIFT, "network.4": OUTCOME},
+        reason="outcomes are scored through one layer of neurons so far",
     ),
     Case(
         "attention",

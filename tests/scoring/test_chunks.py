@@ -58,7 +58,7 @@ def test_halves_as_often_as_it_must_in_the_middle_of_a_share():
     device.room = 1
     with pytest.warns(UserWarning, match="Out of memory") as caught:
         rest = chunking.run(device, range(26, 30))
-    assert len(caught) == 3
+    assert len(caught) == 2, "from the 4 that were tried, not from 13"
     assert chunking.size == 1
     assert torch.cat([scored, rest]).tolist() == list(range(13, 30))
 

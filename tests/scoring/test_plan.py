@@ -13,7 +13,7 @@ from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan import Assignment
-from tests.helpers.parity import CASES, LOOP, PARAMETERS, SHIFT, prepare, reference_losses, vectors
+from tests.helpers.parity import CASES, LOOP, OUTCOME, PARAMETERS, SHIFT, prepare, reference_losses, vectors
 
 
 def planned(module, closure, *, evaluation="auto", max_candidates=None, **options):
@@ -32,7 +32,7 @@ def planned(module, closure, *, evaluation="auto", max_candidates=None, **option
 def plan_of_case(case, **options):
     module = case.build().train()
     inputs, targets = case.batch()
-    return planned(module, lambda: case.loss(module(inputs), targets), **options)
+    return planned(module, lambda: case.loss_of(module, inputs, targets), **options)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -46,7 +46,10 @@ def test_each_block_gets_the_fastest_tier_that_agrees(case):
         assert any(case.reason in note for note in notes), notes
     for name, tier in case.tiers.items():
         assert (tier == LOOP) <= bool(assignments[name].reason), "a loop needs a reason"
-        assert (tier == SHIFT) <= (not assignments[name].note), "the fastest needs none"
+        assert (tier == OUTCOME) <= (not assignments[name].note), "the fastest needs none"
+        if tier == SHIFT:
+            assert assignments[name].note.startswith("not by its outcomes: "), "and the next one says why not"
+            assert ";" not in assignments[name].note
     text = str(engine.plan)
     assert all(name[:12] in text for name in case.tiers)
 
@@ -56,7 +59,8 @@ def test_the_table_holds_the_numbers():
     assert engine.plan.last_candidates == {"0": 32, "1.weight": 16, "1.bias": 16, "4": 20, "6": 12}
     text = str(engine.plan)
     assert "96 candidates per step" in text
-    assert "1. not a Linear or Conv2d weight: no inputs to span" in text
+    assert "1. not by its outcomes: the module has no attributes network and criterion" in text
+    assert "2. not a Linear or Conv2d weight: no inputs to span; not by its outcomes: " in text
     assert text.count("no inputs to span") == 1, "a note that several blocks share is printed once"
 
 
@@ -72,6 +76,7 @@ def test_vmap_refuses_what_it_cannot_take():
         plan_of_case(case, evaluation="vmap")
     assignments, _ = plan_of_case(CASES[0], evaluation="vmap")
     assert assignments["0"].tier.name == SHIFT
+    assert not assignments["0"].note, "outcomes were not asked for"
 
 
 def test_layers_that_are_never_called_say_so():
@@ -97,7 +102,7 @@ def test_a_penalty_on_the_weights_is_not_lost_in_the_tolerance(strength):
 
 def test_hard_thresholds_do_not_send_a_network_to_the_loop():
     """Rounding may push a sample over a threshold in one way of scoring and not in the other."""
-    (case,) = (case for case in CASES if case.name.startswith("hard LIF"))
+    (case,) = (case for case in CASES if case.name == "hard LIF with learned leak and threshold")
     for seed in range(3):
         torch.manual_seed(seed)
         assignments, _ = plan_of_case(case)
@@ -195,6 +200,24 @@ def test_the_loop_is_given_fewer_candidates():
     assert 0 < by_loop <= 256 < by_vmap <= 2048
 
 
+def spiking_case():
+    (case,) = (case for case in CASES if case.name == "hard LIF and its loss")
+    return case
+
+
+def test_outcomes_are_given_full_rank_unless_the_budget_is_set():
+    _, engine = plan_of_case(spiking_case(), rank=None)
+    assert engine.plan.last_candidates == {"network.1": 6 * 2 * 5, "network.3": 3 * 2 * 7}
+    _, engine = plan_of_case(spiking_case(), rank=None, max_candidates=40)
+    assert 0 < sum(engine.plan.last_candidates.values()) <= 40
+
+
+def test_outcomes_are_scored_in_one_go():
+    assignments, _ = plan_of_case(spiking_case())
+    assert assignments["network.1"].chunking.size > 10**9
+    assert assignments["network.3"].chunking.size > 10**9
+
+
 def test_chunks_follow_the_memory_budget():
     def chunk(budget):
         module, inputs = nn.Linear(4, 100), torch.randn(50, 4)
@@ -262,6 +285,28 @@ def test_a_tier_that_fails_steps_down_to_the_loop_once_with_a_warning(prepared):
             assignment.score(proposal, prepared.probe, range(2))
     assert assignment.tier.name == LOOP
     assert "no batching rule" in assignment.note
+
+
+def test_outcomes_that_fail_leave_no_more_candidates_than_a_loop_can_afford():
+    case = spiking_case()
+    assignments, _ = plan_of_case(case, rank=None)
+    prepared = prepare(case)
+    proposal, assignment = prepared.proposals["network.1"], assignments["network.1"]
+    assert assignment.rank * assignment.block.rows > 256
+    assignment.tier = Failing(RuntimeError("lost"))
+    with prepared.probe.isolated(), pytest.warns(UserWarning, match="one candidate at a time"):
+        assignment.score(proposal, prepared.probe, range(2))
+    rank = min(assignment.rank, assignment.block.dim)
+    assert 2 * rank * (assignment.most_rows or assignment.block.rows) <= 256
+
+
+def test_a_large_chunk_that_runs_out_of_memory_is_halved_from_what_was_tried(prepared):
+    proposal = prepared.proposals["0"]
+    tier = Failing(torch.OutOfMemoryError("CUDA out of memory"), room=proposal.candidates // 2)
+    assignment = Assignment(proposal.block, tier, Chunking(2**60))
+    with prepared.probe.isolated(), pytest.warns(UserWarning, match="candidates at once") as caught:
+        assignment.score(proposal, prepared.probe, range(proposal.candidates))
+    assert len(caught) == 1
 
 
 def test_an_error_of_the_loop_is_the_users_own(prepared):

@@ -1,0 +1,215 @@
+"""Score: recognise a network whose outcomes can be scored, and keep what its layers saw in the commit pass.
+
+A LightningModule says what its network and loss are by two attributes, ``network`` and ``criterion``; nothing else is
+asked of it. The stack is a sequence of Linear and hard LIF layers in ``nn.Sequential`` order with a readout at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.sites import is_recording
+
+# Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
+_CHECKED_SAMPLES = 32
+_LINEAR_ROUNDING = 1e-3
+
+
+class NotAStackError(Exception):
+    """Says why a module cannot be scored by its outcomes."""
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """A Linear layer and the neurons that it drives."""
+
+    linear: nn.Linear
+    neurons: LIF
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A recognised network with its loss.
+
+    Args:
+        network: The whole network.
+        layers: Its spiking layers, first to last.
+        readout: The layer that turns the last spikes or membranes into scores.
+        criterion: The loss.
+    """
+
+    network: nn.Module
+    layers: tuple[SpikingLayer, ...]
+    readout: SpikeCount | LastMembrane
+    criterion: nn.CrossEntropyLoss
+
+
+def recognise(module: nn.Module) -> Stack:
+    """Read a module's ``network`` and ``criterion``.
+
+    Args:
+        module: A LightningModule, or any module with these two attributes.
+
+    Returns:
+        The stack.
+
+    Raises:
+        NotAStackError: Naming what is missing or unknown.
+    """
+    network, criterion = getattr(module, "network", None), getattr(module, "criterion", None)
+    if not isinstance(network, nn.Module) or not isinstance(criterion, nn.Module):
+        raise NotAStackError("the module has no attributes network and criterion")
+    children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
+    readout, pairs = children[-1] if children else None, children[:-1]
+    if not isinstance(readout, SpikeCount | LastMembrane) or type(readout) not in {SpikeCount, LastMembrane}:
+        raise NotAStackError("the network does not end in SpikeCount or LastMembrane")
+    layers = []
+    for linear, neurons in zip(pairs[::2], pairs[1::2], strict=False):
+        if type(linear) is not nn.Linear or type(neurons) is not LIF:
+            raise NotAStackError(
+                f"{type(linear).__name__} followed by {type(neurons).__name__} is not Linear followed by LIF"
+            )
+        layers.append(SpikingLayer(linear, neurons))
+    if not layers or len(pairs) % 2:
+        raise NotAStackError("the network is not a sequence of Linear and LIF layers")
+    return Stack(network, tuple(layers), readout, _known_criterion(criterion))
+
+
+def _in_order(network: nn.Module) -> Iterator[nn.Module]:
+    """The leaves of nested Sequentials, in the order in which they run."""
+    if not isinstance(network, nn.Sequential):
+        yield network
+        return
+    if type(network).forward is not nn.Sequential.forward:
+        raise NotAStackError(f"{type(network).__name__} has a forward of its own")
+    for child in network:
+        yield from _in_order(child)
+
+
+def _known_criterion(criterion: nn.Module) -> nn.CrossEntropyLoss:
+    if not isinstance(criterion, nn.CrossEntropyLoss) or type(criterion) is not nn.CrossEntropyLoss:
+        raise NotAStackError(f"{type(criterion).__name__} is not CrossEntropyLoss")
+    if criterion.weight is not None or criterion.reduction != "mean" or criterion.ignore_index != -100:
+        raise NotAStackError("CrossEntropyLoss with class weights, ignore_index or another reduction than the mean")
+    return criterion
+
+
+@dataclass
+class Capture:
+    """What the layers of a stack saw in the latest commit pass.
+
+    Args:
+        inputs: Input of each Linear layer, (N, D) or (T, N, D).
+        currents: Input of each LIF layer, the Linear layer's output.
+        scores: What the criterion was given first, (N, C).
+        targets: What it was given second, (N,) class indices.
+        calls: How often the criterion ran.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    currents: list[Tensor] = field(default_factory=list)
+    scores: Tensor | None = None
+    targets: Tensor | None = None
+    calls: int = 0
+
+    def clear(self) -> None:
+        """Forget the last pass."""
+        self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
+
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """Return the scores and the targets.
+
+        Raises:
+            RuntimeError: When the criterion has not run.
+        """
+        if self.scores is None or self.targets is None:
+            raise RuntimeError("The criterion has not run in this commit pass.")
+        return self.scores, self.targets
+
+    def loss(self, stack: Stack) -> Tensor:
+        """Return the incumbent's loss in float64."""
+        scores, targets = self.scored()
+        smoothing = stack.criterion.label_smoothing
+        return nn.functional.cross_entropy(scores.double(), targets, label_smoothing=smoothing)
+
+
+@contextmanager
+def capturing(stack: Stack, into: Capture) -> Iterator[None]:
+    """Fill a capture while the body runs the commit pass.
+
+    Args:
+        stack: The stack.
+        into: Where to keep what its layers see; emptied first.
+    """
+    into.clear()
+
+    def on_linear(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if is_recording():
+            into.inputs.append(args[0].detach())
+            into.currents.append(output.detach())
+
+    def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if is_recording():
+            arguments = dict(zip(("input", "target"), args, strict=False)) | named
+            into.scores, into.targets = arguments["input"].detach(), arguments["target"].detach()
+            into.calls += 1
+
+    with ExitStack() as hooks:
+        for layer in stack.layers:
+            hooks.callback(layer.linear.register_forward_hook(on_linear).remove)
+        hooks.callback(stack.criterion.register_forward_pre_hook(on_criterion, with_kwargs=True).remove)
+        yield
+
+
+def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
+    """Return why the captured pass does not explain the loss that the step returned; None when it does.
+
+    Args:
+        stack: The stack.
+        capture: What its layers saw.
+        loss: The loss of the commit pass.
+    """
+    if capture.calls != 1 or len(capture.currents) != len(stack.layers):
+        return f"the criterion ran {capture.calls} times, and the network's Linear layers {len(capture.currents)} times"
+    if capture.scores is None or capture.targets is None or capture.targets.is_floating_point():
+        return "the targets are not class indices"
+    if bool((capture.targets < 0).any()):
+        return "some targets are to be ignored"
+    own = capture.loss(stack)
+    if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
+        return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
+    return _intervention(stack, capture, capture.scores)
+
+
+def _intervention(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
+    """Return where something beside the layers had a hand in the pass (a hook, a change in place); None if nowhere.
+
+    Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
+    """
+    every = slice(None, None, max(1, len(scores) // _CHECKED_SAMPLES))
+    last = len(stack.layers) - 1
+    for index, (layer, inputs, currents) in enumerate(zip(stack.layers, capture.inputs, capture.currents, strict=True)):
+        linear, neurons = layer.linear, layer.neurons
+        if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
+            return f"the network computes in {currents.dtype}"
+        expected = 2 if neurons.num_steps is not None else 3
+        if currents.ndim != expected or scores.ndim != 2 or currents.shape[-2] != len(scores):
+            return f"a layer's current has shape {tuple(currents.shape)}: not one position per sample"
+        current = currents[..., every, :]
+        own = functional.linear(inputs[..., every, :], linear.weight, linear.bias)
+        if not bool((own - current).abs().max() <= _LINEAR_ROUNDING * current.abs().max()):
+            return f"something beside Linear layer {index + 1} had a hand in its output"
+        output = LIF.forward(neurons, current)
+        after = stack.readout.forward(output) if index == last else output  # type: ignore[arg-type]
+        seen = scores[every] if index == last else capture.inputs[index + 1][..., every, :]
+        if not torch.equal(cast("Tensor", after), seen):
+            return f"something beside LIF layer {index + 1} had a hand in its output"
+    return None

@@ -1,0 +1,268 @@
+"""What is recognised as a network whose outcomes can be scored, and the reason where something is not."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, disagreement, recognise
+from lightning_polystep.sites import not_recording
+from models import Classifier, SpikingMLP
+from tests.helpers.parity import Stacked
+
+
+def layers(**neurons):
+    return [nn.Linear(4, 6), LIF(0.9, num_steps=5, **neurons), nn.Linear(6, 3), LIF(0.9), SpikeCount()]
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OwnNeurons(LIF):
+    pass
+
+
+class HalfCount(SpikeCount):
+    def forward(self, spikes):
+        return 0.5 * super().forward(spikes)
+
+
+class Renamed(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def with_network(network, criterion=None):
+    return Renamed(network=network, criterion=criterion or nn.CrossEntropyLoss())
+
+
+# What is recognised.
+
+
+def test_a_stack_is_read_from_network_and_criterion():
+    module = Stacked(nn.Flatten(), *layers(), label_smoothing=0.2)
+    stack = recognise(module)
+    assert stack.network is module.network
+    assert stack.criterion is module.criterion
+    assert stack.readout is module.network[-1]
+    assert [(pair.linear, pair.neurons) for pair in stack.layers] == [
+        (module.network[1], module.network[2]),
+        (module.network[3], module.network[4]),
+    ]
+
+
+def test_nested_sequentials_are_read_in_order():
+    first, rest = layers()[:2], layers()[2:]
+    nested = nn.Sequential(nn.Identity(), nn.Sequential(nn.Flatten(), *first), nn.Sequential(nn.Sequential(*rest)))
+    assert [pair.linear for pair in recognise(with_network(nested)).layers] == [first[0], rest[0]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_layers_is_a_stack(count):
+    network = SpikingMLP([4] * (count + 1), 5)
+    assert len(recognise(Classifier(network, 4)).layers) == count
+
+
+def test_last_membranes_are_a_readout():
+    membranes = [nn.Linear(4, 3), LIF(num_steps=3, return_membrane=True), LastMembrane()]
+    assert isinstance(recognise(Stacked(*membranes)).readout, LastMembrane)
+
+
+# What is not, and why.
+
+_NO_ATTRIBUTES = "the module has no attributes network and criterion"
+_NO_READOUT = "the network does not end in SpikeCount or LastMembrane"
+_NO_SEQUENCE = "the network is not a sequence of Linear and LIF layers"
+_NO_PLAIN_LOSS = "CrossEntropyLoss with class weights, ignore_index or another reduction than the mean"
+
+
+def _normed():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: nn.Sequential(*layers()), _NO_ATTRIBUTES),
+        (lambda: Renamed(network=nn.Sequential(*layers())), _NO_ATTRIBUTES),
+        (lambda: Renamed(network=nn.Sequential(*layers()), criterion=F.cross_entropy), _NO_ATTRIBUTES),
+        (lambda: with_network(OwnForward(*layers())), "OwnForward has a forward of its own"),
+        (lambda: with_network(nn.Sequential(OwnForward(*layers()))), "OwnForward has a forward of its own"),
+        (lambda: with_network(nn.Sequential()), _NO_READOUT),
+        (lambda: with_network(nn.Sequential(*layers()[:-1])), _NO_READOUT),
+        (lambda: with_network(nn.Sequential(*layers()[:-1], HalfCount())), _NO_READOUT),
+        (lambda: with_network(nn.Linear(4, 3)), _NO_READOUT),
+        (lambda: with_network(nn.Sequential(SpikeCount())), _NO_SEQUENCE),
+        (lambda: with_network(nn.Sequential(*layers()[:-2], SpikeCount())), _NO_SEQUENCE),
+        (
+            lambda: with_network(nn.Sequential(*layers()[:2], nn.Dropout(), *layers()[2:])),
+            "Dropout followed by Linear is not Linear followed by LIF",
+        ),
+        (
+            lambda: with_network(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), *layers()[2:])),
+            "Linear followed by ReLU is not Linear followed by LIF",
+        ),
+        (
+            lambda: with_network(nn.Sequential(nn.Linear(4, 6), OwnNeurons(num_steps=5), *layers()[2:])),
+            "Linear followed by OwnNeurons is not Linear followed by LIF",
+        ),
+        (
+            lambda: with_network(nn.Sequential(_normed(), *layers()[1:])),
+            "ParametrizedLinear followed by LIF is not Linear followed by LIF",
+        ),
+        (lambda: with_network(nn.Sequential(*layers()), nn.MSELoss()), "MSELoss is not CrossEntropyLoss"),
+        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(torch.ones(3))), _NO_PLAIN_LOSS),
+        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(reduction="sum")), _NO_PLAIN_LOSS),
+        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(ignore_index=0)), _NO_PLAIN_LOSS),
+    ],
+)
+def test_refusals_name_the_reason(build, reason):
+    with pytest.raises(NotAStackError) as refusal:
+        recognise(build())
+    assert str(refusal.value) == reason
+
+
+# What is kept of a pass, and whether it explains the loss.
+
+
+class Pass:
+    """A stack with a batch and its captured pass."""
+
+    def __init__(self, module=None, shape=(40, 4)):
+        self.module = module or Stacked(*layers())
+        self.stack, self.capture = recognise(self.module), Capture()
+        self.inputs, self.targets = torch.randn(shape), torch.randint(3, (40,))
+
+    def problem(self, step=None):
+        step = step or (lambda: self.module.criterion(self.module.network(self.inputs), self.targets))
+        with torch.no_grad(), capturing(self.stack, self.capture):
+            loss = step()
+        return disagreement(self.stack, self.capture, loss)
+
+
+def test_a_pass_is_captured_layer_by_layer():
+    run = Pass()
+    assert run.problem() is None
+    network, capture = run.module.network, run.capture
+    with torch.no_grad():
+        currents = network[0](run.inputs)
+        spikes = network[1](currents)
+        assert torch.equal(capture.inputs[0], run.inputs)
+        assert torch.equal(capture.currents[0], currents)
+        assert torch.equal(capture.inputs[1], spikes)
+        assert torch.equal(capture.currents[1], network[2](spikes))
+        scores = network(run.inputs)
+        assert torch.equal(capture.scored()[0], scores)
+        assert capture.scored()[1] is not run.targets
+        assert torch.equal(capture.scored()[1], run.targets)
+        torch.testing.assert_close(capture.loss(run.stack), F.cross_entropy(scores.double(), run.targets))
+    assert run.problem() is None, "the next pass replaces it"
+    assert (len(capture.inputs), len(capture.currents), capture.calls) == (2, 2, 1)
+
+
+def test_hooks_are_gone_afterwards_and_probes_are_not_captured():
+    run = Pass()
+    run.problem()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in run.module.modules())
+    with capturing(run.stack, run.capture), not_recording():
+        run.module.criterion(run.module.network(run.inputs), run.targets)
+    assert run.capture.calls == 0
+    with pytest.raises(RuntimeError, match="criterion has not run"):
+        run.capture.scored()
+
+
+def test_arguments_may_be_named():
+    run = Pass()
+    network, criterion = run.module.network, run.module.criterion
+    assert run.problem(lambda: criterion(target=run.targets, input=network(run.inputs))) is None
+    assert run.problem(lambda: criterion(network(run.inputs), target=run.targets)) is None
+
+
+_TWICE = "the criterion ran 2 times, and the network's Linear layers {} times"
+_STEPS = {
+    "a penalty": (
+        lambda m, x, y: m.criterion(m.network(x), y) + m.network[0].weight.square().sum(),
+        "the step returned",
+    ),
+    "a scale": (lambda m, x, y: 0.5 * m.criterion(m.network(x), y), "the step returned a loss of"),
+    "the network twice": (
+        lambda m, x, y: m.criterion(m.network(x) + m.network(-x), y),
+        "the criterion ran 1 times, and the network's Linear layers 4 times",
+    ),
+    "the criterion twice": (lambda m, x, y: m.criterion(m.network(x), y) + m.criterion(m.network(x), y), "ran 2 times"),
+    "mixup": (
+        lambda m, x, y: sum(m.criterion(scores, y) for scores in m.network(x).unsqueeze(0).expand(2, -1, -1)),
+        _TWICE.format(2),
+    ),
+    "another loss": (lambda m, x, y: F.cross_entropy(m.network(x), y), "the criterion ran 0 times"),
+    "soft targets": (lambda m, x, y: m.criterion(m.network(x), F.one_hot(y, 3).float()), "not class indices"),
+    "ignored targets": (
+        lambda m, x, y: m.criterion(m.network(x), y.where(torch.arange(40) > 3, -100)),
+        "some targets are to be ignored",
+    ),
+    "a temperature": (lambda m, x, y: m.criterion(m.network(x) / 2, y), "something beside LIF layer 2 had a hand"),
+    "another order": (lambda m, x, y: m.criterion(m.network(x), y).neg(), "the step returned a loss of -"),
+    "work between the layers": (
+        lambda m, x, y: m.criterion(m.network[2:](0.5 * m.network[:2](x)), y),
+        "something beside LIF layer 1 had a hand in its output",
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "reason"), _STEPS.values(), ids=_STEPS)
+def test_a_step_that_does_more_is_found_out(step, reason):
+    run = Pass()
+    assert reason in run.problem(lambda: step(run.module, run.inputs, run.targets))
+    assert run.problem() is None
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [(0, "Linear layer 1"), (1, "LIF layer 1"), (2, "Linear layer 2"), (3, "LIF layer 2")]
+)
+def test_hooks_that_change_an_output_are_found_out(place, reason):
+    run = Pass()
+    with torch.no_grad():
+        run.module.network[2].weight.mul_(5)
+    run.module.network[place].register_forward_hook(lambda _module, _args, output: output * 1.5)
+    assert run.problem() == f"something beside {reason} had a hand in its output"
+
+
+def test_hooks_that_look_on_are_no_reason():
+    run = Pass()
+    seen = []
+    run.module.network[0].register_forward_hook(lambda _module, _args, output: seen.append(output.mean()))
+    assert run.problem() is None
+    assert len(seen) == 1
+
+
+def test_an_input_that_is_changed_in_place_is_found_out():
+    run = Pass()
+
+    def step():
+        loss = run.module.criterion(run.module.network(run.inputs), run.targets)
+        run.inputs.add_(1)
+        return loss
+
+    assert run.problem(step) == "something beside Linear layer 1 had a hand in its output"
+
+
+def test_lower_precision_is_named():
+    run = Pass()
+    run.module.bfloat16()
+    run.inputs = run.inputs.bfloat16()
+    step = lambda: run.module.criterion(run.module.network(run.inputs).float(), run.targets)  # noqa: E731
+    assert run.problem(step) == "the network computes in torch.bfloat16"
+
+
+def test_several_positions_per_sample_are_named():
+    run = Pass(Stacked(*layers()), shape=(40, 2, 4))
+
+    def step():
+        return run.module.criterion(run.module.network(run.inputs)[:, 0], run.targets)
+
+    assert run.problem(step) == "a layer's current has shape (40, 2, 6): not one position per sample"
