@@ -47,6 +47,7 @@ _ELEMENTS = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
     types.int32: ir.IntType(32),
+    types.int64: ir.IntType(64),
     types.boolean: ir.IntType(1),
 }
 
@@ -130,6 +131,37 @@ def increment(typing: Any, counts: Vector, mask: Vector) -> Any:
         return builder.add(arguments[0], builder.zext(arguments[1], counts.llvm))
 
     return counts(counts, mask), generate
+
+
+@intrinsic
+def mark(typing: Any, words: Vector, mask: Vector, flag: Vector) -> Any:
+    """Set the bits of ``flag`` in the integer lanes that ``mask`` selects."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        nothing = ir.Constant(words.llvm, [0] * LANES)
+        return builder.or_(arguments[0], builder.select(arguments[1], arguments[2], nothing))
+
+    return words(words, mask, flag), generate
+
+
+@intrinsic
+def bits(typing: Any, mask: Vector) -> Any:
+    """Return the lanes of a mask as the low bits of an int64, the first lane as the lowest."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.zext(builder.bitcast(arguments[0], ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(mask), generate
+
+
+@intrinsic
+def lowest_bit(typing: Any, word: types.Integer) -> Any:
+    """Return the index of the lowest bit that is set in an int64 other than 0."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic

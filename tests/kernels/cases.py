@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from lightning_polystep.functional import lif
-from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary
+from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary, lif_train_costs
 
 LOSSES = ("cross_entropy_count", "cross_entropy_membrane", "mse_rate")
 NEURONS = list(itertools.product(("zero", "subtract", "none"), (False, True), ("ge", "gt")))
-OPERATORS = {"lif_outcome_costs": lif_outcome_costs, "lif_direct_costs": lif_direct_costs}
+OPERATORS = {
+    "lif_outcome_costs": lif_outcome_costs,
+    "lif_direct_costs": lif_direct_costs,
+    "lif_train_costs": lif_train_costs,
+}
+WITH_TRITON = ("lif_outcome_costs", "lif_direct_costs")
 
 
 class Sizes(NamedTuple):
@@ -22,6 +27,7 @@ class Sizes(NamedTuple):
     classes: int = 4
     candidates: int = 6
     units: int = 3
+    hidden: tuple[int, ...] = ()  # neurons of the layers between the candidates' and the readout
 
 
 def run(implementation, name, arguments):
@@ -46,11 +52,16 @@ def readout_case(sizes, loss, neuron, dtype, dyadic=False, dense=False):
     return values(n, t, c, dtype=dtype, dyadic=dyadic), beta, threshold, target, loss, *neuron, smoothing
 
 
+def lif_constants(size, dtype, dyadic):
+    """Beta and threshold of a hidden layer."""
+    beta = torch.tensor([0.5, 0.75] * size)[:size] if dyadic else torch.rand(size)
+    threshold = torch.tensor([0.5, 1.0, 0.25] * size)[:size]
+    return beta.to(dtype), threshold.to(dtype)
+
+
 def hidden_neurons(sizes, neuron, dtype, dyadic=False):
     """Beta and threshold per hidden neuron, and their outcomes."""
-    beta = torch.tensor([0.5, 0.75] * sizes.units)[: sizes.units] if dyadic else torch.rand(sizes.units)
-    threshold = torch.tensor([0.5, 1.0, 0.25] * sizes.units)[: sizes.units]
-    beta, threshold = beta.to(dtype), threshold.to(dtype)
+    beta, threshold = lif_constants(sizes.units, dtype, dyadic)
     mechanism, delay, spike_on = neuron
     options = {"reset_mechanism": mechanism, "reset_delay": delay, "spike_on": spike_on}
     return beta, threshold, options, lif_outcome_dictionary(beta, threshold, sizes.steps, dtype=dtype, **options)
@@ -59,13 +70,27 @@ def hidden_neurons(sizes, neuron, dtype, dyadic=False):
 def case(name, sizes, loss, neuron, dtype=torch.float64, dyadic=False, dense=False):
     """Arguments of an operator."""
     tail = readout_case(sizes, loss, neuron, dtype, dyadic, dense)
-    n, t, c, v, u = sizes
+    n, t, c, v, u, _ = sizes
     if name == "lif_direct_costs":
         return values(n, t, v, dtype=dtype, dyadic=dyadic, spread=0.3), *tail
+    if name == "lif_train_costs":
+        return train_case(sizes, neuron, dtype, tail, dyadic=dyadic)
     *_, (boundaries, trains) = hidden_neurons(sizes, neuron, dtype, dyadic)
     shifts = values(n, v, dtype=dtype, dyadic=dyadic)
     weight = values(c, u, dtype=dtype, dyadic=dyadic)
     return values(n, u, dtype=dtype, dyadic=dyadic), shifts, boundaries, trains, weight, *tail
+
+
+def train_case(sizes, neuron, dtype, tail, dyadic=False, constant=False):
+    """Shifts, hidden layers whose currents need not follow from each other, and the readout."""
+    n, t, c, v, u, hidden = sizes
+    layers = (u, *hidden)
+    length = 1 if constant else t
+    shifts = values(n, length, v, dtype=dtype, dyadic=dyadic)
+    currents = [values(n, t if layer else length, h, dtype=dtype, dyadic=dyadic) for layer, h in enumerate(layers)]
+    betas, thresholds = zip(*(lif_constants(h, dtype, dyadic) for h in layers), strict=True)
+    weights = [values(b, a, dtype=dtype, dyadic=dyadic) for a, b in zip(layers, (*hidden, c), strict=True)]
+    return shifts, currents, list(betas), list(thresholds), weights, *tail, *neuron
 
 
 def network_losses(currents, beta, threshold, target, loss, *neuron_and_smoothing):
@@ -86,7 +111,7 @@ if __name__ == "__main__":
     # Started by the tests with TRITON_INTERPRET=1, which Triton reads once, when it is imported.
     torch.manual_seed(0)
     shapes = (Sizes(3, 4, 3, 5, 2), Sizes(1, 1, 1, 1, 1))
-    for name, loss, neuron, sizes in itertools.product(OPERATORS, LOSSES, NEURONS[::5], shapes):
+    for name, loss, neuron, sizes in itertools.product(WITH_TRITON, LOSSES, NEURONS[::5], shapes):
         arguments = case(name, sizes, loss, neuron, torch.float32)
         found, expected = run("triton", name, arguments), run("reference", name, arguments)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

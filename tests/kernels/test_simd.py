@@ -6,11 +6,14 @@ from numba import njit
 
 from lightning_polystep.kernels.simd import (
     LANES,
+    bits,
     differ,
     element,
     increment,
     load,
     lookup,
+    lowest_bit,
+    mark,
     splat,
     store,
     to_float64,
@@ -34,6 +37,13 @@ def _integers(counts, table, out):
     return differ(k, more), differ(k, k)
 
 
+@njit
+def _bits(a, out):
+    mask = load(a, 0) >= splat(a[1])
+    store(out, 0, mark(load(out, 0), mask, splat(np.int64(1) << 63)))
+    return bits(mask), lowest_bit(bits(mask) << 40), lowest_bit(np.int64(1) << 63)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_float_lanes(dtype):
     a = np.random.randn(LANES + 1).astype(dtype)
@@ -50,3 +60,13 @@ def test_integer_lanes():
     counts = np.random.randint(0, LANES, LANES).astype(np.int32)
     assert _integers(counts, table, out) == (True, False)
     assert np.array_equal(out, table[1 + counts] + counts + (table[:LANES] >= table[3]))
+
+
+def test_bits():
+    a, out = np.random.randn(LANES).astype(np.float32), np.arange(LANES)
+    chosen = a >= a[1]
+    packed, lowest, highest = _bits(a, out)
+    assert packed == sum(1 << lane for lane in range(LANES) if chosen[lane])
+    assert lowest == 40 + int(np.flatnonzero(chosen)[0])
+    assert highest == 63
+    assert np.array_equal(out, np.where(chosen, np.arange(LANES) + np.iinfo(np.int64).min, np.arange(LANES)))

@@ -202,14 +202,55 @@ def resimulate(
             u3, spike3 = step(u3, current + splat(changes[3, t]) * weight, beta, fire_at, level, zero, mode)
             k0, k1 = increment(k0, spike0), increment(k1, spike1)
             k2, k3 = increment(k2, spike2), increment(k3, spike3)
-        store(counts, block, k0)
-        store(counts, width + block, k1)
-        store(counts, 2 * width + block, k2)
-        store(counts, 3 * width + block, k3)
-        store(membranes, block, u0)
-        store(membranes, width + block, u1)
-        store(membranes, 2 * width + block, u2)
-        store(membranes, 3 * width + block, u3)
+        _store_group(counts, block, width, k0, k1, k2, k3)
+        _store_group(membranes, block, width, u0, u1, u2, u3)
+
+
+@borrowing
+def resimulate_currents(
+    incumbent: Incumbent,
+    sample: int,
+    currents: NDArray[Any],
+    first: int,
+    counts: NDArray[np.int32],
+    membranes: NDArray[Any],
+) -> None:
+    """Run a group of candidates on currents of their own, as :func:`resimulate` does for one hidden unit that changes.
+
+    Args:
+        incumbent: Where they start from.
+        sample: n.
+        currents: Of the candidates, (GROUP, T, W); read from ``first`` on.
+        first: The first time at which a current differs from the incumbent's.
+        counts: Gets the spike counts, (GROUP, W).
+        membranes: Gets the last membranes, (GROUP, W).
+    """
+    mode = incumbent.mode
+    _, steps, width = incumbent.currents.shape
+    zero = splat(incumbent.membranes[0, 0, 0])
+    for block in range(0, width, LANES):
+        beta, fire_at, level = load(incumbent.beta, block), load(incumbent.fire_at, block), load(incumbent.level, block)
+        start = (sample * (steps + 1) + first) * width + block
+        u0 = u1 = u2 = u3 = load(incumbent.membranes, start)
+        k0 = k1 = k2 = k3 = load(incumbent.counts, start)
+        for t in range(first, steps):
+            here = t * width + block
+            u0, spike0 = step(u0, load(currents, here), beta, fire_at, level, zero, mode)
+            u1, spike1 = step(u1, load(currents, here + steps * width), beta, fire_at, level, zero, mode)
+            u2, spike2 = step(u2, load(currents, here + 2 * steps * width), beta, fire_at, level, zero, mode)
+            u3, spike3 = step(u3, load(currents, here + 3 * steps * width), beta, fire_at, level, zero, mode)
+            k0, k1 = increment(k0, spike0), increment(k1, spike1)
+            k2, k3 = increment(k2, spike2), increment(k3, spike3)
+        _store_group(counts, block, width, k0, k1, k2, k3)
+        _store_group(membranes, block, width, u0, u1, u2, u3)
+
+
+@borrowing
+def _store_group(rows: NDArray[Any], block: int, width: int, v0: Any, v1: Any, v2: Any, v3: Any) -> None:
+    store(rows, block, v0)
+    store(rows, width + block, v1)
+    store(rows, 2 * width + block, v2)
+    store(rows, 3 * width + block, v3)
 
 
 @borrowing
