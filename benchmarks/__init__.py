@@ -1,0 +1,1 @@
+"""What is fast, measured; tests never assert a time."""
