@@ -186,6 +186,8 @@ class Engine:
         progress.candidates += candidates
         progress.samples += candidates * samples
         progress.micro_batch += 1
+        # The next loss of a manual step has a pass of its own to explain it.
+        self._capture.clear()
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Make one step in plain PyTorch.
