@@ -159,11 +159,16 @@ class Engine:
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
-        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
-        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
+        if bool(torch.isfinite(guards.check_loss(loss)).all()):
+            self._gather(evaluate, loss, samples, weight)
+        else:
             self._count_skipped()
-            progress.micro_batch += 1
-            return
+        self.optimizer.progress.micro_batch += 1
+        # The next loss of a manual step has a pass of its own to explain it.
+        self._capture.clear()
+
+    def _gather(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float) -> None:
+        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
         learn_inputs(self._seen, self.optimizer.statistics)
         self._written_buffers |= self._buffers.written(self.module)
@@ -185,9 +190,6 @@ class Engine:
         candidates = sum(proposal.candidates for proposal in pending.proposals)
         progress.candidates += candidates
         progress.samples += candidates * samples
-        progress.micro_batch += 1
-        # The next loss of a manual step has a pass of its own to explain it.
-        self._capture.clear()
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Make one step in plain PyTorch.

@@ -102,12 +102,11 @@ class Plan:
 
     Args:
         assignments: One per block.
-        written_buffers: Names of the buffers that the step writes.
         live_metrics: Whether the loss depends on a torchmetrics object.
+        last_candidates: Candidates of each block in the step that the plan was made for, by name.
     """
 
     assignments: list[Assignment]
-    written_buffers: frozenset[str] = frozenset()
     live_metrics: bool = False
     last_candidates: dict[str, int] = field(default_factory=dict)
 
@@ -177,7 +176,7 @@ def make_plan(
     Raises:
         RuntimeError: With ``evaluation="vmap"``, when vmap cannot take a block.
     """
-    plan = Plan([], probe.written_buffers, _loss_needs_metrics(probe))
+    plan = Plan([], _loss_needs_metrics(probe))
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
         for block in blocks:

@@ -1,13 +1,11 @@
 """The loss of a sample as a function of one logit, the others staying as they are."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism, lif
-from lightning_polystep.kernels.readout import Readout, target_weights
+from lightning_polystep.kernels.readout import Readout, readout_scores, target_weights
 
 
 class OneLogit(NamedTuple):
@@ -26,26 +24,9 @@ class OneLogit(NamedTuple):
     base: Tensor
 
 
-def incumbent_logits(readout: Readout) -> Tensor:
-    """Return what the incumbent's loss sees, (N, C), float64: spike counts or last membranes."""
-    output = lif(
-        readout.currents.movedim(1, 0),
-        readout.beta,
-        readout.threshold,
-        reset_mechanism=cast("ResetMechanism", readout.reset_mechanism),
-        reset_delay=readout.reset_delay,
-        spike_on=cast("SpikeOn", readout.spike_on),
-        return_membrane=True,
-        name="readout",
-    )
-    assert isinstance(output, LIFOutput)
-    last = output.membrane[-1]
-    return last.double() if readout.loss == "cross_entropy_membrane" else output.spikes.double().sum(0)
-
-
 def one_logit(readout: Readout) -> OneLogit:
     """Return the pieces of a cross-entropy in which one logit varies."""
-    logits, weight = incumbent_logits(readout), target_weights(readout)
+    logits, weight = readout_scores(readout, readout.currents), target_weights(readout)
     # The classes before and the classes after, so that nothing is subtracted from the sum over all of them.
     nothing = torch.full_like(logits[:, :1], -torch.inf)
     before = torch.cat([nothing, logits.logcumsumexp(1)[:, :-1]], 1)
@@ -59,7 +40,7 @@ def change_by_count(readout: Readout) -> Tensor:
     steps = readout.currents.shape[1]
     count = torch.arange(steps + 1, dtype=torch.float64, device=readout.currents.device)
     if readout.loss == "mse_rate":
-        rate, target = incumbent_logits(readout)[..., None] / steps, target_weights(readout)[..., None]
+        rate, target = readout_scores(readout, readout.currents)[..., None] / steps, target_weights(readout)[..., None]
         return ((count / steps - target) ** 2 - (rate - target) ** 2) / readout.currents.shape[2]
     rest, weight, total, base = (part[..., None] for part in one_logit(readout))
     return total * torch.logaddexp(rest, count) - weight * count - base

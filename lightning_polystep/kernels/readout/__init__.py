@@ -5,7 +5,8 @@ from lightning_polystep.kernels.readout.reference import (
     Readout,
     check_readout,
     readout_losses,
+    readout_scores,
     target_weights,
 )
 
-__all__ = ["LossKind", "Readout", "check_readout", "readout_losses", "target_weights"]
+__all__ = ["LossKind", "Readout", "check_readout", "readout_losses", "readout_scores", "target_weights"]

@@ -51,6 +51,22 @@ def readout_losses(readout: Readout, currents: Tensor) -> Tensor:
     Returns:
         Losses (..., N), float64; the simulation runs in the dtype of ``currents``, the loss in float64.
     """
+    scores, weights = readout_scores(readout, currents), target_weights(readout)
+    if readout.loss == "mse_rate":
+        return ((scores / currents.shape[-2] - weights) ** 2).mean(-1)
+    return -(weights * scores.log_softmax(-1)).sum(-1)
+
+
+def readout_scores(readout: Readout, currents: Tensor) -> Tensor:
+    """Simulate the readout from rest and return what its loss sees: spike counts, or last membranes.
+
+    Args:
+        readout: All but its ``currents`` is used.
+        currents: (..., N, T, C).
+
+    Returns:
+        Scores (..., N, C), float64.
+    """
     output = lif(
         currents.movedim(-2, 0),
         readout.beta,
@@ -62,12 +78,8 @@ def readout_losses(readout: Readout, currents: Tensor) -> Tensor:
         name="readout",
     )
     assert isinstance(output, LIFOutput)
-    counts = output.spikes.double().sum(0)
-    weights = target_weights(readout)
-    if readout.loss == "mse_rate":
-        return ((counts / len(output.spikes) - weights) ** 2).mean(-1)
-    logits = counts if readout.loss == "cross_entropy_count" else output.membrane[-1].double()
-    return -(weights * logits.log_softmax(-1)).sum(-1)
+    by_membrane = readout.loss == "cross_entropy_membrane"
+    return output.membrane[-1].double() if by_membrane else output.spikes.double().sum(0)
 
 
 def target_weights(readout: Readout) -> Tensor:
