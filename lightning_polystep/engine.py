@@ -17,10 +17,11 @@ from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import Layout
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier, outcome_tier
+from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack, capturing, disagreement, recognise
+from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import learn_inputs, observe, propose, score
 
@@ -76,7 +77,8 @@ class Engine:
         optimizer: The optimizer.
         evaluation: ``"auto"``, ``"vmap"`` (refuse what vmap cannot take) or ``"loop"``.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
-        max_candidates: Candidates per step for parameter groups without ``rank``; by default 2,048 (loop tier: 256).
+        max_candidates: Candidates per step for parameter groups without ``rank``; by default 16,384
+            (incremental tier), 2,048 (vmap) or 256 (loop).
         layout: Which share of the candidates this process scores.
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
@@ -243,7 +245,7 @@ class Engine:
             self._seen,
             probe,
             self._propose_block,
-            self._outcome_tier,
+            self._fastest_tier,
             evaluation=self._evaluation,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
@@ -275,13 +277,13 @@ class Engine:
             most_rows=most_rows,
         )
 
-    def _outcome_tier(self, block: Block) -> HiddenOutcomeTier | ReadoutOutcomeTier:
+    def _fastest_tier(self, block: Block) -> StackTier:
         if self._stack is None:
             raise NotAStackError(self._no_stack)
-        return outcome_tier(block, self._stack, self._capture)
+        return fastest_tier(block, self._stack, self._capture)
 
     def _check_stack(self, loss: Tensor) -> None:
-        """Give outcome scoring up, once and with the reason, when it does not explain the loss of the commit pass."""
+        """Give the stack up, once and with the reason, when it does not explain the loss of the commit pass."""
         if self._stack is None:
             return
         problem = disagreement(self._stack, self._capture, loss)
@@ -290,7 +292,7 @@ class Engine:
         self._stack, self._no_stack = None, problem
         if self.plan is not None:
             self.plan = None
-            warnings.warn(f"Outcomes are no longer scored, candidates are: {problem}.", stacklevel=3)
+            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=3)
 
     def _count_skipped(self) -> None:
         self.optimizer.progress.skipped += 1

@@ -61,7 +61,8 @@ class PolyStepStrategy(DDPStrategy):
         evaluation: How candidates are scored: "auto" tries vmap and falls back to one forward per candidate, saying why
             in the plan; "vmap" refuses what vmap cannot take; "loop" skips vmap.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
-        max_candidates: Candidates per step for parameter groups without a rank; by default 2,048 (loop: 256).
+        max_candidates: Candidates per step for parameter groups without a rank; by default 16,384
+            (incremental tier), 2,048 (vmap) or 256 (loop).
         foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep and warn, or raise an "error".
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.

@@ -273,7 +273,6 @@ MORE = {
     "the network twice": (lambda t, x, y: t.criterion(t.network(x) + t.network(-x), y), "Linear layers 4 times"),
     "the criterion twice": (lambda t, x, y: t.loss(x, y) + t.loss(x.flip(0), y), "the criterion ran 2 times"),
     "mixup": (_mixup, "the criterion ran 2 times, and the network's Linear layers 2 times"),
-    "soft targets": (lambda t, x, y: t.criterion(t.network(x), F.one_hot(y, 3).double()), "not class indices"),
     "ignored targets": (lambda t, x, y: t.loss(x, y.where(y > 0, -100)), "some targets are to be ignored"),
     "another loss": (lambda t, x, y: F.cross_entropy(t.network(x), y), "the criterion ran 0 times"),
     "a temperature": (lambda t, x, y: t.criterion(t.network(x) / 2, y), "had a hand in its output"),
@@ -304,7 +303,7 @@ def test_a_step_that_does_more_from_some_step_on_is_noticed_then(more, reason):
     run, by_loop = Run(step), Run(step, "loop")(5, late_from=2)
     run(2)
     assert run.tiers == OUTCOMES
-    with pytest.warns(UserWarning, match="Outcomes are no longer scored, candidates are: ") as caught:
+    with pytest.warns(UserWarning, match="The network is run for each candidate from now on: ") as caught:
         run(3, late_from=0)
     assert len(caught) == 1
     assert reason in str(caught[0].message)
@@ -393,7 +392,7 @@ def test_a_weight_that_is_computed_is_not_scored_by_outcomes(norm):
 
     run, by_loop = (Run(plainly, evaluation, task())(3) for evaluation in ("auto", "loop"))
     assert "outcome" not in {tier for name, tier in run.tiers.items() if name.startswith("network.0")}
-    assert "not by its outcomes: " in run.notes
+    assert "not as part of a stack: " in run.notes
     assert_same_parameters(run, by_loop)
 
 
@@ -438,7 +437,7 @@ def test_lower_precision_is_not_scored_by_outcomes(dtype):
     ]
     tiers = {assignment.tier.name for assignment in engine.plan.assignments}
     assert "outcome" not in tiers
-    assert f"not by its outcomes: the network computes in {dtype}" in str(engine.plan).replace("\n", " ")
+    assert f"not as part of a stack: the network computes in {dtype}" in str(engine.plan).replace("\n", " ")
     assert min(losses[5:]) < losses[0]
 
 

@@ -613,7 +613,10 @@ def test_a_step_that_changes_later_is_rescored_with_one_warning(tmp_path):
             return super().loss(batch) * (1.0 if self.global_step < 3 else 2.0)
 
     run = trainer(tmp_path)
-    with pytest.warns(UserWarning, match="Outcomes are no longer scored, candidates are: the step returned a loss of"):
+    with pytest.warns(
+        UserWarning,
+        match="The network is run for each candidate from now on: the step returned a loss of",
+    ):
         run.fit(Changing(), loader(batches=6))
     assert tiers_of(run) == {"vmap (shift)"}
 
@@ -631,7 +634,7 @@ def test_every_precision_trains_and_only_full_ones_by_outcomes(tmp_path, precisi
     assert sum(module.losses[-8:]) < sum(module.losses[:8])
     full = precision in {"32-true", "64-true"}
     assert (tiers_of(run) == {"outcome"}) == full
-    assert all(("not by its outcomes" in assignment.note) != full for assignment in plan_of(run).assignments)
+    assert all(("not as part of a stack" in assignment.note) != full for assignment in plan_of(run).assignments)
 
 
 def test_digits_learn_by_outcomes(tmp_path, monkeypatch):

@@ -2,6 +2,6 @@
 
 from lightning_polystep.functional.heaviside import NonDifferentiableError, heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
-from lightning_polystep.functional.readout import last_membrane, spike_count
+from lightning_polystep.functional.readout import last_membrane, spike_count, spike_rate
 
-__all__ = ["LIFOutput", "NonDifferentiableError", "heaviside", "last_membrane", "lif", "spike_count"]
+__all__ = ["LIFOutput", "NonDifferentiableError", "heaviside", "last_membrane", "lif", "spike_count", "spike_rate"]

@@ -28,6 +28,29 @@ def spike_count(spikes: Tensor) -> Tensor:
     return spikes.sum(0)
 
 
+def spike_rate(spikes: Tensor) -> Tensor:
+    r"""Return each neuron's share of steps with a spike, :math:`r = \frac1T \sum_t s_t`.
+
+    Args:
+        spikes: ``(T, N, ...)``, zeros and ones.
+
+    Returns:
+        Rates in [0, 1] of shape ``(N, ...)`` in the dtype of ``spikes``.
+
+    Raises:
+        TypeError: If given a :class:`~lightning_polystep.functional.LIFOutput` instead of its ``spikes``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep.functional import spike_rate
+        >>> spike_rate(torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]]))
+        tensor([[0.5000, 1.0000]])
+    """
+    if isinstance(spikes, LIFOutput):
+        raise TypeError("spike_rate: got spikes and membrane; use return_membrane=False, or pass output.spikes.")
+    return spikes.sum(0) / len(spikes)
+
+
 def last_membrane(output: LIFOutput) -> Tensor:
     r"""Take each neuron's membrane after the last step, :math:`u_T`.
 

@@ -1,6 +1,6 @@
 """Hard layers: stateless modules around the functions of the same name in :mod:`lightning_polystep.functional`."""
 
 from lightning_polystep.layers.lif import LIF
-from lightning_polystep.layers.readout import LastMembrane, SpikeCount
+from lightning_polystep.layers.readout import LastMembrane, SpikeCount, SpikeRate
 
-__all__ = ["LIF", "LastMembrane", "SpikeCount"]
+__all__ = ["LIF", "LastMembrane", "SpikeCount", "SpikeRate"]

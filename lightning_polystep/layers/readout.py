@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lightning_polystep.functional.lif import LIFOutput
-from lightning_polystep.functional.readout import last_membrane, spike_count
+from lightning_polystep.functional.readout import last_membrane, spike_count, spike_rate
 
 
 class SpikeCount(nn.Module):
@@ -20,6 +20,22 @@ class SpikeCount(nn.Module):
     def forward(self, spikes: Tensor) -> Tensor:
         """See :func:`~lightning_polystep.functional.spike_count`."""
         return spike_count(spikes)
+
+
+class SpikeRate(nn.Module):
+    """Take each neuron's share of steps with a spike, ``(T, N, ...)`` to ``(N, ...)``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep.layers import LIF, SpikeRate
+        >>> network = torch.nn.Sequential(LIF(beta=1.0, num_steps=5), SpikeRate())
+        >>> network(torch.tensor([[0.25, 0.5]]))
+        tensor([[0.2000, 0.4000]])
+    """
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """See :func:`~lightning_polystep.functional.spike_rate`."""
+        return spike_rate(spikes)
 
 
 class LastMembrane(nn.Module):

@@ -18,9 +18,9 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.loop import LoopTier
-from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import NotAStackError
+from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
 from lightning_polystep.sites import Observation
 
@@ -31,7 +31,7 @@ _FULL_RANK = 128
 _SMALLEST_RANK = 4
 # What a step may cost by default: about a second on two cores for a small network. Outcomes cost the same, however many
 # candidates look them up.
-_DEFAULT_CANDIDATES = {"vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
+_DEFAULT_CANDIDATES = {"incremental": 16384, "vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
@@ -168,7 +168,8 @@ def make_plan(
         fastest_tier: Returns the tier that scores a block's outcomes, or raises NotAStackError.
         evaluation: ``"auto"``; ``"vmap"`` refuses blocks that vmap cannot take; ``"loop"`` skips vmap.
         memory_budget: Bytes that a chunk of candidates may take.
-        max_candidates: Candidates per step for blocks of a group without ``rank``; by default 2,048 (loop: 256).
+        max_candidates: Candidates per step for blocks of a group without ``rank``; by default 16,384
+            (incremental tier), 2,048 (vmap) or 256 (loop).
 
     Returns:
         The plan.
@@ -202,7 +203,7 @@ def _loss_needs_metrics(probe: Probe) -> bool:
 
 
 def _chunking(tier: Tier, block: Block, seen: Observation, memory_budget: int) -> Chunking:
-    if isinstance(tier, HiddenOutcomeTier | ReadoutOutcomeTier):
+    if isinstance(tier, StackTier):
         return Chunking(sys.maxsize)
     size = seen.suffix_bytes(block.name)
     if isinstance(tier, ParameterTier):
@@ -230,7 +231,7 @@ def _choose_tier(
         try:
             tiers.insert(0, fastest_tier(block))
         except NotAStackError as error:
-            reasons.append(f"not by its outcomes: {error}")
+            reasons.append(f"not as part of a stack: {error}")
     for tier in tiers:
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:

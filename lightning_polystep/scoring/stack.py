@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
@@ -24,7 +24,7 @@ _LINEAR_ROUNDING = 1e-3
 
 
 class NotAStackError(Exception):
-    """Says why a module cannot be scored by its outcomes."""
+    """Says why a module, or a layer of it, cannot be scored as a stack."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ class SpikingLayer:
 
     linear: nn.Linear
     neurons: LIF
+
+
+Readout = SpikeCount | SpikeRate | LastMembrane
+Criterion = nn.CrossEntropyLoss | nn.MSELoss
+
+# What the kernels call a criterion of a readout.
+_LOSSES: dict[tuple[type[nn.Module], type[nn.Module]], str] = {
+    (SpikeCount, nn.CrossEntropyLoss): "cross_entropy_count",
+    (LastMembrane, nn.CrossEntropyLoss): "cross_entropy_membrane",
+    (SpikeRate, nn.MSELoss): "mse_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,25 @@ class Stack:
 
     network: nn.Module
     layers: tuple[SpikingLayer, ...]
-    readout: SpikeCount | LastMembrane
-    criterion: nn.CrossEntropyLoss
+    readout: Readout
+    criterion: Criterion
+
+    @property
+    def loss(self) -> str:
+        """What the kernels call readout and criterion together."""
+        return _LOSSES[type(self.readout), type(self.criterion)]
+
+    @property
+    def label_smoothing(self) -> float:
+        """Of a cross-entropy; else 0."""
+        return float(getattr(self.criterion, "label_smoothing", 0.0))
+
+    def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of scores (N, C) in float64."""
+        if isinstance(self.criterion, nn.MSELoss):
+            return functional.mse_loss(scores.double(), targets.double())
+        targets = targets.double() if targets.is_floating_point() else targets
+        return functional.cross_entropy(scores.double(), targets, label_smoothing=self.label_smoothing)
 
 
 def recognise(module: nn.Module) -> Stack:
@@ -69,8 +97,8 @@ def recognise(module: nn.Module) -> Stack:
         raise NotAStackError("the module has no attributes network and criterion")
     children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
     readout, pairs = children[-1] if children else None, children[:-1]
-    if not isinstance(readout, SpikeCount | LastMembrane) or type(readout) not in {SpikeCount, LastMembrane}:
-        raise NotAStackError("the network does not end in SpikeCount or LastMembrane")
+    if not isinstance(readout, Readout) or type(readout) not in {SpikeCount, SpikeRate, LastMembrane}:
+        raise NotAStackError("the network does not end in SpikeCount, SpikeRate or LastMembrane")
     layers = []
     for linear, neurons in zip(pairs[::2], pairs[1::2], strict=False):
         if type(linear) is not nn.Linear or type(neurons) is not LIF:
@@ -80,7 +108,7 @@ def recognise(module: nn.Module) -> Stack:
         layers.append(SpikingLayer(linear, neurons))
     if not layers or len(pairs) % 2:
         raise NotAStackError("the network is not a sequence of Linear and LIF layers")
-    return Stack(network, tuple(layers), readout, _known_criterion(criterion))
+    return Stack(network, tuple(layers), readout, _known_criterion(criterion, readout))
 
 
 def _in_order(network: nn.Module) -> Iterator[nn.Module]:
@@ -94,11 +122,15 @@ def _in_order(network: nn.Module) -> Iterator[nn.Module]:
         yield from _in_order(child)
 
 
-def _known_criterion(criterion: nn.Module) -> nn.CrossEntropyLoss:
-    if not isinstance(criterion, nn.CrossEntropyLoss) or type(criterion) is not nn.CrossEntropyLoss:
-        raise NotAStackError(f"{type(criterion).__name__} is not CrossEntropyLoss")
-    if criterion.weight is not None or criterion.reduction != "mean" or criterion.ignore_index != -100:
-        raise NotAStackError("CrossEntropyLoss with class weights, ignore_index or another reduction than the mean")
+def _known_criterion(criterion: nn.Module, readout: Readout) -> Criterion:
+    if not isinstance(criterion, Criterion) or type(criterion) not in {nn.CrossEntropyLoss, nn.MSELoss}:
+        raise NotAStackError(f"{type(criterion).__name__} is neither CrossEntropyLoss nor MSELoss")
+    if (type(readout), type(criterion)) not in _LOSSES:
+        raise NotAStackError(f"{type(criterion).__name__} of {type(readout).__name__} is not among the known losses")
+    if criterion.reduction != "mean":
+        raise NotAStackError("the criterion has another reduction than the mean")
+    if isinstance(criterion, nn.CrossEntropyLoss) and (criterion.weight is not None or criterion.ignore_index != -100):
+        raise NotAStackError("CrossEntropyLoss with class weights or ignore_index")
     return criterion
 
 
@@ -110,7 +142,7 @@ class Capture:
         inputs: Input of each Linear layer, (N, D) or (T, N, D).
         currents: Input of each LIF layer, the Linear layer's output.
         scores: What the criterion was given first, (N, C).
-        targets: What it was given second, (N,) class indices.
+        targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
         calls: How often the criterion ran.
     """
 
@@ -134,11 +166,14 @@ class Capture:
             raise RuntimeError("The criterion has not run in this commit pass.")
         return self.scores, self.targets
 
+    @property
+    def samples(self) -> int:
+        """Samples of the pass."""
+        return len(self.scored()[0])
+
     def loss(self, stack: Stack) -> Tensor:
         """Return the incumbent's loss in float64."""
-        scores, targets = self.scored()
-        smoothing = stack.criterion.label_smoothing
-        return nn.functional.cross_entropy(scores.double(), targets, label_smoothing=smoothing)
+        return stack.loss_of(*self.scored())
 
 
 @contextmanager
@@ -179,14 +214,23 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
     """
     if capture.calls != 1 or len(capture.currents) != len(stack.layers):
         return f"the criterion ran {capture.calls} times, and the network's Linear layers {len(capture.currents)} times"
-    if capture.scores is None or capture.targets is None or capture.targets.is_floating_point():
-        return "the targets are not class indices"
-    if bool((capture.targets < 0).any()):
-        return "some targets are to be ignored"
+    if capture.scores is None or capture.targets is None:
+        return "the criterion was given no scores or no targets"
+    problem = _unknown_targets(capture.scores, capture.targets)
+    if problem is not None:
+        return problem
     own = capture.loss(stack)
     if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
         return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
     return _intervention(stack, capture, capture.scores)
+
+
+def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
+    if targets.is_floating_point():
+        return None if targets.shape == scores.shape else f"the targets have shape {tuple(targets.shape)}"
+    if targets.dtype != torch.int64 or targets.shape != scores.shape[:1]:
+        return "the targets are neither class indices nor one number per class"
+    return "some targets are to be ignored" if bool((targets < 0).any()) else None
 
 
 def _intervention(stack: Stack, capture: Capture, scores: Tensor) -> str | None:

@@ -3,13 +3,18 @@
 import pytest
 import torch
 
-from lightning_polystep.functional import last_membrane, lif, spike_count
+from lightning_polystep.functional import last_membrane, lif, spike_count, spike_rate
 
 
 def test_spike_count_sums_over_time():
     spikes = (torch.rand(7, 3, 4) < 0.5).float()
     expected = [[sum(spikes[t, n, j].item() for t in range(7)) for j in range(4)] for n in range(3)]
     assert spike_count(spikes).tolist() == expected
+
+
+def test_spike_rate_is_the_share_of_steps():
+    spikes = (torch.rand(8, 3, 4) < 0.5).float()
+    assert torch.equal(8 * spike_rate(spikes), spike_count(spikes))
 
 
 def test_last_membrane_is_that_of_the_last_step():
@@ -22,6 +27,11 @@ def test_last_membrane_is_that_of_the_last_step():
 def test_spike_count_refuses_an_output_with_membrane():
     with pytest.raises(TypeError, match="return_membrane=False"):
         spike_count(lif(torch.ones(2, 3), 0.9, return_membrane=True))
+
+
+def test_spike_rate_refuses_an_output_with_membrane():
+    with pytest.raises(TypeError, match="return_membrane=False"):
+        spike_rate(lif(torch.ones(2, 3), 0.9, return_membrane=True))
 
 
 def test_last_membrane_refuses_spikes_alone():

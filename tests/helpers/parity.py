@@ -20,13 +20,16 @@ from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import InputStatistics, Proposal
 from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier, outcome_tier
+from lightning_polystep.scoring.fastest import fastest_tier
+from lightning_polystep.scoring.plan import Tier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, recognise
+from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import learn_inputs, observe, propose
 
-OUTCOME, SHIFT, PARAMETERS, LOOP = "outcome", "vmap (shift)", "vmap (parameters)", "loop"
+OUTCOME, INCREMENTAL = "outcome", "incremental"
+SHIFT, PARAMETERS, LOOP = "vmap (shift)", "vmap (parameters)", "loop"
 NOISE_KEY = (11, 0, 0)
 
 
@@ -65,8 +68,8 @@ class Prepared:
     statistics: dict[str, InputStatistics] = field(default_factory=dict)
     capture: Capture = field(default_factory=Capture)
 
-    def outcome_tier(self, name: str) -> HiddenOutcomeTier | ReadoutOutcomeTier:
-        return outcome_tier(self.proposals[name].block, recognise(self.module), self.capture)
+    def stack_tier(self, name: str) -> StackTier:
+        return fastest_tier(self.proposals[name].block, recognise(self.module), self.capture)
 
 
 def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Prepared:
@@ -107,6 +110,17 @@ def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Pre
         proposals[block.name] = propose(block, known, reach, seed=0, step=0, rank=2, most_rows=5)
     probe = Probe(module, lambda: evaluate(module), NOISE_KEY, frozenset(watch.written(module)))
     return Prepared(module, probe, seen, proposals, evaluate, commit_loss, statistics, capture)
+
+
+def sites(prepared: Prepared) -> dict[str, Proposal]:
+    """Return the proposals whose block is a layer."""
+    return {name: p for name, p in prepared.proposals.items() if p.block.site is not None}
+
+
+def losses_of(tier: Tier, prepared: Prepared, proposal: Proposal, start: int = 0, stop: int | None = None) -> Tensor:
+    """Score some candidates by one tier."""
+    with prepared.probe.isolated():
+        return tier.score(proposal, prepared.probe, start, proposal.candidates if stop is None else stop)
 
 
 def reference_losses(prepared: Prepared, proposal: Proposal) -> Tensor:
@@ -237,10 +251,10 @@ class CallsAndReads(nn.Module):
 class Stacked(nn.Module):
     """A network with its loss, as a LightningModule holds them."""
 
-    def __init__(self, *layers: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, *layers: nn.Module, label_smoothing: float = 0.0, criterion: nn.Module | None = None) -> None:
         super().__init__()
         self.network = nn.Sequential(*layers)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.criterion = criterion or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -367,8 +381,7 @@ CASES: list[Case] = [
             nn.Linear(3, 6), LIF(0.8, 0.5), nn.Linear(6, 5), LIF(0.8, 0.3), nn.Linear(5, 3), LIF(0.9, 0.4), SpikeCount()
         ),
         lambda: (torch.randn(9, 20, 3), torch.randint(3, (20,))),
-        {"network.0": SHIFT, "network.2": SHIFT, "network.4": OUTCOME},
-        reason="outcomes are scored through one layer of neurons so far",
+        {"network.0": INCREMENTAL, "network.2": INCREMENTAL, "network.4": OUTCOME},
     ),
     Case(
         "attention",

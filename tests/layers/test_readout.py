@@ -5,12 +5,17 @@ import torch
 from torch import nn
 
 from lightning_polystep.functional import lif
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
 
 
 def test_spike_count_after_a_layer():
     current = torch.rand(4, 3)
     assert torch.equal(nn.Sequential(LIF(num_steps=9), SpikeCount())(current), lif(current, 0.95, num_steps=9).sum(0))
+
+
+def test_spike_rate_after_a_layer():
+    current = torch.rand(4, 3)
+    assert torch.equal(nn.Sequential(LIF(num_steps=8), SpikeRate())(current), lif(current, 0.95, num_steps=8).mean(0))
 
 
 def test_last_membrane_after_a_layer():

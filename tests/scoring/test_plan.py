@@ -13,7 +13,17 @@ from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan import Assignment
-from tests.helpers.parity import CASES, LOOP, OUTCOME, PARAMETERS, SHIFT, prepare, reference_losses, vectors
+from tests.helpers.parity import (
+    CASES,
+    INCREMENTAL,
+    LOOP,
+    OUTCOME,
+    PARAMETERS,
+    SHIFT,
+    prepare,
+    reference_losses,
+    vectors,
+)
 
 
 def planned(module, closure, *, evaluation="auto", max_candidates=None, **options):
@@ -46,9 +56,9 @@ def test_each_block_gets_the_fastest_tier_that_agrees(case):
         assert any(case.reason in note for note in notes), notes
     for name, tier in case.tiers.items():
         assert (tier == LOOP) <= bool(assignments[name].reason), "a loop needs a reason"
-        assert (tier == OUTCOME) <= (not assignments[name].note), "the fastest needs none"
+        assert (tier in {OUTCOME, INCREMENTAL}) <= (not assignments[name].note), "the fastest needs none"
         if tier == SHIFT:
-            assert assignments[name].note.startswith("not by its outcomes: "), "and the next one says why not"
+            assert assignments[name].note.startswith("not as part of a stack: "), "and the next one says why not"
             assert ";" not in assignments[name].note
     text = str(engine.plan)
     assert all(name[:12] in text for name in case.tiers)
@@ -59,8 +69,8 @@ def test_the_table_holds_the_numbers():
     assert engine.plan.last_candidates == {"0": 32, "1.weight": 16, "1.bias": 16, "4": 20, "6": 12}
     text = str(engine.plan)
     assert "96 candidates per step" in text
-    assert "1. not by its outcomes: the module has no attributes network and criterion" in text
-    assert "2. not a Linear or Conv2d weight: no inputs to span; not by its outcomes: " in text
+    assert "1. not as part of a stack: the module has no attributes network and criterion" in text
+    assert "2. not a Linear or Conv2d weight: no inputs to span; not as part of a stack: " in text
     assert text.count("no inputs to span") == 1, "a note that several blocks share is printed once"
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
 from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, disagreement, recognise
 from lightning_polystep.sites import not_recording
 from models import Classifier, SpikingMLP
@@ -70,15 +70,21 @@ def test_any_number_of_layers_is_a_stack(count):
 
 def test_last_membranes_are_a_readout():
     membranes = [nn.Linear(4, 3), LIF(num_steps=3, return_membrane=True), LastMembrane()]
-    assert isinstance(recognise(Stacked(*membranes)).readout, LastMembrane)
+    assert recognise(Stacked(*membranes)).loss == "cross_entropy_membrane"
+
+
+def test_rates_with_a_squared_error_are_a_readout():
+    rates = Stacked(nn.Linear(4, 3), LIF(num_steps=3), SpikeRate(), criterion=nn.MSELoss())
+    assert recognise(rates).loss == "mse_rate"
 
 
 # What is not, and why.
 
 _NO_ATTRIBUTES = "the module has no attributes network and criterion"
-_NO_READOUT = "the network does not end in SpikeCount or LastMembrane"
+_NO_READOUT = "the network does not end in SpikeCount, SpikeRate or LastMembrane"
 _NO_SEQUENCE = "the network is not a sequence of Linear and LIF layers"
-_NO_PLAIN_LOSS = "CrossEntropyLoss with class weights, ignore_index or another reduction than the mean"
+_NO_PLAIN_LOSS = "CrossEntropyLoss with class weights or ignore_index"
+_NO_MEAN = "the criterion has another reduction than the mean"
 
 
 def _normed():
@@ -115,9 +121,13 @@ def _normed():
             lambda: with_network(nn.Sequential(_normed(), *layers()[1:])),
             "ParametrizedLinear followed by LIF is not Linear followed by LIF",
         ),
-        (lambda: with_network(nn.Sequential(*layers()), nn.MSELoss()), "MSELoss is not CrossEntropyLoss"),
+        (
+            lambda: with_network(nn.Sequential(*layers()), nn.MSELoss()),
+            "MSELoss of SpikeCount is not among the known losses",
+        ),
+        (lambda: with_network(nn.Sequential(*layers()), nn.L1Loss()), "L1Loss is neither CrossEntropyLoss nor MSELoss"),
         (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(torch.ones(3))), _NO_PLAIN_LOSS),
-        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(reduction="sum")), _NO_PLAIN_LOSS),
+        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(reduction="sum")), _NO_MEAN),
         (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(ignore_index=0)), _NO_PLAIN_LOSS),
     ],
 )
@@ -176,6 +186,11 @@ def test_hooks_are_gone_afterwards_and_probes_are_not_captured():
         run.capture.scored()
 
 
+def test_targets_may_be_probabilities():
+    run = Pass()
+    assert run.problem(lambda: run.module.criterion(run.module.network(run.inputs), torch.rand(40, 3))) is None
+
+
 def test_arguments_may_be_named():
     run = Pass()
     network, criterion = run.module.network, run.module.criterion
@@ -200,7 +215,6 @@ _STEPS = {
         _TWICE.format(2),
     ),
     "another loss": (lambda m, x, y: F.cross_entropy(m.network(x), y), "the criterion ran 0 times"),
-    "soft targets": (lambda m, x, y: m.criterion(m.network(x), F.one_hot(y, 3).float()), "not class indices"),
     "ignored targets": (
         lambda m, x, y: m.criterion(m.network(x), y.where(torch.arange(40) > 3, -100)),
         "some targets are to be ignored",

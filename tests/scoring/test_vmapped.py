@@ -7,7 +7,7 @@ from torch import nn
 from lightning_polystep.layers import LIF, SpikeCount
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
-from tests.helpers.parity import CASES, LOOP, OUTCOME, SHIFT, Case, prepare, reference_losses
+from tests.helpers.parity import CASES, INCREMENTAL, LOOP, OUTCOME, SHIFT, Case, prepare, reference_losses
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -21,8 +21,8 @@ def test_every_tier_agrees_with_networks_built_by_hand(case):
         assert expected.std() > 1e-6, f"{name}: candidates that all cost the same test nothing"
         tiers = [LoopTier()]
         tiers += [ParameterTier()] if case.tiers[name] != LOOP else []
-        tiers += [ShiftTier()] if case.tiers[name] in {SHIFT, OUTCOME} else []
-        tiers += [prepared.outcome_tier(name)] if case.tiers[name] == OUTCOME else []
+        tiers += [ShiftTier()] if case.tiers[name] in {SHIFT, OUTCOME, INCREMENTAL} else []
+        tiers += [prepared.stack_tier(name)] if case.tiers[name] in {OUTCOME, INCREMENTAL} else []
         for tier in tiers:
             with prepared.probe.isolated():
                 losses = tier.score(proposal, prepared.probe, 0, proposal.candidates)

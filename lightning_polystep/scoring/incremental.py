@@ -1,0 +1,43 @@
+r"""Score changes: each candidate's spike train is simulated, and travels on only where it differs from the incumbent's.
+
+For hidden LIF layers that outcomes do not take: those on a current that changes over time (spikes, or an input coded in
+time) and those with further hidden layers behind. Shifts of a pre-activation are added to the captured current, so
+nothing before the layer runs again; equal trains are followed once per sample and neuron, from their first difference
+on; samples without a difference cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.kernels import lif_train_costs
+from lightning_polystep.particles import Block
+from lightning_polystep.scoring.stack_tier import SpikingTier, constants_of_each, dynamics, shifts_within
+
+
+@dataclass
+class IncrementalTier(SpikingTier):
+    """Hidden neurons on any current, any number of layers before the last."""
+
+    name = "incremental"
+
+    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
+        hidden = range(self.index, len(self.stack.layers) - 1)
+        inputs, first = self.capture.inputs[self.index], self.capture.currents[self.index]
+        # A constant current stays one: (N, 1, ...) instead of (N, T, ...).
+        inputs, first = (t.transpose(0, 1) if t.ndim == 3 else t[:, None] for t in (inputs, first))
+        constants = [constants_of_each(self.stack.layers[i].neurons, self.capture.currents[i]) for i in hidden]
+        betas, thresholds = [beta for beta, _ in constants], [threshold for _, threshold in constants]
+        weights = [self.stack.layers[i + 1].linear.weight.detach() for i in hidden]
+        currents = [first[..., rows].contiguous(), *(self.currents(i) for i in hidden[1:])]
+        betas[0], thresholds[0], weights[0] = betas[0][rows], thresholds[0][rows], weights[0][:, rows].contiguous()
+        readout, options = self.readout()
+        options |= {f"hidden_{name}": option for name, option in dynamics(self.layer.neurons).items()}
+        parts = [
+            lif_train_costs(shifts.contiguous(), currents, betas, thresholds, weights, *readout, **options)
+            for shifts in shifts_within(block, inputs, displacements)
+        ]
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,107 @@
+"""Score: what the tiers of a recognised stack share: which rows, which shifts, and the last layer with its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_polystep.functional.lif import ResetMechanism
+from lightning_polystep.layers import LIF
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.stack import Capture, SpikingLayer, Stack
+
+# Shifts of all steps at once would grow with the number of steps; this many bytes of them are enough to keep busy.
+_SHIFT_BYTES = 32 * 2**20
+
+
+@dataclass
+class StackTier:
+    """Scores candidates from what the layers of a stack saw in the commit pass; runs nothing again.
+
+    Args:
+        stack: The recognised stack.
+        capture: What its layers saw in the latest commit pass.
+        index: Place of the scored layer in the stack.
+    """
+
+    stack: Stack
+    capture: Capture
+    index: int
+
+    name = "outcome"
+
+    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        del probe  # nothing is run again, so there is nothing to isolate
+        per_row = proposal.vertices_per_row
+        first, last = start // per_row, -(-stop // per_row)
+        rows, reach = proposal.rows[first:last], proposal.reach[first:last]
+        directions = proposal.probe_radius * proposal.directions.reshape(per_row, -1)
+        costs = directions.new_empty(len(rows), per_row, dtype=torch.float64)
+        for wide in reach.unique():
+            chosen = (reach == wide).nonzero().squeeze(1)
+            costs[chosen] = self._costs(proposal.block, rows[chosen], wide * directions)
+        losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
+        return losses[start - first * per_row : stop - first * per_row]
+
+    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
+        """Return the summed loss changes of some rows' candidates, shape (rows, vertices), float64."""
+        raise NotImplementedError
+
+
+@dataclass
+class SpikingTier(StackTier):
+    """A tier of a stack of LIF layers."""
+
+    @property
+    def layer(self) -> SpikingLayer:
+        """The scored layer."""
+        return self.stack.layers[self.index]
+
+    def readout(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """Return the kernels' arguments that describe the last layer: tensors, and options."""
+        neurons = self.stack.layers[-1].neurons
+        currents = self.currents(len(self.stack.layers) - 1)
+        _, targets = self.capture.scored()
+        options = {**dynamics(neurons), "loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
+        return (currents, *constants_of_each(neurons, currents), targets), options
+
+    def currents(self, index: int) -> Tensor:
+        """Return what drives a layer's neurons, (N, T, H)."""
+        return over_time(self.capture.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
+
+
+def shifts_within(block: Block, inputs: Tensor, displacements: Tensor) -> Iterator[Tensor]:
+    """Yield how the displacements (V, D) change a pre-activation on inputs (..., D): (..., some of V), by and by."""
+    positions = inputs.numel() // inputs.shape[-1]
+    at_once = max(1, _SHIFT_BYTES // (positions * inputs.element_size()))
+    for some in displacements.split(at_once):
+        weight, bias = (some[:, :-1], some[:, -1]) if block.has_bias else (some, None)
+        yield nn.functional.linear(inputs, weight, bias)
+
+
+def over_time(values: Tensor, neurons: LIF) -> Tensor:
+    """Return a constant current, or its cause, once per step: (T, N, ...)."""
+    return values if neurons.num_steps is None else values.expand(neurons.num_steps, *values.shape)
+
+
+def constants(neurons: LIF) -> tuple[Tensor, Tensor]:
+    """Return the leak, as the neuron applies it, and the threshold."""
+    return neurons.beta.detach().clamp(0, 1), neurons.threshold.detach()
+
+
+def constants_of_each(neurons: LIF, currents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the leak and the threshold of each neuron, (H,), in the dtype of its currents (..., H)."""
+    beta, threshold = (value.to(currents.dtype).expand(currents.shape[-1]).contiguous() for value in constants(neurons))
+    return beta, threshold
+
+
+def dynamics(neurons: LIF) -> dict[str, Any]:
+    """Return what a spike does, as the kernels' options."""
+    reset: ResetMechanism = neurons.reset_mechanism
+    return {"reset_mechanism": reset, "reset_delay": neurons.reset_delay, "spike_on": neurons.spike_on}
