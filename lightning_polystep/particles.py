@@ -96,6 +96,8 @@ class Proposal:
         directions: Displacements of a row at radius 1, shape (particles per row, m, D), in the parameters' dtype.
         particle_dim: Dimension d of a particle.
         probe_radius: Radius at which they are probed.
+        mirrored: Whether the second half of a particle's vertices is minus the first: what is linear in a candidate
+            needs to be found for one of the two only.
     """
 
     block: Block
@@ -104,6 +106,7 @@ class Proposal:
     directions: Tensor
     particle_dim: int
     probe_radius: float
+    mirrored: bool = False
 
     @property
     def vertices_per_row(self) -> int:

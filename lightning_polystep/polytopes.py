@@ -32,11 +32,13 @@ class Polytope:
         name: The name that YAML uses.
         count: Number of vertices m as a function of the dimension d.
         vertices: Vertices, shape (m, d), float64, each of norm 1, summing to zero.
+        mirrored: Whether the second half of the vertices is minus the first.
     """
 
     name: str
     count: Callable[[int], int]
     vertices: Callable[[int], Tensor]
+    mirrored: bool = False
 
 
 def simplex(dim: int) -> Tensor:
@@ -103,7 +105,7 @@ def cube(dim: int) -> Tensor:
 
 POLYTOPES: dict[str, Polytope] = {
     "simplex": Polytope("simplex", lambda dim: dim + 1, simplex),
-    "orthoplex": Polytope("orthoplex", lambda dim: 2 * dim, orthoplex),
+    "orthoplex": Polytope("orthoplex", lambda dim: 2 * dim, orthoplex, mirrored=True),
     "cube": Polytope("cube", lambda dim: 2**dim, cube),
 }
 

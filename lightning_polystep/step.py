@@ -94,6 +94,7 @@ def propose(
         directions=directions.to(parameter),
         particle_dim=dim,
         probe_radius=group["probe_radius"],
+        mirrored=polytope.mirrored,
     )
 
 

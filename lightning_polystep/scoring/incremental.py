@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_polystep.kernels import lif_train_costs
-from lightning_polystep.particles import Block
-from lightning_polystep.scoring.stack_tier import SpikingTier, constants_of_each, dynamics, shifts_within
+from lightning_polystep.scoring.stack_tier import SpikingTier, constants_of_each, dynamics
 
 
 @dataclass
@@ -24,11 +22,12 @@ class IncrementalTier(SpikingTier):
 
     name = "incremental"
 
-    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
+    def _inputs(self) -> Tensor:
+        return _time_second(self.capture.inputs[self.index])
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
         hidden = range(self.index, len(self.stack.layers) - 1)
-        inputs, first = self.capture.inputs[self.index], self.capture.currents[self.index]
-        # A constant current stays one: (N, 1, ...) instead of (N, T, ...).
-        inputs, first = (t.transpose(0, 1) if t.ndim == 3 else t[:, None] for t in (inputs, first))
+        first = _time_second(self.capture.currents[self.index])
         constants = [constants_of_each(self.stack.layers[i].neurons, self.capture.currents[i]) for i in hidden]
         betas, thresholds = [beta for beta, _ in constants], [threshold for _, threshold in constants]
         weights = [self.stack.layers[i + 1].linear.weight.detach() for i in hidden]
@@ -36,8 +35,9 @@ class IncrementalTier(SpikingTier):
         betas[0], thresholds[0], weights[0] = betas[0][rows], thresholds[0][rows], weights[0][:, rows].contiguous()
         readout, options = self.readout()
         options |= {f"hidden_{name}": option for name, option in dynamics(self.layer.neurons).items()}
-        parts = [
-            lif_train_costs(shifts.contiguous(), currents, betas, thresholds, weights, *readout, **options)
-            for shifts in shifts_within(block, inputs, displacements)
-        ]
-        return torch.cat(parts, dim=1)
+        return lif_train_costs(shifts, currents, betas, thresholds, weights, *readout, **options)
+
+
+def _time_second(values: Tensor) -> Tensor:
+    """Return (T, N, ...) as (N, T, ...), and what is constant, (N, ...), as (N, 1, ...)."""
+    return values.transpose(0, 1) if values.ndim == 3 else values[:, None]

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary
 from lightning_polystep.layers import LIF
-from lightning_polystep.particles import Block
-from lightning_polystep.scoring.stack_tier import SpikingTier, constants, dynamics, over_time, shifts_within
+from lightning_polystep.scoring.stack_tier import SpikingTier, constants, dynamics, over_time
 
 
 @dataclass
@@ -32,7 +31,10 @@ class HiddenOutcomeTier(SpikingTier):
     _dictionary_of: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
     _dictionary_options: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
+    def _inputs(self) -> Tensor:
+        return self.capture.inputs[self.index]
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
         currents = self.capture.currents[self.index]
         boundaries, trains = self._outcomes(self.layer.neurons, currents.dtype)
         if len(boundaries) > 1:
@@ -40,11 +42,7 @@ class HiddenOutcomeTier(SpikingTier):
         weight = self.stack.layers[self.index + 1].linear.weight.detach()[:, rows].contiguous()
         readout, options = self.readout()
         some = currents[:, rows].contiguous()
-        parts = [
-            lif_outcome_costs(some, shifts, boundaries, trains, weight, *readout, **options)
-            for shifts in shifts_within(block, self.capture.inputs[self.index], displacements)
-        ]
-        return torch.cat(parts, dim=1)
+        return lif_outcome_costs(some, shifts, boundaries, trains, weight, *readout, **options)
 
     def _outcomes(self, neurons: LIF, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Tabulate the spike trains of constant currents; again only after a learned leak or threshold has moved."""
@@ -65,11 +63,9 @@ class HiddenOutcomeTier(SpikingTier):
 class ReadoutOutcomeTier(SpikingTier):
     """The last layer's neurons."""
 
-    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
+    def _inputs(self) -> Tensor:
+        return over_time(self.capture.inputs[self.index], self.layer.neurons).transpose(0, 1)
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
         readout, options = self.readout()
-        inputs = over_time(self.capture.inputs[self.index], self.layer.neurons).transpose(0, 1)
-        parts = [
-            lif_direct_costs(shifts, *readout, **options)[rows]
-            for shifts in shifts_within(block, inputs, displacements)
-        ]
-        return torch.cat(parts, dim=1)
+        return lif_direct_costs(shifts, *readout, **options)[rows]

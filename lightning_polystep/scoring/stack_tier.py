@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_polystep.functional.lif import ResetMechanism
 from lightning_polystep.layers import LIF
-from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import Capture, SpikingLayer, Stack
 
@@ -41,17 +41,49 @@ class StackTier:
         per_row = proposal.vertices_per_row
         first, last = start // per_row, -(-stop // per_row)
         rows, reach = proposal.rows[first:last], proposal.reach[first:last]
-        directions = proposal.probe_radius * proposal.directions.reshape(per_row, -1)
-        costs = directions.new_empty(len(rows), per_row, dtype=torch.float64)
-        for wide in reach.unique():
-            chosen = (reach == wide).nonzero().squeeze(1)
-            costs[chosen] = self._costs(proposal.block, rows[chosen], wide * directions)
+        costs = reach.new_empty(len(rows), per_row, dtype=torch.float64)
+        for vertices, shifts in self._shifts(proposal):
+            for wide in reach.unique():
+                chosen = (reach == wide).nonzero()
+                costs[chosen, vertices] = self._costs(rows[chosen.squeeze(1)], wide * shifts)
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
-    def _costs(self, block: Block, rows: Tensor, displacements: Tensor) -> Tensor:
-        """Return the summed loss changes of some rows' candidates, shape (rows, vertices), float64."""
+    def _inputs(self) -> Tensor:
+        """Return what the layer's Linear saw, (N, ..., D)."""
         raise NotImplementedError
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
+        """Return the summed loss changes of candidates that shift the pre-activation of some rows.
+
+        Args:
+            rows: (R,).
+            shifts: (N, ..., V), the same for all rows.
+
+        Returns:
+            Shape (R, V), float64.
+        """
+        raise NotImplementedError
+
+    def _shifts(self, proposal: Proposal) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield vertices of a row by and by, (V,), and how they shift its pre-activation at reach 1, (N, ..., V)."""
+        inputs = self._inputs()
+        particles, count, dim = proposal.directions.shape
+        directions = proposal.probe_radius * proposal.directions.reshape(-1, dim)
+        vertices = torch.arange(len(directions), device=inputs.device)
+        if proposal.mirrored:
+            vertices = vertices.reshape(particles, count)[:, : count // 2].flatten()
+        positions = inputs.numel() // inputs.shape[-1]
+        at_once = max(1, _SHIFT_BYTES // (positions * inputs.element_size()))
+        for some in vertices.split(at_once):
+            chosen = directions[some]
+            weight, bias = (chosen[:, :-1], chosen[:, -1]) if proposal.block.has_bias else (chosen, None)
+            shifts = nn.functional.linear(inputs, weight, bias)
+            if proposal.mirrored:
+                # Rounding is symmetric: minus a product is the product with minus, to the bit.
+                yield torch.cat([some, some + count // 2]), torch.cat([shifts, -shifts], dim=-1)
+            else:
+                yield some, shifts
 
 
 @dataclass
@@ -74,15 +106,6 @@ class SpikingTier(StackTier):
     def currents(self, index: int) -> Tensor:
         """Return what drives a layer's neurons, (N, T, H)."""
         return over_time(self.capture.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
-
-
-def shifts_within(block: Block, inputs: Tensor, displacements: Tensor) -> Iterator[Tensor]:
-    """Yield how the displacements (V, D) change a pre-activation on inputs (..., D): (..., some of V), by and by."""
-    positions = inputs.numel() // inputs.shape[-1]
-    at_once = max(1, _SHIFT_BYTES // (positions * inputs.element_size()))
-    for some in displacements.split(at_once):
-        weight, bias = (some[:, :-1], some[:, -1]) if block.has_bias else (some, None)
-        yield nn.functional.linear(inputs, weight, bias)
 
 
 def over_time(values: Tensor, neurons: LIF) -> Tensor:
