@@ -79,9 +79,11 @@ def propose(
     draw = generator(seed, step, f"basis/{block.name}")
     basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
     vertices = polytope.vertices(dim)
+    vertices = vertices[: len(vertices) // 2] if polytope.mirrored else vertices
     turn = torch.eye if subspace.is_rotated else partial(haar_rotation, generator=draw)
     rotated = torch.stack([vertices @ turn(dim).to(vertices) for _ in range(particles_per_row)])
     directions = torch.einsum("gvd,Dgd->gvD", rotated.to(basis), basis.reshape(block.dim, particles_per_row, dim))
+    directions = torch.cat([directions, -directions], dim=1) if polytope.mirrored else directions
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:
         rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values

@@ -15,8 +15,9 @@ from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import Capture, SpikingLayer, Stack
 
-# Shifts of all steps at once would grow with the number of steps; this many bytes of them are enough to keep busy.
-_SHIFT_BYTES = 32 * 2**20
+# Shifts of all steps at once would grow with the number of steps. So few bytes of them keep the kernels busy and stay in
+# the cache, and the allocator keeps such blocks instead of asking the system for new pages each time.
+_SHIFT_BYTES = 4 * 2**20
 
 
 @dataclass
@@ -45,7 +46,7 @@ class StackTier:
         for vertices, shifts in self._shifts(proposal):
             for wide in reach.unique():
                 chosen = (reach == wide).nonzero()
-                costs[chosen, vertices] = self._costs(rows[chosen.squeeze(1)], wide * shifts)
+                costs[chosen, vertices] = self._costs(rows[chosen.squeeze(1)], shifts if wide == 1 else wide * shifts)
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
