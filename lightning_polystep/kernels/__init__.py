@@ -7,5 +7,18 @@ from lightning_polystep.kernels.lif_direct_costs import lif_direct_costs
 from lightning_polystep.kernels.lif_outcome_costs import lif_outcome_costs
 from lightning_polystep.kernels.lif_outcomes import lif_outcome_dictionary
 from lightning_polystep.kernels.lif_train_costs import lif_train_costs
+from lightning_polystep.kernels.relu_direct_costs import relu_direct_costs
+from lightning_polystep.kernels.score_direct_costs import score_direct_costs
+from lightning_polystep.kernels.step_outcome_costs import step_outcome_costs
+from lightning_polystep.kernels.step_outcomes import step_function_dictionary
 
-__all__ = ["lif_direct_costs", "lif_outcome_costs", "lif_outcome_dictionary", "lif_train_costs"]
+__all__ = [
+    "lif_direct_costs",
+    "lif_outcome_costs",
+    "lif_outcome_dictionary",
+    "lif_train_costs",
+    "relu_direct_costs",
+    "score_direct_costs",
+    "step_function_dictionary",
+    "step_outcome_costs",
+]

@@ -1,6 +1,5 @@
 """All spike trains that a constant current can cause, and the exact currents between which each of them holds."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor
 
 from lightning_polystep.functional.heaviside import SpikeOn
 from lightning_polystep.functional.lif import ResetMechanism, lif
-
-_BITS = {torch.float32: (torch.int32, 31), torch.float64: (torch.int64, 63)}
+from lightning_polystep.kernels.bisection import bisect, check_dtype
 
 
 def lif_outcome_dictionary(
@@ -57,81 +55,35 @@ def lif_outcome_dictionary(
         >>> boundaries, trains.tolist()
         (tensor([[0.5000, 1.0000]]), [[[0, 0], [0, 1], [1, 1]]])
     """
-    if dtype not in _BITS:
-        raise TypeError(f"lif_outcome_dictionary: dtype must be float32 or float64, got {dtype}.")
+    name = "lif_outcome_dictionary"
+    check_dtype(dtype, name)
     leak, level = torch.broadcast_tensors(torch.as_tensor(beta, dtype=dtype), torch.as_tensor(threshold, dtype=dtype))
     leak, level = leak.reshape(-1), level.reshape(-1)
 
-    def simulate(neuron: Tensor, key: Tensor) -> Tensor:
+    def simulate(neuron: Tensor, current: Tensor) -> Tensor:
         spikes = lif(
-            _number(key, dtype)[None],
+            current[None],
             leak[neuron],
             level[neuron],
             num_steps=num_steps,
             reset_mechanism=reset_mechanism,
             reset_delay=reset_delay,
             spike_on=spike_on,
-            name="lif_outcome_dictionary",
+            name=name,
         )
         return cast("Tensor", spikes)[:, 0].T.to(torch.uint8)
 
-    neuron = torch.arange(len(leak))
-    ends = _key(torch.tensor([lowest, highest], dtype=dtype)).expand(len(leak), 2)
-    low, high = ends.unbind(1)
-    first = simulate(neuron, low)
-    found = _bisect(simulate, neuron, low, high, first)
-    return _table(first, *found, dtype)
+    return _table(*bisect(simulate, torch.full_like(leak, lowest), torch.full_like(leak, highest)))
 
 
-def _bisect(
-    simulate: Callable[[Tensor, Tensor], Tensor], neuron: Tensor, low: Tensor, high: Tensor, below: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve all intervals whose ends differ at once, until they are two neighbouring numbers.
-
-    Returns:
-        For each boundary its neuron, the key of the first number above it, and the train from there on.
-    """
-    above = simulate(neuron, high)
-    done: list[tuple[Tensor, Tensor, Tensor]] = []
-    while True:
-        open_ = (below != above).any(1)
-        neuron, low, high, below, above = (x[open_] for x in (neuron, low, high, below, above))
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)  # their sum might overflow
-        close = middle == low
-        done.append((neuron[close], high[close], above[close]))
-        neuron, low, high, below, above, middle = (x[~close] for x in (neuron, low, high, below, above, middle))
-        if not len(neuron):
-            break
-        train = simulate(neuron, middle)
-        neuron = neuron.repeat(2)
-        low, high = torch.cat([low, middle]), torch.cat([middle, high])
-        below, above = torch.cat([below, train]), torch.cat([train, above])
-    neurons, keys, trains = (torch.cat(parts) for parts in zip(*done, strict=True))
-    order = keys.argsort(stable=True)
-    return neurons[order], keys[order], trains[order]
-
-
-def _table(first: Tensor, neuron: Tensor, key: Tensor, train: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _table(first: Tensor, neuron: Tensor, boundary: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     members = [neuron == index for index in range(len(first))]
     most = max(int(member.sum()) for member in members)
-    boundaries = torch.full((len(first), most), float("inf"), dtype=dtype)
+    boundaries = torch.full((len(first), most), float("inf"), dtype=boundary.dtype)
     trains = first[:, None].repeat(1, most + 1, 1)
     for row, member in enumerate(members):
         count = int(member.sum())
-        boundaries[row, :count] = _number(key[member], dtype)
+        boundaries[row, :count] = boundary[member]
         trains[row, 1 : count + 1] = train[member]
         trains[row, count + 1 :] = trains[row, count]
     return boundaries, trains
-
-
-def _key(number: Tensor) -> Tensor:
-    """Number the floating-point numbers in their order, 0 at zero."""
-    integer, sign = _BITS[number.dtype]
-    bits = number.view(integer).long()
-    return torch.where(bits < 0, -(bits & ((1 << sign) - 1)), bits)
-
-
-def _number(key: Tensor, dtype: torch.dtype) -> Tensor:
-    integer, _ = _BITS[dtype]
-    size = key.abs().to(integer).view(dtype)
-    return torch.where(key < 0, -size, size)

@@ -3,8 +3,8 @@
 LLVM vectorizes a plain inner loop over classes too, but keeps the state of the loop over time in memory and checks
 before each step whether the arrays overlap. Written with these vectors the same loop is twice as fast.
 
-A :class:`Vector` exists only inside functions that numba compiles. It supports ``+``, ``-``, ``*`` and ``>=``, lane by
-lane, each rounded as IEEE 754 asks (no fused multiply-add, no reassociation), so results equal those of torch.
+A :class:`Vector` exists only inside functions that numba compiles. It supports ``+``, ``-``, ``*``, ``/`` and ``>=``,
+lane by lane, each rounded as IEEE 754 asks (no fused multiply-add, no reassociation), so results equal those of torch.
 """
 
 import operator
@@ -194,9 +194,38 @@ def lookup(typing: Any, table: types.Array, offset: types.Integer, rows: Vector)
 
 @intrinsic
 def to_float64(typing: Any, value: Vector) -> Any:
-    """Convert int32 lanes to float64, exactly."""
+    """Convert int32 or float32 lanes to float64, exactly."""
     vector = Vector(types.float64)
-    return vector(value), lambda context, builder, signature, arguments: builder.sitofp(arguments[0], vector.llvm)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        if value == vector:
+            return arguments[0]
+        convert = builder.sitofp if value.dtype in types.integer_domain else builder.fpext
+        return convert(arguments[0], vector.llvm)
+
+    return vector(value), generate
+
+
+@intrinsic
+def power_of_two(typing: Any, exponent: Vector) -> Any:
+    """Return 2^k for float64 lanes that hold 1.5 * 2^52 + k, with k from -1022 to 1023: their last bits are k."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        integers = ir.VectorType(ir.IntType(64), LANES)
+        bits = builder.shl(builder.bitcast(arguments[0], integers), ir.Constant(integers, [52] * LANES))
+        return builder.bitcast(builder.add(bits, ir.Constant(integers, [1023 << 52] * LANES)), exponent.llvm)
+
+    return exponent(exponent), generate
+
+
+@intrinsic
+def highest(typing: Any, value: Vector) -> Any:
+    """Return the highest of the float lanes."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _tree(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">=", a, b), a, b))
+
+    return value.dtype(value), generate
 
 
 @intrinsic
@@ -204,15 +233,19 @@ def total(typing: Any, value: Vector) -> Any:
     """Sum float lanes as a balanced tree, the same on every machine."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        part, width = arguments[0], LANES
-        while width > 1:
-            width //= 2
-            low = builder.shuffle_vector(part, part, _indices(range(width)))
-            high = builder.shuffle_vector(part, part, _indices(range(width, 2 * width)))
-            part = builder.fadd(low, high)
-        return builder.extract_element(part, _index(0))
+        return _tree(builder, arguments[0], builder.fadd)
 
     return value.dtype(value), generate
+
+
+def _tree(builder: ir.IRBuilder, part: ir.Value, join: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    width = LANES
+    while width > 1:
+        width //= 2
+        low = builder.shuffle_vector(part, part, _indices(range(width)))
+        high = builder.shuffle_vector(part, part, _indices(range(width, 2 * width)))
+        part = join(low, high)
+    return builder.extract_element(part, _index(0))
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, array: types.Array, arguments: Any, vector: Vector) -> ir.Value:
@@ -254,4 +287,5 @@ def _support(symbol: Callable[[Any, Any], Any], operation: Any) -> None:
 _support(operator.add, _binary(lambda builder, arguments: builder.fadd(*arguments)))
 _support(operator.sub, _binary(lambda builder, arguments: builder.fsub(*arguments)))
 _support(operator.mul, _binary(lambda builder, arguments: builder.fmul(*arguments)))
+_support(operator.truediv, _binary(lambda builder, arguments: builder.fdiv(*arguments)))
 _support(operator.ge, _binary(lambda builder, arguments: builder.fcmp_ordered(">=", *arguments), truth=True))

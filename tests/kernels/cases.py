@@ -8,16 +8,12 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
+from lightning_polystep import kernels
 from lightning_polystep.functional import lif
-from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary, lif_train_costs
+from lightning_polystep.kernels import lif_outcome_dictionary
 
 LOSSES = ("cross_entropy_count", "cross_entropy_membrane", "mse_rate")
 NEURONS = list(itertools.product(("zero", "subtract", "none"), (False, True), ("ge", "gt")))
-OPERATORS = {
-    "lif_outcome_costs": lif_outcome_costs,
-    "lif_direct_costs": lif_direct_costs,
-    "lif_train_costs": lif_train_costs,
-}
 WITH_TRITON = ("lif_outcome_costs", "lif_direct_costs")
 
 
@@ -32,7 +28,7 @@ class Sizes(NamedTuple):
 
 def run(implementation, name, arguments):
     with mock.patch.dict(os.environ, POLYSTEP_KERNELS=implementation):
-        return OPERATORS[name](*arguments)
+        return getattr(kernels, name)(*arguments)
 
 
 def values(*shape, dtype, dyadic=False, spread=0.5, mean=0.1):

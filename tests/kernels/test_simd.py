@@ -9,11 +9,13 @@ from lightning_polystep.kernels.simd import (
     bits,
     differ,
     element,
+    highest,
     increment,
     load,
     lookup,
     lowest_bit,
     mark,
+    power_of_two,
     splat,
     store,
     to_float64,
@@ -70,3 +72,19 @@ def test_bits():
     assert lowest == 40 + int(np.flatnonzero(chosen)[0])
     assert highest == 63
     assert np.array_equal(out, np.where(chosen, np.arange(LANES) + np.iinfo(np.int64).min, np.arange(LANES)))
+
+
+@njit
+def _reductions(a, b, out):
+    store(out, 0, power_of_two(to_float64(load(a, 0)) + splat(1.5 * 2.0**52)))
+    store(out, LANES, to_float64(load(b, 0)) / to_float64(load(b, 1)))
+    return highest(load(b, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_powers_quotients_and_the_highest_lane(dtype):
+    a, b = np.arange(-1022, 1023, 2044 // (LANES - 1))[:LANES].astype(np.float64), np.random.randn(LANES + 1)
+    b, out = b.astype(dtype), np.empty(2 * LANES)
+    assert _reductions(a, b, out) == b[:LANES].max()
+    assert np.array_equal(out[:LANES], 2.0**a)
+    assert np.array_equal(out[LANES:], b[:LANES].astype(np.float64) / b[1:].astype(np.float64))

@@ -13,7 +13,7 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, one_logit
+from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, change_by_logit
 from lightning_polystep.kernels.readout import Readout
 from lightning_polystep.kernels.readout.cpu import GROUP, pack_neurons, step
 from lightning_polystep.kernels.simd import LANES, borrowing, compiled, increment, load, lookup, splat, store
@@ -45,7 +45,7 @@ def lif_direct_costs(shifts: Tensor, *readout_arguments: object) -> Tensor:
     count, classes = shifts.shape[2], readout.currents.shape[2]
     by_membrane = readout.loss == "cross_entropy_membrane"
     unused = torch.zeros(1, 1, dtype=torch.float64)
-    pieces = one_logit(readout) if by_membrane else (unused,) * 4
+    pieces = change_by_logit(readout) if by_membrane else (unused,) * 4
     candidates = Candidates(
         (F.pad(shifts, (0, -count % _TILE)) if count % _TILE else shifts.contiguous()).numpy(),
         readout.currents.contiguous().numpy(),

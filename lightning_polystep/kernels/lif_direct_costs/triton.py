@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, one_logit
+from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, change_by_logit
 from lightning_polystep.kernels.readout import Readout
 from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
 
@@ -20,7 +20,7 @@ def lif_direct_costs(shifts: Tensor, *readout_arguments: object) -> Tensor:
     classes = readout.currents.shape[2]
     by_membrane = readout.loss == "cross_entropy_membrane"
     unused = shifts.new_zeros(1, 1, dtype=torch.float64)
-    pieces = one_logit(readout) if by_membrane else (unused,) * 4
+    pieces = change_by_logit(readout) if by_membrane else (unused,) * 4
     change = unused if by_membrane else change_by_count(readout)
     parts = triton.cdiv(samples, _SAMPLES)
     costs = shifts.new_zeros((parts, classes, count), dtype=torch.float64)

@@ -22,6 +22,7 @@ from lightning_polystep.kernels.readout.cpu import (
     run_incumbent,
 )
 from lightning_polystep.kernels.simd import borrowing, compiled, element
+from lightning_polystep.kernels.sweep import outcome_of, sweep
 
 # Rows of costs that stay in the first-level cache while a sample's readout does.
 _UNITS_AT_ONCE = 8
@@ -112,9 +113,9 @@ def _score_pair(
     dictionary = min(unit, len(candidates.boundaries) - 1)
     boundaries = candidates.boundaries[dictionary]
     current = candidates.preactivation[sample, unit]
-    here = _outcome(boundaries, current)
-    low = _outcome(boundaries, current + candidates.lowest[sample])
-    high = _outcome(boundaries, current + candidates.highest[sample])
+    here = outcome_of(boundaries, current)
+    low = outcome_of(boundaries, current + candidates.lowest[sample])
+    high = outcome_of(boundaries, current + candidates.highest[sample])
     for direction in (1, -1):
         near, far = (low, high) if direction == 1 else (high, low)
         first, outcome, loss = changes.shape[1], here, 0.0
@@ -135,19 +136,8 @@ def _score_pair(
                 if change != loss:
                     crossed = start + row if direction == 1 else start - row - 1
                     shifts, jump = candidates.shifts[sample], sums.dtype.type(change - loss)
-                    _sweep(sums, shifts, current, boundaries[crossed], jump, direction)
+                    sweep(sums, shifts, current, boundaries[crossed], jump, direction)
                     loss = change
-
-
-@borrowing
-def _outcome(boundaries: NDArray[Any], current: float) -> int:
-    """Count the boundaries at or below a current: a binary search without a branch that depends on the numbers."""
-    below, size = 0, len(boundaries)
-    while size > 0:
-        half = (size + 1) // 2
-        below += half if current >= boundaries[below + half - 1] else 0
-        size -= half
-    return below
 
 
 @borrowing
@@ -168,17 +158,3 @@ def _differences(
         changes[1, t] = element(trains, row1 + t) - spike
         changes[2, t] = element(trains, row2 + t) - spike
         changes[3, t] = element(trains, row3 + t) - spike
-
-
-@borrowing
-def _sweep(
-    sums: NDArray[Any], shifts: NDArray[Any], current: float, boundary: float, jump: float, direction: int
-) -> None:
-    """Add a jump to every candidate on the far side of a boundary."""
-    nothing = sums.dtype.type(0)
-    if direction == 1:
-        for v in range(len(sums)):
-            sums[v] += jump if current + shifts[v] >= boundary else nothing
-    else:
-        for v in range(len(sums)):
-            sums[v] += nothing if current + shifts[v] >= boundary else jump

@@ -84,10 +84,13 @@ def readout_scores(readout: Readout, currents: Tensor) -> Tensor:
 
 def target_weights(readout: Readout) -> Tensor:
     """Return w, the targets as one float64 number per sample and class, (N, C), smoothed where that is asked for."""
-    classes = readout.currents.shape[-1]
-    target = readout.target
+    return dense_targets(readout.target, readout.currents.shape[-1], readout.label_smoothing)
+
+
+def dense_targets(target: Tensor, classes: int, label_smoothing: float) -> Tensor:
+    """Return the targets as one float64 number per sample and class, (N, C): one-hot where they are classes, (N,)."""
     dense = target.double() if target.is_floating_point() else F.one_hot(target, classes).double()
-    return (1 - readout.label_smoothing) * dense + readout.label_smoothing / classes
+    return (1 - label_smoothing) * dense + label_smoothing / classes
 
 
 def check_readout(readout: Readout, name: str) -> None:
@@ -109,7 +112,7 @@ def check_readout(readout: Readout, name: str) -> None:
         raise ValueError(
             f"{name}: label_smoothing belongs to a cross-entropy; smooth the targets of mse_rate yourself."
         )
-    currents, target = readout.currents, readout.target
+    currents = readout.currents
     if currents.ndim != 3 or 0 in currents.shape:
         raise ValueError(f"{name}: currents must be (N, T, C), none of them 0, got {tuple(currents.shape)}.")
     samples, _, classes = currents.shape
@@ -117,6 +120,11 @@ def check_readout(readout: Readout, name: str) -> None:
         raise TypeError(f"{name}: currents must be float32 or float64, got {currents.dtype}.")
     for role in ("beta", "threshold"):
         check_tensor(getattr(readout, role), (classes,), currents.dtype, f"{name}: {role}")
+    check_target(readout.target, samples, classes, name)
+
+
+def check_target(target: Tensor, samples: int, classes: int, name: str) -> None:
+    """Refuse targets that are neither (N,) int64 classes nor (N, C) floats."""
     if target.is_floating_point():
         check_tensor(target, (samples, classes), target.dtype, f"{name}: target")
         return

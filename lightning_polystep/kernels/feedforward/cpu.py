@@ -1,0 +1,256 @@
+"""The layers behind for numba kernels: how the change of one value travels on, of which most units notice nothing.
+
+Each unit keeps the interval of pre-activations in which it sends what the incumbent's sends, so that two comparisons
+per vector find all that change, however many levels there are. The units of all layers stand side by side, each layer
+padded to whole vectors with units that never change.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_polystep.kernels.elementary import exp
+from lightning_polystep.kernels.feedforward.reference import Behind, Scores, is_relu, target_weights
+from lightning_polystep.kernels.simd import (
+    LANES,
+    bits,
+    borrowing,
+    compiled,
+    element,
+    highest,
+    load,
+    lowest_bit,
+    splat,
+    store,
+    to_float64,
+    total,
+)
+
+_ALL = (1 << LANES) - 1  # the bits of a whole vector
+# The scores of classes that are padding: so low that they add nothing to a sum of exponentials, but finite.
+_NEVER = -1e30
+
+
+class Network(NamedTuple):
+    """The incumbent, of N samples, L layers with H units in all, and W padded classes."""
+
+    # Flat, not made of parts: numba's parallel loops take no nested tuples.
+    preactivations: NDArray[Any]  # (N, H)
+    values: NDArray[Any]  # (N, H): what the units send
+    lower: NDArray[Any]  # (N, H): they send it from here ...
+    upper: NDArray[Any]  # (N, H): ... to below here
+    starts: NDArray[np.int64]  # (L + 1,): the first unit of each layer, then H
+    boundaries: NDArray[Any]  # of all layers, one after the other
+    levels: NDArray[Any]
+    tables: NDArray[np.int64]  # (L, 4): where each begins in both, P, or -1 for ReLU, and whether units have their own
+    weights: NDArray[Any]  # one row per unit: what it feeds the next layer, padded
+    rows: NDArray[np.int64]  # (L + 1,): where in ``weights`` the first row of each layer begins, the candidates' first
+    widths: NDArray[np.int64]  # (L + 1,): how long the rows of each layer are
+    scores: NDArray[Any]  # (N, W)
+    by_entropy: bool
+    classes: int
+    targets: NDArray[np.float64]  # (N, W)
+    target_sums: NDArray[np.float64]  # (N,)
+    losses: NDArray[np.float64]  # (N,)
+
+
+class Wave(NamedTuple):
+    """What a thread needs to carry a change through the network."""
+
+    # Of one layer while the next is evaluated, in turns; (2, units of the largest layer).
+    units: NDArray[np.int64]  # those that changed, ascending
+    changes: NDArray[Any]  # by how much
+    block: NDArray[Any]  # (LANES,): pre-activations
+    scores: NDArray[Any]  # (W,)
+
+
+def pack(behind: Behind, head: Scores) -> Network:
+    """Evaluate the incumbent and lay it out."""
+    dtype, samples = head.scores.dtype, len(head.scores)
+    widths = [_padded(len(weight)) for weight in behind.weights]
+    layers = [_units(*layer, width) for layer, width in zip(zip(*behind[:3], strict=True), widths, strict=False)]
+    nothing = (head.scores.new_empty(samples, 0),) * 4  # to begin with: there may be no layer
+    preactivations, values, lower, upper = (torch.cat(parts, 1).numpy() for parts in zip(nothing, *layers, strict=True))
+    weights = [F.pad(weight.T, (0, width - len(weight))) for weight, width in zip(behind.weights, widths, strict=True)]
+    padding = widths[-1] - head.scores.shape[1]
+    targets = F.pad(target_weights(head), (0, padding))
+    by_entropy = head.loss == "cross_entropy"
+    network = Network(
+        preactivations,
+        values,
+        lower,
+        upper,
+        np.cumsum([0, *widths[:-1]]),
+        torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.boundaries)]).numpy(),
+        torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.levels)]).numpy(),
+        _tables(behind),
+        torch.cat([weight.flatten() for weight in weights]).numpy(),
+        np.cumsum([0, *(weight.numel() for weight in weights[:-1])]),
+        np.array(widths),
+        F.pad(head.scores, (0, padding), value=_NEVER if by_entropy else 0.0).contiguous().numpy(),
+        by_entropy,
+        head.scores.shape[1],
+        targets.numpy(),
+        targets.sum(-1).numpy(),
+        np.zeros(samples),
+    )
+    _fill(network)
+    return network
+
+
+def _padded(size: int) -> int:
+    return size + -size % LANES
+
+
+def _units(
+    preactivation: Tensor, boundaries: Tensor, levels: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return pre-activations, values and intervals of a layer, padded."""
+    h, padding = preactivation, width - preactivation.shape[1]
+    ends = torch.full_like(h[:, :1], -math.inf), torch.full_like(h[:, :1], math.inf)
+    if is_relu(levels):
+        value = h.clamp(min=0)
+        lower = torch.where(h > 0, h, ends[0])
+        upper = torch.nextafter(value, ends[1])
+    else:
+        unit = torch.arange(h.shape[1]) % len(levels)
+        # One row of h per dictionary: all units of all samples, or those of one unit.
+        rows = h.T.reshape(len(boundaries), -1).contiguous()
+        outcome = torch.searchsorted(boundaries.contiguous(), rows, right=True).reshape(h.T.shape).T
+        edges = F.pad(F.pad(boundaries, (1, 0), value=-math.inf), (0, 1), value=math.inf)
+        value, lower, upper = levels[unit, outcome], edges[unit, outcome], edges[unit, outcome + 1]
+    return tuple(
+        F.pad(part, (0, padding), value=fill)
+        for part, fill in ((h, 0.0), (value, 0.0), (lower, -math.inf), (upper, math.inf))
+    )  # type: ignore[return-value]
+
+
+def _tables(behind: Behind) -> NDArray[np.int64]:
+    tables = np.zeros((len(behind.levels), 4), np.int64)
+    begin = np.zeros(2, np.int64)
+    for layer, (boundaries, levels) in enumerate(zip(behind.boundaries, behind.levels, strict=True)):
+        tables[layer] = *begin, -1 if is_relu(levels) else boundaries.shape[1], len(levels) > 1
+        begin += boundaries.numel(), levels.numel()
+    return tables
+
+
+@compiled(parallel=True)
+def _fill(network: Network) -> None:
+    for sample in prange(len(network.scores)):
+        _fill_sample(network, sample)
+
+
+@borrowing
+def _fill_sample(network: Network, sample: int) -> None:
+    network.losses[sample] = _loss(network, sample, network.scores, sample * network.scores.shape[1])
+
+
+@compiled()
+def make_wave(network: Network) -> Wave:
+    """Allocate what a thread needs."""
+    dtype, most = network.scores.dtype, network.widths.max()
+    return Wave(
+        np.empty((2, most), np.int64),
+        np.empty((2, most), dtype),
+        np.empty(LANES, dtype),
+        np.empty(network.scores.shape[1], dtype),
+    )
+
+
+@borrowing
+def loss_change(network: Network, sample: int, unit: int, change: Any, wave: Wave) -> float:
+    """Return by how much the loss of a sample changes with the value of one unit.
+
+    Args:
+        network: The layers behind, and the scores.
+        sample: n.
+        unit: u, of the candidates' layer.
+        change: Of its value, not 0.
+        wave: Is overwritten.
+    """
+    wave.units[0, 0], wave.changes[0, 0] = unit, change
+    count, layers = 1, len(network.tables)
+    for layer in range(layers):
+        count = _advance(network, sample, layer, count, wave)
+        if count == 0:
+            return 0.0
+    width = network.scores.shape[1]
+    for block in range(0, width, LANES):
+        score = load(network.scores, sample * width + block)
+        store(wave.scores, block, _fed(network, layers, block, score, count, wave))
+    return _loss(network, sample, wave.scores, 0) - network.losses[sample]
+
+
+@borrowing
+def _advance(network: Network, sample: int, layer: int, count: int, wave: Wave) -> int:
+    """Carry the changes to the next layer, and return how many of its units change."""
+    first, stop = network.starts[layer], network.starts[layer + 1]
+    offset = sample * network.values.shape[1] + first
+    target, found = (layer + 1) % 2, 0
+    for block in range(0, stop - first, LANES):
+        x = _fed(network, layer, block, load(network.preactivations, offset + block), count, wave)
+        inside = bits(x >= load(network.lower, offset + block)) & ~bits(x >= load(network.upper, offset + block))
+        left = inside ^ _ALL
+        if left != 0:
+            store(wave.block, 0, x)
+        while left != 0:
+            bit = lowest_bit(left)
+            left &= left - 1
+            value = _value(network, layer, block + bit, wave.block[bit])
+            # Next to each other may be equal levels; then nothing changes after all.
+            wave.units[target, found] = block + bit
+            wave.changes[target, found] = value - element(network.values, offset + block + bit)
+            found += wave.changes[target, found] != 0
+    return found
+
+
+@borrowing
+def _fed(network: Network, layer: int, block: int, value: Any, count: int, wave: Wave) -> Any:
+    """Add what the changed units of one layer feed a vector of the next: in their order, so that all round alike."""
+    row, width, source = network.rows[layer] + block, network.widths[layer], layer % 2
+    for index in range(count):
+        weight = load(network.weights, row + wave.units[source, index] * width)
+        value = value + splat(wave.changes[source, index]) * weight
+    return value
+
+
+@borrowing
+def _value(network: Network, layer: int, unit: int, x: Any) -> Any:
+    """Return what a unit sends: a binary search without a branch that depends on the numbers."""
+    size, own = network.tables[layer, 2], network.tables[layer, 3]
+    if size < 0:
+        return network.levels.dtype.type(0) if x <= 0 else x
+    below = network.tables[layer, 0] + own * unit * size
+    level = network.tables[layer, 1] + own * unit * (size + 1) - below
+    while size > 0:
+        half = (size + 1) // 2
+        below += half if x >= element(network.boundaries, below + half - 1) else 0
+        size -= half
+    return element(network.levels, level + below)
+
+
+@borrowing
+def _loss(network: Network, sample: int, scores: NDArray[Any], offset: int) -> float:
+    width = network.scores.shape[1]
+    first, second, top = 0.0, 0.0, -np.inf
+    if network.by_entropy:
+        for block in range(0, width, LANES):
+            top = max(top, float(highest(load(scores, offset + block))))
+    for block in range(0, width, LANES):
+        score, target = to_float64(load(scores, offset + block)), load(network.targets, sample * width + block)
+        if network.by_entropy:
+            logit = score - splat(top)
+            first += total(exp(logit))
+            second += total(target * logit)
+        else:
+            error = score - target
+            first += total(error * error)
+    if network.by_entropy:
+        return network.target_sums[sample] * math.log(first) - second
+    return first / network.classes
