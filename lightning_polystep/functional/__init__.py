@@ -1,7 +1,40 @@
 """Stateless functions; every layer in :mod:`lightning_polystep.layers` is a thin module around its twin here."""
 
-from lightning_polystep.functional.heaviside import NonDifferentiableError, heaviside
+from lightning_polystep.functional.heaviside import heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
+from lightning_polystep.functional.non_differentiable import NonDifferentiableError, non_differentiable
+from lightning_polystep.functional.quantised import integer_conv2d, integer_linear, quant_conv2d, quant_linear
+from lightning_polystep.functional.quantisers import (
+    ActivationFormat,
+    activation_codes,
+    activation_scale,
+    quant_activation,
+    quantise_weight,
+    weight_scale,
+)
 from lightning_polystep.functional.readout import last_membrane, spike_count, spike_rate
+from lightning_polystep.functional.sign import sign
+from lightning_polystep.functional.staircase import staircase
 
-__all__ = ["LIFOutput", "NonDifferentiableError", "heaviside", "last_membrane", "lif", "spike_count", "spike_rate"]
+__all__ = [
+    "ActivationFormat",
+    "LIFOutput",
+    "NonDifferentiableError",
+    "activation_codes",
+    "activation_scale",
+    "heaviside",
+    "integer_conv2d",
+    "integer_linear",
+    "last_membrane",
+    "lif",
+    "non_differentiable",
+    "quant_activation",
+    "quant_conv2d",
+    "quant_linear",
+    "quantise_weight",
+    "sign",
+    "spike_count",
+    "spike_rate",
+    "staircase",
+    "weight_scale",
+]

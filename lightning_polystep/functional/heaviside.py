@@ -1,17 +1,13 @@
-"""The hard step from which every spike is made, and the error that keeps it from being trained by accident."""
+"""The hard step from which every spike is made."""
 
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.autograd import Function
+
+from lightning_polystep.functional.non_differentiable import OnBackward, check_on_backward, non_differentiable
 
 SpikeOn = Literal["ge", "gt"]
-OnBackward = Literal["raise", "zero"]
-
-
-class NonDifferentiableError(RuntimeError):
-    """Backward reached an operation that has no useful gradient."""
 
 
 def heaviside(
@@ -47,10 +43,7 @@ def heaviside(
         tensor([0., 0., 1.])
     """
     check_step_options(spike_on, on_backward, name)
-    if torch.is_grad_enabled():
-        # Not only where x.requires_grad, which is False inside vmap also where the tensor outside requires a gradient.
-        return cast("Tensor", _GuardedStep.apply(x, spike_on, on_backward, name))
-    return _step(x, spike_on)
+    return non_differentiable(partial(_step, spike_on=spike_on), x, on_backward=on_backward, name=name)
 
 
 def check_step_options(spike_on: str, on_backward: str, name: str) -> None:
@@ -66,30 +59,8 @@ def check_step_options(spike_on: str, on_backward: str, name: str) -> None:
     """
     if spike_on not in ("ge", "gt"):
         raise ValueError(f'{name}: spike_on must be "ge" (>=) or "gt" (>), got {spike_on!r}.')
-    if on_backward not in ("raise", "zero"):
-        raise ValueError(f'{name}: on_backward must be "raise" or "zero", got {on_backward!r}.')
+    check_on_backward(on_backward, name)
 
 
 def _step(x: Tensor, spike_on: SpikeOn) -> Tensor:
     return (x >= 0 if spike_on == "ge" else x > 0).to(x.dtype)
-
-
-class _GuardedStep(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, spike_on: SpikeOn, on_backward: OnBackward, name: str) -> Tensor:
-        return _step(x, spike_on)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, ctx.on_backward, ctx.name = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        if ctx.on_backward == "raise":
-            raise NonDifferentiableError(
-                f"{ctx.name} is a hard step and has no gradient: "
-                'train it with PolyStep (Trainer(strategy="polystep")) or pass on_backward="zero".'
-            )
-        return torch.zeros_like(gradient), None, None, None

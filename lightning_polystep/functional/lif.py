@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import OnBackward, SpikeOn, check_step_options, heaviside
+from lightning_polystep.functional.heaviside import SpikeOn, check_step_options, heaviside
+from lightning_polystep.functional.non_differentiable import OnBackward
 
 ResetMechanism = Literal["zero", "subtract", "none"]
 

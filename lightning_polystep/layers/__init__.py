@@ -1,6 +1,27 @@
 """Hard layers: stateless modules around the functions of the same name in :mod:`lightning_polystep.functional`."""
 
+from lightning_polystep.layers.calibration import calibrate
+from lightning_polystep.layers.heaviside import Heaviside
 from lightning_polystep.layers.lif import LIF
+from lightning_polystep.layers.quantised import QuantConv2d, QuantLinear
+from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers.sign import Sign
+from lightning_polystep.layers.staircase import Staircase
+from lightning_polystep.layers.step_function import StepFunction
 
-__all__ = ["LIF", "LastMembrane", "SpikeCount", "SpikeRate"]
+__all__ = [
+    "LIF",
+    "Heaviside",
+    "LastMembrane",
+    "NotCalibratedError",
+    "QuantActivation",
+    "QuantConv2d",
+    "QuantLinear",
+    "Sign",
+    "SpikeCount",
+    "SpikeRate",
+    "Staircase",
+    "StepFunction",
+    "calibrate",
+]

@@ -5,8 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_polystep.functional.heaviside import OnBackward, SpikeOn, check_step_options
+from lightning_polystep.functional.heaviside import SpikeOn, check_step_options
 from lightning_polystep.functional.lif import LIFOutput, ResetMechanism, check_lif_options, lif
+from lightning_polystep.functional.non_differentiable import OnBackward
 
 
 class LIF(nn.Module):
