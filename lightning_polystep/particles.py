@@ -27,6 +27,7 @@ class Block:
         subspace: Name of the subspace that proposes the directions.
         site: The module whose input the rows act on, or None.
         shiftable: Whether adding to the site's output equals changing its weight.
+        shared: Whether its weight belongs to several modules.
         remark: Why the block is not treated in the fastest way, for the plan.
         scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
     """
@@ -40,6 +41,7 @@ class Block:
     subspace: str
     site: nn.Module | None = None
     shiftable: bool = False
+    shared: bool = False
     remark: str = ""
     scale: float = 1.0
 

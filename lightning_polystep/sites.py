@@ -84,6 +84,7 @@ def _site_block(
         subspace=group["subspace"],
         site=owner,
         shiftable=not (shared or own_forward),
+        shared=shared,
         remark=remark,
     )
 

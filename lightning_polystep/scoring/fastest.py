@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from lightning_polystep.particles import Block
+from lightning_polystep.scoring.feedforward import FeedforwardStack
+from lightning_polystep.scoring.feedforward_tiers import ReLUTier, ScoreTier, StepOutcomeTier
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
+from lightning_polystep.scoring.spiking import SpikingStack
 from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack
 from lightning_polystep.scoring.stack_tier import StackTier, dynamics
 
@@ -20,12 +23,25 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
     Raises:
         NotAStackError: When there is none for that place, saying why.
     """
-    places = [index for index, layer in enumerate(stack.layers) if layer.linear is block.site]
+    places = [index for index, linear in enumerate(stack.linears) if linear is block.site]
     if not places:
         raise NotAStackError("it is no Linear weight of the recognised network")
-    if not block.shiftable:
+    if block.shared:
         raise NotAStackError("its weight belongs to several layers")
-    place, last = places[0], len(stack.layers) - 1
+    if isinstance(stack, FeedforwardStack):
+        return _feedforward_tier(places[0], stack, capture)
+    assert isinstance(stack, SpikingStack)
+    return _spiking_tier(places[0], stack, capture)
+
+
+def _feedforward_tier(place: int, stack: FeedforwardStack, capture: Capture) -> StackTier:
+    if place == len(stack.layers) - 1:
+        return ScoreTier(stack, capture, place)
+    return (ReLUTier if stack.steps(place) is None else StepOutcomeTier)(stack, capture, place)
+
+
+def _spiking_tier(place: int, stack: SpikingStack, capture: Capture) -> StackTier:
+    last = len(stack.layers) - 1
     if place == last:
         return ReadoutOutcomeTier(stack, capture, place)
     neurons = stack.layers[place].neurons

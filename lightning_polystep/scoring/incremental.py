@@ -21,6 +21,7 @@ class IncrementalTier(SpikingTier):
     """Hidden neurons on any current, any number of layers before the last."""
 
     name = "incremental"
+    default_candidates = 16384
 
     def _inputs(self) -> Tensor:
         return _time_second(self.capture.inputs[self.index])

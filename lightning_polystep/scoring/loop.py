@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ from lightning_polystep.scoring.probe import Probe
 class LoopTier:
     """Write each candidate into the parameters, run the step, and put the parameters back bit for bit."""
 
-    name = "loop"
+    name: ClassVar[str] = "loop"
+    default_candidates: ClassVar[int | None] = 256
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""

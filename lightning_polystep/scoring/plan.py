@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from rich.console import Console
@@ -29,9 +29,6 @@ Evaluation = Literal["auto", "vmap", "loop"]
 # The rank that was measured best, where candidates are cheap enough to afford it.
 _FULL_RANK = 128
 _SMALLEST_RANK = 4
-# What a step may cost by default: about a second on two cores for a small network. Outcomes cost the same, however many
-# candidates look them up.
-_DEFAULT_CANDIDATES = {"incremental": 16384, "vmap (shift)": 2048, "vmap (parameters)": 2048, "loop": 256}
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
@@ -39,9 +36,16 @@ _FAR = 100.0
 
 
 class Tier(Protocol):
-    """A way of scoring candidates."""
+    """A way of scoring candidates.
 
-    name: str
+    Args:
+        name: What the plan calls it.
+        default_candidates: What a step may cost by default, about a second on two cores for a small network; None
+            where candidates are nearly free.
+    """
+
+    name: ClassVar[str]
+    default_candidates: ClassVar[int | None]
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
@@ -273,14 +277,14 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     open_ended = [
         a
         for a in assignments
-        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.name in _DEFAULT_CANDIDATES)
+        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.default_candidates is not None)
     ]
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or _FULL_RANK
     total_rows = sum(assignment.block.rows for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
-        budget = max_candidates if max_candidates is not None else _DEFAULT_CANDIDATES[assignment.tier.name]
+        budget = max_candidates if max_candidates is not None else assignment.tier.default_candidates or 1
         share = max(1, budget * block.rows // total_rows)
         ceiling = min(_FULL_RANK, block.dim)
         affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(block, rank) <= share]

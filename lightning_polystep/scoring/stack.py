@@ -1,7 +1,6 @@
-"""Score: recognise a network whose outcomes can be scored, and keep what its layers saw in the commit pass.
+"""Score: what a recognised network is, and what its layers saw in the commit pass.
 
-A LightningModule says what its network and loss are by two attributes, ``network`` and ``criterion``; nothing else is
-asked of it. The stack is a sequence of Linear and hard LIF layers in ``nn.Sequential`` order with a readout at its end.
+Families of networks are read by ``spiking.py`` and ``feedforward.py``, which one it is by ``recognise.py``.
 """
 
 from __future__ import annotations
@@ -9,63 +8,59 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
 _CHECKED_SAMPLES = 32
 _LINEAR_ROUNDING = 1e-3
+# A vectorised function may round the same number otherwise at another place of a tensor, and step there.
+_ROUNDED_STEPS = 2
 
 
 class NotAStackError(Exception):
     """Says why a module, or a layer of it, cannot be scored as a stack."""
 
 
-@dataclass(frozen=True)
-class SpikingLayer:
-    """A Linear layer and the neurons that it drives."""
-
-    linear: nn.Linear
-    neurons: LIF
-
-
-Readout = SpikeCount | SpikeRate | LastMembrane
 Criterion = nn.CrossEntropyLoss | nn.MSELoss
-
-# What the kernels call a criterion of a readout.
-_LOSSES: dict[tuple[type[nn.Module], type[nn.Module]], str] = {
-    (SpikeCount, nn.CrossEntropyLoss): "cross_entropy_count",
-    (LastMembrane, nn.CrossEntropyLoss): "cross_entropy_membrane",
-    (SpikeRate, nn.MSELoss): "mse_rate",
-}
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A recognised network with its loss.
+    """A recognised network with its loss; a subclass for each family of networks.
 
     Args:
         network: The whole network.
-        layers: Its spiking layers, first to last.
-        readout: The layer that turns the last spikes or membranes into scores.
         criterion: The loss.
     """
 
     network: nn.Module
-    layers: tuple[SpikingLayer, ...]
-    readout: Readout
     criterion: Criterion
 
     @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The Linear layers, first to last."""
+        raise NotImplementedError
+
+    @property
     def loss(self) -> str:
-        """What the kernels call readout and criterion together."""
-        return _LOSSES[type(self.readout), type(self.criterion)]
+        """What the kernels call the loss."""
+        raise NotImplementedError
+
+    def intervention(self, capture: Capture) -> str | None:
+        """Return where something beside the layers had a hand in a pass (a hook, a change in place); None if nowhere.
+
+        Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
+
+        Args:
+            capture: What the layers saw.
+        """
+        raise NotImplementedError
 
     @property
     def label_smoothing(self) -> float:
@@ -80,53 +75,14 @@ class Stack:
         return functional.cross_entropy(scores.double(), targets, label_smoothing=self.label_smoothing)
 
 
-def recognise(module: nn.Module) -> Stack:
-    """Read a module's ``network`` and ``criterion``.
-
-    Args:
-        module: A LightningModule, or any module with these two attributes.
-
-    Returns:
-        The stack.
+def known_criterion(criterion: nn.Module) -> Criterion:
+    """Return a criterion whose changes the kernels can score.
 
     Raises:
-        NotAStackError: Naming what is missing or unknown.
+        NotAStackError: When they cannot.
     """
-    network, criterion = getattr(module, "network", None), getattr(module, "criterion", None)
-    if not isinstance(network, nn.Module) or not isinstance(criterion, nn.Module):
-        raise NotAStackError("the module has no attributes network and criterion")
-    children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
-    readout, pairs = children[-1] if children else None, children[:-1]
-    if not isinstance(readout, Readout) or type(readout) not in {SpikeCount, SpikeRate, LastMembrane}:
-        raise NotAStackError("the network does not end in SpikeCount, SpikeRate or LastMembrane")
-    layers = []
-    for linear, neurons in zip(pairs[::2], pairs[1::2], strict=False):
-        if type(linear) is not nn.Linear or type(neurons) is not LIF:
-            raise NotAStackError(
-                f"{type(linear).__name__} followed by {type(neurons).__name__} is not Linear followed by LIF"
-            )
-        layers.append(SpikingLayer(linear, neurons))
-    if not layers or len(pairs) % 2:
-        raise NotAStackError("the network is not a sequence of Linear and LIF layers")
-    return Stack(network, tuple(layers), readout, _known_criterion(criterion, readout))
-
-
-def _in_order(network: nn.Module) -> Iterator[nn.Module]:
-    """The leaves of nested Sequentials, in the order in which they run."""
-    if not isinstance(network, nn.Sequential):
-        yield network
-        return
-    if type(network).forward is not nn.Sequential.forward:
-        raise NotAStackError(f"{type(network).__name__} has a forward of its own")
-    for child in network:
-        yield from _in_order(child)
-
-
-def _known_criterion(criterion: nn.Module, readout: Readout) -> Criterion:
     if not isinstance(criterion, Criterion) or type(criterion) not in {nn.CrossEntropyLoss, nn.MSELoss}:
         raise NotAStackError(f"{type(criterion).__name__} is neither CrossEntropyLoss nor MSELoss")
-    if (type(readout), type(criterion)) not in _LOSSES:
-        raise NotAStackError(f"{type(criterion).__name__} of {type(readout).__name__} is not among the known losses")
     if criterion.reduction != "mean":
         raise NotAStackError("the criterion has another reduction than the mean")
     if isinstance(criterion, nn.CrossEntropyLoss) and (criterion.weight is not None or criterion.ignore_index != -100):
@@ -198,8 +154,8 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
             into.calls += 1
 
     with ExitStack() as hooks:
-        for layer in stack.layers:
-            hooks.callback(layer.linear.register_forward_hook(on_linear).remove)
+        for linear in stack.linears:
+            hooks.callback(linear.register_forward_hook(on_linear).remove)
         hooks.callback(stack.criterion.register_forward_pre_hook(on_criterion, with_kwargs=True).remove)
         yield
 
@@ -212,7 +168,7 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
         capture: What its layers saw.
         loss: The loss of the commit pass.
     """
-    if capture.calls != 1 or len(capture.currents) != len(stack.layers):
+    if capture.calls != 1 or len(capture.currents) != len(stack.linears):
         return f"the criterion ran {capture.calls} times, and the network's Linear layers {len(capture.currents)} times"
     if capture.scores is None or capture.targets is None:
         return "the criterion was given no scores or no targets"
@@ -222,7 +178,7 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
     own = capture.loss(stack)
     if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
         return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
-    return _intervention(stack, capture, capture.scores)
+    return stack.intervention(capture)
 
 
 def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
@@ -233,27 +189,16 @@ def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
     return "some targets are to be ignored" if bool((targets < 0).any()) else None
 
 
-def _intervention(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
-    """Return where something beside the layers had a hand in the pass (a hook, a change in place); None if nowhere.
+def every_few(scores: Tensor) -> slice:
+    """Choose the few samples of a pass that are recomputed."""
+    return slice(None, None, max(1, len(scores) // _CHECKED_SAMPLES))
 
-    Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
-    """
-    every = slice(None, None, max(1, len(scores) // _CHECKED_SAMPLES))
-    last = len(stack.layers) - 1
-    for index, (layer, inputs, currents) in enumerate(zip(stack.layers, capture.inputs, capture.currents, strict=True)):
-        linear, neurons = layer.linear, layer.neurons
-        if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
-            return f"the network computes in {currents.dtype}"
-        expected = 2 if neurons.num_steps is not None else 3
-        if currents.ndim != expected or scores.ndim != 2 or currents.shape[-2] != len(scores):
-            return f"a layer's current has shape {tuple(currents.shape)}: not one position per sample"
-        current = currents[..., every, :]
-        own = functional.linear(inputs[..., every, :], linear.weight, linear.bias)
-        if not bool((own - current).abs().max() <= _LINEAR_ROUNDING * current.abs().max()):
-            return f"something beside Linear layer {index + 1} had a hand in its output"
-        output = LIF.forward(neurons, current)
-        after = stack.readout.forward(output) if index == last else output  # type: ignore[arg-type]
-        seen = scores[every] if index == last else capture.inputs[index + 1][..., every, :]
-        if not torch.equal(cast("Tensor", after), seen):
-            return f"something beside LIF layer {index + 1} had a hand in its output"
-    return None
+
+def differ(own: Tensor, seen: Tensor) -> bool:
+    """Tell whether levels differ in more places than rounding before a step can explain."""
+    return int((own != seen).sum()) > _ROUNDED_STEPS
+
+
+def off_by_rounding(own: Tensor, seen: Tensor) -> bool:
+    """Tell whether two tensors differ by more than rounding does, or either is not a number."""
+    return not bool((own - seen).abs().max() <= _LINEAR_ROUNDING * seen.abs().max())

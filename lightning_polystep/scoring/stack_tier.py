@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,26 @@ from lightning_polystep.functional.lif import ResetMechanism
 from lightning_polystep.layers import LIF
 from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.stack import Capture, SpikingLayer, Stack
+from lightning_polystep.scoring.spiking import SpikingLayer, SpikingStack
+from lightning_polystep.scoring.stack import Capture, Stack
 
-# Shifts of all steps at once would grow with the number of steps. So few bytes of them keep the kernels busy and stay in
-# the cache, and the allocator keeps such blocks instead of asking the system for new pages each time.
-_SHIFT_BYTES = 4 * 2**20
+# Shifts of all steps at once would grow with the number of steps. So few bytes of them keep the kernels busy and stay
+# in the cache, and the allocator keeps such blocks instead of asking the system for new pages each time.
+SHIFT_BYTES = 4 * 2**20
+
+
+class Part(NamedTuple):
+    """Candidates that are scored together.
+
+    Args:
+        places: Of their rows among those asked for, (R,).
+        vertices: Of each of these rows, (V,).
+        shifts: How they shift the pre-activation, (N, ..., V) for all rows alike, or (R, N, V).
+    """
+
+    places: Tensor
+    vertices: Tensor
+    shifts: Tensor
 
 
 @dataclass
@@ -34,7 +49,9 @@ class StackTier:
     capture: Capture
     index: int
 
-    name = "outcome"
+    name: ClassVar[str] = "outcome"
+    # What a step may cost by default; None where candidates are nearly free.
+    default_candidates: ClassVar[int | None] = None
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
@@ -43,10 +60,8 @@ class StackTier:
         first, last = start // per_row, -(-stop // per_row)
         rows, reach = proposal.rows[first:last], proposal.reach[first:last]
         costs = reach.new_empty(len(rows), per_row, dtype=torch.float64)
-        for vertices, shifts in self._shifts(proposal):
-            for wide in reach.unique():
-                chosen = (reach == wide).nonzero()
-                costs[chosen, vertices] = self._costs(rows[chosen.squeeze(1)], shifts if wide == 1 else wide * shifts)
+        for part in self._parts(proposal, rows, reach):
+            costs[part.places[:, None], part.vertices] = self._costs(rows[part.places], part.shifts)
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
@@ -59,12 +74,20 @@ class StackTier:
 
         Args:
             rows: (R,).
-            shifts: (N, ..., V), the same for all rows.
+            shifts: (N, ..., V), the same for all rows; or (R, N, ..., V) where a tier makes them so.
 
         Returns:
             Shape (R, V), float64.
         """
         raise NotImplementedError
+
+    def _parts(self, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+        """Cut the candidates of some rows into parts that fit the cache."""
+        del rows  # the same directions act alike on all
+        for vertices, shifts in self._shifts(proposal):
+            for wide in reach.unique():
+                places = (reach == wide).nonzero().squeeze(1)
+                yield Part(places, vertices, shifts if wide == 1 else wide * shifts)
 
     def _shifts(self, proposal: Proposal) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield vertices of a row by and by, (V,), and how they shift its pre-activation at reach 1, (N, ..., V)."""
@@ -75,7 +98,7 @@ class StackTier:
         if proposal.mirrored:
             vertices = vertices.reshape(particles, count)[:, : count // 2].flatten()
         positions = inputs.numel() // inputs.shape[-1]
-        at_once = max(1, _SHIFT_BYTES // (positions * inputs.element_size()))
+        at_once = max(1, SHIFT_BYTES // (positions * inputs.element_size()))
         for some in vertices.split(at_once):
             chosen = directions[some]
             weight, bias = (chosen[:, :-1], chosen[:, -1]) if proposal.block.has_bias else (chosen, None)
@@ -90,6 +113,8 @@ class StackTier:
 @dataclass
 class SpikingTier(StackTier):
     """A tier of a stack of LIF layers."""
+
+    stack: SpikingStack
 
     @property
     def layer(self) -> SpikingLayer:

@@ -11,7 +11,7 @@ Two ways of placing a candidate into the module:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ def _own_buffers(probe: Probe, candidates: int) -> dict[str, Tensor]:
 class ShiftTier:
     r"""Candidates as shifts of one pre-activation: :math:`a_{nj} \mathrel{+}= \rho\, x_n \cdot B R v`."""
 
-    name = "vmap (shift)"
+    name: ClassVar[str] = "vmap (shift)"
+    default_candidates: ClassVar[int | None] = 2048
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
@@ -92,7 +93,8 @@ def _shift(block: Block, site: nn.Module, inputs: Tensor, row: Tensor, displacem
 class ParameterTier:
     """Candidates as whole parameters, batched: memory grows with the parameters, speed is that of batched weights."""
 
-    name = "vmap (parameters)"
+    name: ClassVar[str] = "vmap (parameters)"
+    default_candidates: ClassVar[int | None] = 2048
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""

@@ -23,7 +23,8 @@ from lightning_polystep.randomness import noise_frame
 from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.plan import Tier
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, recognise
+from lightning_polystep.scoring.recognise import recognise
+from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing
 from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import learn_inputs, observe, propose

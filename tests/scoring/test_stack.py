@@ -1,140 +1,19 @@
-"""What is recognised as a network whose outcomes can be scored, and the reason where something is not."""
+"""What is kept of a pass, and whether it explains the loss of the step."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
-from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, disagreement, recognise
+from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.scoring.recognise import recognise
+from lightning_polystep.scoring.stack import Capture, capturing, disagreement
 from lightning_polystep.sites import not_recording
-from models import Classifier, SpikingMLP
 from tests.helpers.parity import Stacked
 
 
 def layers(**neurons):
     return [nn.Linear(4, 6), LIF(0.9, num_steps=5, **neurons), nn.Linear(6, 3), LIF(0.9), SpikeCount()]
-
-
-class OwnForward(nn.Sequential):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-class OwnNeurons(LIF):
-    pass
-
-
-class HalfCount(SpikeCount):
-    def forward(self, spikes):
-        return 0.5 * super().forward(spikes)
-
-
-class Renamed(nn.Module):
-    def __init__(self, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-
-def with_network(network, criterion=None):
-    return Renamed(network=network, criterion=criterion or nn.CrossEntropyLoss())
-
-
-# What is recognised.
-
-
-def test_a_stack_is_read_from_network_and_criterion():
-    module = Stacked(nn.Flatten(), *layers(), label_smoothing=0.2)
-    stack = recognise(module)
-    assert stack.network is module.network
-    assert stack.criterion is module.criterion
-    assert stack.readout is module.network[-1]
-    assert [(pair.linear, pair.neurons) for pair in stack.layers] == [
-        (module.network[1], module.network[2]),
-        (module.network[3], module.network[4]),
-    ]
-
-
-def test_nested_sequentials_are_read_in_order():
-    first, rest = layers()[:2], layers()[2:]
-    nested = nn.Sequential(nn.Identity(), nn.Sequential(nn.Flatten(), *first), nn.Sequential(nn.Sequential(*rest)))
-    assert [pair.linear for pair in recognise(with_network(nested)).layers] == [first[0], rest[0]]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_layers_is_a_stack(count):
-    network = SpikingMLP([4] * (count + 1), 5)
-    assert len(recognise(Classifier(network, 4)).layers) == count
-
-
-def test_last_membranes_are_a_readout():
-    membranes = [nn.Linear(4, 3), LIF(num_steps=3, return_membrane=True), LastMembrane()]
-    assert recognise(Stacked(*membranes)).loss == "cross_entropy_membrane"
-
-
-def test_rates_with_a_squared_error_are_a_readout():
-    rates = Stacked(nn.Linear(4, 3), LIF(num_steps=3), SpikeRate(), criterion=nn.MSELoss())
-    assert recognise(rates).loss == "mse_rate"
-
-
-# What is not, and why.
-
-_NO_ATTRIBUTES = "the module has no attributes network and criterion"
-_NO_READOUT = "the network does not end in SpikeCount, SpikeRate or LastMembrane"
-_NO_SEQUENCE = "the network is not a sequence of Linear and LIF layers"
-_NO_PLAIN_LOSS = "CrossEntropyLoss with class weights or ignore_index"
-_NO_MEAN = "the criterion has another reduction than the mean"
-
-
-def _normed():
-    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (lambda: nn.Sequential(*layers()), _NO_ATTRIBUTES),
-        (lambda: Renamed(network=nn.Sequential(*layers())), _NO_ATTRIBUTES),
-        (lambda: Renamed(network=nn.Sequential(*layers()), criterion=F.cross_entropy), _NO_ATTRIBUTES),
-        (lambda: with_network(OwnForward(*layers())), "OwnForward has a forward of its own"),
-        (lambda: with_network(nn.Sequential(OwnForward(*layers()))), "OwnForward has a forward of its own"),
-        (lambda: with_network(nn.Sequential()), _NO_READOUT),
-        (lambda: with_network(nn.Sequential(*layers()[:-1])), _NO_READOUT),
-        (lambda: with_network(nn.Sequential(*layers()[:-1], HalfCount())), _NO_READOUT),
-        (lambda: with_network(nn.Linear(4, 3)), _NO_READOUT),
-        (lambda: with_network(nn.Sequential(SpikeCount())), _NO_SEQUENCE),
-        (lambda: with_network(nn.Sequential(*layers()[:-2], SpikeCount())), _NO_SEQUENCE),
-        (
-            lambda: with_network(nn.Sequential(*layers()[:2], nn.Dropout(), *layers()[2:])),
-            "Dropout followed by Linear is not Linear followed by LIF",
-        ),
-        (
-            lambda: with_network(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), *layers()[2:])),
-            "Linear followed by ReLU is not Linear followed by LIF",
-        ),
-        (
-            lambda: with_network(nn.Sequential(nn.Linear(4, 6), OwnNeurons(num_steps=5), *layers()[2:])),
-            "Linear followed by OwnNeurons is not Linear followed by LIF",
-        ),
-        (
-            lambda: with_network(nn.Sequential(_normed(), *layers()[1:])),
-            "ParametrizedLinear followed by LIF is not Linear followed by LIF",
-        ),
-        (
-            lambda: with_network(nn.Sequential(*layers()), nn.MSELoss()),
-            "MSELoss of SpikeCount is not among the known losses",
-        ),
-        (lambda: with_network(nn.Sequential(*layers()), nn.L1Loss()), "L1Loss is neither CrossEntropyLoss nor MSELoss"),
-        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(torch.ones(3))), _NO_PLAIN_LOSS),
-        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(reduction="sum")), _NO_MEAN),
-        (lambda: with_network(nn.Sequential(*layers()), nn.CrossEntropyLoss(ignore_index=0)), _NO_PLAIN_LOSS),
-    ],
-)
-def test_refusals_name_the_reason(build, reason):
-    with pytest.raises(NotAStackError) as refusal:
-        recognise(build())
-    assert str(refusal.value) == reason
 
 
 # What is kept of a pass, and whether it explains the loss.

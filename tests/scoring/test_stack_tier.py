@@ -178,6 +178,6 @@ def test_many_shifts_are_taken_in_parts(monkeypatch, sizes):
     prepared = prepare(Case("changing", lambda: module, lambda: batch, {}))
     for name, proposal in sites(prepared).items():
         whole = losses_of(prepared.stack_tier(name), prepared, proposal)
-        monkeypatch.setattr(stack_tier, "_SHIFT_BYTES", 1)
+        monkeypatch.setattr(stack_tier, "SHIFT_BYTES", 1)
         torch.testing.assert_close(losses_of(prepared.stack_tier(name), prepared, proposal), whole, **EXACT)
         monkeypatch.undo()

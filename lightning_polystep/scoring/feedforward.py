@@ -1,0 +1,159 @@
+"""Score: recognise a feed-forward network of Linear layers and hard activations, and read its layers.
+
+Such a network maps each sample on its own: Linear (or QuantLinear) layers with an element-wise step function
+(:class:`~lightning_polystep.layers.StepFunction`) or ReLU between two of them, and no activation after the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_polystep.functional import quantise_weight
+from lightning_polystep.functional.quantisers import per_output
+from lightning_polystep.layers import QuantLinear, StepFunction
+from lightning_polystep.scoring.stack import (
+    Capture,
+    Criterion,
+    NotAStackError,
+    Stack,
+    differ,
+    every_few,
+    off_by_rounding,
+)
+
+_LINEARS = {nn.Linear: nn.Linear, QuantLinear: QuantLinear}
+_LOSSES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse"}
+
+
+@dataclass(frozen=True)
+class FeedforwardLayer:
+    """A Linear layer and the activation behind it, None behind the last."""
+
+    linear: nn.Linear
+    activation: StepFunction | nn.ReLU | None
+
+
+@dataclass(frozen=True)
+class FeedforwardStack(Stack):
+    """A recognised feed-forward network with its loss.
+
+    Args:
+        network: The whole network.
+        criterion: The loss.
+        layers: Its layers, first to last.
+    """
+
+    layers: tuple[FeedforwardLayer, ...]
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The Linear layers, first to last."""
+        return tuple(layer.linear for layer in self.layers)
+
+    @property
+    def loss(self) -> str:
+        """What the kernels call the criterion."""
+        return _LOSSES[type(self.criterion)]
+
+    def steps(self, place: int) -> StepFunction | None:
+        """Return the step function whose levels a layer hands on; None where its response is continuous.
+
+        The quantiser of the next layer's inputs comes last and so decides; a ReLU before it becomes a part of it.
+
+        Args:
+            place: Of the layer, not the last.
+        """
+        following = self.layers[place + 1].linear
+        quantiser = following.input_quant if isinstance(following, QuantLinear) else None
+        activation = self.layers[place].activation
+        return quantiser or (activation if isinstance(activation, StepFunction) else None)
+
+    def hand_on(self, place: int, preactivation: Tensor) -> Tensor:
+        """Return what the next layer multiplies its weights with.
+
+        Args:
+            place: Of the layer, not the last.
+            preactivation: Of its units, any shape.
+        """
+        activation = self.layers[place].activation
+        output = preactivation if activation is None else activation.forward(preactivation)
+        return effective_inputs(self.layers[place + 1].linear, output)
+
+    def intervention(self, capture: Capture) -> str | None:
+        """Return where something beside the layers had a hand in the pass; None if nowhere."""
+        scores, _ = capture.scored()
+        some = every_few(scores)
+        for index, layer in enumerate(self.layers):
+            inputs, seen = capture.inputs[index], capture.currents[index]
+            if seen.dtype not in {torch.float32, torch.float64} or inputs.dtype != seen.dtype:
+                return f"the network computes in {seen.dtype}"
+            if seen.ndim != 2 or scores.ndim != 2 or len(seen) != len(scores):
+                return f"a layer's output has shape {tuple(seen.shape)}: not one position per sample"
+            if off_by_rounding(type(layer.linear).forward(layer.linear, inputs[some]), seen[some]):
+                return f"something beside Linear layer {index + 1} had a hand in its output"
+            after = seen[some] if layer.activation is None else layer.activation.forward(seen[some])
+            following = scores[some] if layer.activation is None else capture.inputs[index + 1][some]
+            if differ(after, following):
+                return f"something beside the activation of layer {index + 1} had a hand in its output"
+        return None
+
+
+def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: Criterion) -> FeedforwardStack:
+    """Read a feed-forward network.
+
+    Args:
+        network: The whole network.
+        children: Its layers in the order in which they run.
+        criterion: Its loss.
+
+    Raises:
+        NotAStackError: Naming what is unknown.
+    """
+    # What acts on the data before the first Linear is not scored, and the check of the pass sees its output alone.
+    while children and (isinstance(children[0], StepFunction) or type(children[0]) is nn.ReLU):
+        children = children[1:]
+    layers = []
+    for place, linear in enumerate(children[::2]):
+        if type(linear) not in _LINEARS or not isinstance(linear, nn.Linear):
+            raise NotAStackError(f"{type(linear).__name__} is no Linear or QuantLinear where one should be")
+        after = children[2 * place + 1] if 2 * place + 1 < len(children) else None
+        if not (after is None or isinstance(after, StepFunction) or type(after) is nn.ReLU):
+            raise NotAStackError(f"{type(after).__name__} behind a Linear is neither a StepFunction nor ReLU")
+        layers.append(FeedforwardLayer(linear, after))
+    if not layers or layers[-1].activation is not None:
+        raise NotAStackError("the network does not end in a Linear layer, whose outputs are the scores")
+    return FeedforwardStack(network, criterion, tuple(layers))
+
+
+def effective_rows(linear: nn.Linear, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return what latent weights act as.
+
+    Args:
+        linear: The layer.
+        rows: Rows to which the weights belong, (R,).
+        weights: Latent weights of these rows, (R, ..., D).
+
+    Returns:
+        Shape (R, ..., D): the weights themselves, or multiples of the rows' frozen scales.
+    """
+    if not isinstance(linear, QuantLinear) or linear.weight_scale is None:
+        return weights
+    scale = linear.weight_scale
+    scale = scale if scale.ndim == 0 else scale[rows]
+    codes = quantise_weight(weights, scale, linear.weight_format, on_backward="zero")
+    return codes * per_output(scale, codes.ndim, codes.dtype)
+
+
+def effective_weight(linear: nn.Linear) -> Tensor:
+    """Return the matrix that a layer multiplies with, (out, in)."""
+    weight = linear.weight.detach()
+    return effective_rows(linear, torch.arange(len(weight), device=weight.device), weight)
+
+
+def effective_inputs(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    """Return what a layer multiplies its weights with: its inputs, quantised where it does that itself."""
+    quantiser = linear.input_quant if isinstance(linear, QuantLinear) else None
+    return inputs if quantiser is None else quantiser(inputs)

@@ -1,0 +1,145 @@
+r"""Score feed-forward networks: candidates of a layer of step functions, of ReLUs, and of the last layer.
+
+* :class:`StepOutcomeTier`: a unit that steps between a few levels. The loss of each level that some candidate reaches
+  is found once per sample and unit, and a candidate's cost is a look-up.
+* :class:`ReLUTier`: a unit with a continuous response. Each candidate's change is followed through the layers behind,
+  where it is not zero.
+* :class:`ScoreTier`: the last layer. One score changes, by the shift itself.
+
+All agree with running the network again, up to float rounding; none runs it again. Layers with quantised weights shift
+by what the requantised row does, which differs from row to row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.kernels import (
+    relu_direct_costs,
+    score_direct_costs,
+    step_function_dictionary,
+    step_outcome_costs,
+)
+from lightning_polystep.layers import QuantLinear
+from lightning_polystep.particles import Proposal
+from lightning_polystep.scoring.feedforward import (
+    FeedforwardLayer,
+    FeedforwardStack,
+    effective_inputs,
+    effective_rows,
+    effective_weight,
+)
+from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
+
+
+@dataclass
+class FeedforwardTier(StackTier):
+    """A tier of a stack of Linear layers and activations."""
+
+    stack: FeedforwardStack
+    _dictionaries: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def layer(self) -> FeedforwardLayer:
+        """The scored layer."""
+        return self.stack.layers[self.index]
+
+    def _inputs(self) -> Tensor:
+        return effective_inputs(self.layer.linear, self.capture.inputs[self.index])
+
+    def _parts(self, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+        linear = self.layer.linear
+        if not isinstance(linear, QuantLinear) or linear.weight_format == "float":
+            yield from super()._parts(proposal, rows, reach)
+            return
+        # A row's codes depend on where its latent weights are, so no two rows shift alike.
+        inputs = self._inputs()
+        latent = linear.weight.detach()[rows]
+        codes = effective_rows(linear, rows, latent)
+        steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
+        vertices = torch.arange(len(steps), device=steps.device)
+        bias = proposal.block.has_bias
+        at_once = max(1, SHIFT_BYTES // (len(steps) * len(inputs) * inputs.element_size()))
+        for places in torch.arange(len(rows), device=rows.device).split(at_once):
+            moved = reach[places, None, None] * steps
+            weights = moved[..., :-1] if bias else moved
+            candidates = effective_rows(linear, rows[places], latent[places, None] + weights)
+            shifts = inputs @ (candidates - codes[places, None]).transpose(1, 2)
+            yield Part(places, vertices, shifts + moved[:, None, :, -1] if bias else shifts)
+
+    def _behind(self, rows: Tensor) -> dict[str, Any]:
+        """Return the kernels' arguments for the layers behind, and the loss."""
+        behind = range(self.index + 1, len(self.stack.layers) - 1)
+        scores, targets = self.capture.scored()
+        tables = [self._dictionary(place) for place in behind]
+        weights = [effective_weight(layer.linear) for layer in self.stack.layers[self.index + 1 :]]
+        weights[0] = weights[0][:, rows]
+        return {
+            "behind_preactivations": [self.capture.currents[place] for place in behind],
+            "behind_boundaries": [boundaries for boundaries, _ in tables],
+            "behind_levels": [levels for _, levels in tables],
+            "weights": [weight.contiguous() for weight in weights],
+            "scores": scores,
+            "target": targets,
+            "loss": self.stack.loss,
+            "label_smoothing": self.stack.label_smoothing,
+        }
+
+    def _dictionary(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return boundaries and levels of what a layer hands on, empty for ReLU; tabulated when its levels change."""
+        steps, dtype = self.stack.steps(place), self.capture.currents[place].dtype
+        device = self.capture.currents[place].device
+        if steps is None:
+            nothing = torch.empty(1, 0, dtype=dtype, device=device)
+            return nothing, nothing
+        promised = steps.levels(dtype)
+        known = self._dictionaries.get(place)
+        if known is None or not torch.equal(known[0], promised):
+            with torch.no_grad():
+                boundaries, levels = step_function_dictionary(
+                    lambda x: self.stack.hand_on(place, x.to(device)).cpu(), len(promised), dtype
+                )
+            known = promised, boundaries[None].to(device), levels[None].to(device)
+            self._dictionaries[place] = known
+        return known[1], known[2]
+
+
+@dataclass
+class StepOutcomeTier(FeedforwardTier):
+    """Units that step between a few levels."""
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
+        preactivation = self.capture.currents[self.index][:, rows].contiguous()
+        boundaries, levels = self._dictionary(self.index)
+        return step_outcome_costs(preactivation, shifts, boundaries, levels, **self._behind(rows))
+
+
+@dataclass
+class ReLUTier(FeedforwardTier):
+    """Units with a continuous response."""
+
+    name = "incremental"
+    default_candidates = 16384
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
+        preactivation = self.capture.currents[self.index][:, rows].contiguous()
+        return relu_direct_costs(preactivation, shifts, **self._behind(rows))
+
+
+@dataclass
+class ScoreTier(FeedforwardTier):
+    """The last layer."""
+
+    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
+        scores, targets = self.capture.scored()
+        options = {"loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
+        if shifts.ndim == 2:
+            return score_direct_costs(shifts, scores, targets, **options)[rows]
+        every = shifts.new_zeros(scores.shape[1], *shifts.shape[1:])
+        every[rows] = shifts
+        return score_direct_costs(every, scores, targets, **options)[rows]

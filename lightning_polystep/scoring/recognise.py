@@ -1,0 +1,48 @@
+"""Score: recognise a network that can be scored as a stack.
+
+A LightningModule says what its network and loss are by two attributes, ``network`` and ``criterion``; nothing else is
+asked of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.scoring.feedforward import read_feedforward
+from lightning_polystep.scoring.spiking import read_spiking
+from lightning_polystep.scoring.stack import NotAStackError, Stack, known_criterion
+
+
+def recognise(module: nn.Module) -> Stack:
+    """Read a module's ``network`` and ``criterion``.
+
+    Args:
+        module: A LightningModule, or any module with these two attributes.
+
+    Returns:
+        The stack.
+
+    Raises:
+        NotAStackError: Naming what is missing or unknown.
+    """
+    network, criterion = getattr(module, "network", None), getattr(module, "criterion", None)
+    if not isinstance(network, nn.Module) or not isinstance(criterion, nn.Module):
+        raise NotAStackError("the module has no attributes network and criterion")
+    children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
+    spiking = any(isinstance(child, LIF | LastMembrane | SpikeCount | SpikeRate) for child in children)
+    read = read_spiking if spiking else read_feedforward
+    return read(network, children, known_criterion(criterion))
+
+
+def _in_order(network: nn.Module) -> Iterator[nn.Module]:
+    """The leaves of nested Sequentials, in the order in which they run."""
+    if not isinstance(network, nn.Sequential):
+        yield network
+        return
+    if type(network).forward is not nn.Sequential.forward:
+        raise NotAStackError(f"{type(network).__name__} has a forward of its own")
+    for child in network:
+        yield from _in_order(child)

@@ -1,0 +1,142 @@
+"""Tiers of feed-forward networks give every candidate the loss of running the network again."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_polystep import Engine, PolyStep
+from lightning_polystep.layers import Heaviside, QuantActivation, QuantLinear, Sign, Staircase
+from lightning_polystep.scoring import stack_tier
+from lightning_polystep.scoring.feedforward_tiers import ReLUTier, ScoreTier, StepOutcomeTier
+from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.vmapped import ParameterTier
+from tests.helpers.parity import Case, Stacked, losses_of, prepare, reference_losses, sites
+
+EXACT = {"rtol": 1e-10, "atol": 1e-11}
+CLASSES = 3
+ACTIVATIONS = {
+    "staircase": lambda: Staircase(5),
+    "rounded": lambda: Staircase(3, rounding="round", squash="tanh"),
+    "sign": Sign,
+    "heaviside": Heaviside,
+    "int4": lambda: QuantActivation(4, scale=0.25),
+    "signed": lambda: QuantActivation(3, signed=True, scale=0.5),
+    "relu": nn.ReLU,
+}
+WEIGHTS = ["plain", "float", "int8", "ternary", "binary"]
+
+
+def linear(draw, features_in, features_out):
+    weights, bias = draw(st.sampled_from(WEIGHTS)), draw(st.booleans())
+    if weights == "plain":
+        return nn.Linear(features_in, features_out, bias)
+    quantiser = QuantActivation(3, signed=True, scale=0.3) if draw(st.booleans()) else None
+    granularity = draw(st.sampled_from(["per_channel", "per_tensor"]))
+    layer = QuantLinear(
+        features_in, features_out, bias, weight_format=weights, granularity=granularity, input_quant=quantiser
+    )
+    return layer.double()
+
+
+@st.composite
+def cases(draw):
+    """A network of one to four layers with its batch."""
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    samples, features = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    sizes = [features, *draw(st.lists(st.sampled_from([1, 2, 7]), max_size=3))]
+    layers = [nn.Flatten()]
+    for place in range(len(sizes) - 1):
+        activation = ACTIVATIONS[draw(st.sampled_from(list(ACTIVATIONS)))]
+        layers += [linear(draw, sizes[place], sizes[place + 1]), activation()]
+    layers.append(linear(draw, sizes[-1], CLASSES))
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            with torch.no_grad():
+                layer.weight.mul_(draw(st.sampled_from([1e-3, 1.0, 3.0, 100.0])))
+    inputs = torch.randn(samples, 1, features)
+    if draw(st.booleans()):
+        inputs[...] = inputs[:1]
+    if draw(st.booleans()):
+        module, targets = Stacked(*layers, criterion=nn.MSELoss()), torch.randn(samples, CLASSES)
+    else:
+        module, targets = Stacked(*layers, label_smoothing=0.1), torch.randint(CLASSES, (samples,))
+    return Case("random", lambda: module, lambda: (inputs, targets), {})
+
+
+@settings(max_examples=60)
+@given(
+    case=cases(),
+    probe_radius=st.sampled_from([0.3, 3.0]),
+    polytope=st.sampled_from(["simplex", "orthoplex"]),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_stack_parameters_and_the_loop_agree(case, probe_radius, polytope, cut):
+    prepared = prepare(case, probe_radius=probe_radius, polytope=polytope)
+    for name, proposal in sites(prepared).items():
+        expected = losses_of(LoopTier(), prepared, proposal)
+        torch.testing.assert_close(losses_of(ParameterTier(), prepared, proposal), expected, **EXACT)
+        tier = prepared.stack_tier(name)
+        losses = losses_of(tier, prepared, proposal)
+        assert losses.dtype == torch.float64
+        torch.testing.assert_close(losses, expected, **EXACT)
+        start, stop = sorted(round(place * proposal.candidates) for place in cut)
+        if start < stop:
+            part = losses_of(tier, prepared, proposal, start, stop)
+            torch.testing.assert_close(part, expected[start:stop], **EXACT)
+
+
+def deep(*, quantised=False):
+    first = QuantLinear(4, 6) if quantised else nn.Linear(4, 6)
+    return Stacked(first, Staircase(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def batch():
+    return torch.randn(24, 4), torch.randint(3, (24,))
+
+
+def test_each_layer_has_its_tier():
+    prepared = prepare(Case("deep", deep, batch, {}))
+    tiers = {name: type(prepared.stack_tier(name)) for name in prepared.proposals}
+    assert tiers == {"network.0": StepOutcomeTier, "network.2": ReLUTier, "network.4": ScoreTier}
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_candidates_are_taken_in_parts(monkeypatch, quantised):
+    prepared = prepare(Case("deep", lambda: deep(quantised=quantised), batch, {}))
+    expected = {name: reference_losses(prepared, proposal) for name, proposal in prepared.proposals.items()}
+    monkeypatch.setattr(stack_tier, "SHIFT_BYTES", 1)
+    monkeypatch.setattr("lightning_polystep.scoring.feedforward_tiers.SHIFT_BYTES", 1)
+    for name, proposal in prepared.proposals.items():
+        losses = losses_of(prepared.stack_tier(name), prepared, proposal)
+        torch.testing.assert_close(losses, expected[name], **EXACT)
+
+
+def test_a_scale_that_was_calibrated_anew_is_followed():
+    """The table of levels is kept between steps, and must not outlive what it was made of."""
+    quantiser = QuantActivation(3, scale=0.25)
+    module = Stacked(nn.Linear(4, 6), quantiser, nn.Linear(6, 3))
+    prepared = prepare(Case("scaled", lambda: module, batch, {}))
+    tier, proposal = prepared.stack_tier("network.0"), prepared.proposals["network.0"]
+    first = losses_of(tier, prepared, proposal)
+    quantiser.scale.fill_(1.0)
+    again = prepare(Case("scaled", lambda: module, batch, {}))
+    tier.capture = again.capture
+    losses = losses_of(tier, again, proposal)
+    torch.testing.assert_close(losses, losses_of(LoopTier(), again, proposal), **EXACT)
+    assert not torch.allclose(losses, first)
+
+
+@pytest.mark.parametrize("activation", [Staircase, Sign, nn.ReLU], ids=lambda a: a.__name__)
+@pytest.mark.parametrize("weights", ["float", "int8", "binary"])
+def test_a_feedforward_network_learns(activation, weights):
+    torch.manual_seed(0)
+    hidden = QuantLinear(16, 16, weight_format=weights)
+    module = Stacked(nn.Linear(4, 16), activation(), hidden, activation(), nn.Linear(16, 2))
+    x = torch.randn(256, 4)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    engine = Engine(module, PolyStep(module.parameters(), lr=0.3, seed=0), announce=None)
+    losses = [float(engine.step(lambda: module.criterion(module.network(x), y))) for _ in range(25)]
+    assert all(assignment.tier.name in {"outcome", "incremental"} for assignment in engine.plan.assignments)
+    assert losses[-1] < 0.5 * losses[0]
