@@ -2,6 +2,7 @@
 
 from lightning_polystep.functional.heaviside import heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
+from lightning_polystep.functional.moe import MoEOutput, Routing, hard_moe
 from lightning_polystep.functional.non_differentiable import NonDifferentiableError, non_differentiable
 from lightning_polystep.functional.quantised import integer_conv2d, integer_linear, quant_conv2d, quant_linear
 from lightning_polystep.functional.quantisers import (
@@ -19,9 +20,12 @@ from lightning_polystep.functional.staircase import staircase
 __all__ = [
     "ActivationFormat",
     "LIFOutput",
+    "MoEOutput",
     "NonDifferentiableError",
+    "Routing",
     "activation_codes",
     "activation_scale",
+    "hard_moe",
     "heaviside",
     "integer_conv2d",
     "integer_linear",

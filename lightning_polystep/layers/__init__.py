@@ -3,6 +3,7 @@
 from lightning_polystep.layers.calibration import calibrate
 from lightning_polystep.layers.heaviside import Heaviside
 from lightning_polystep.layers.lif import LIF
+from lightning_polystep.layers.moe import HardMoE
 from lightning_polystep.layers.quantised import QuantConv2d, QuantLinear
 from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount
@@ -12,6 +13,7 @@ from lightning_polystep.layers.step_function import StepFunction
 
 __all__ = [
     "LIF",
+    "HardMoE",
     "Heaviside",
     "LastMembrane",
     "NotCalibratedError",
