@@ -1,5 +1,6 @@
 """Stateless functions; every layer in :mod:`lightning_polystep.layers` is a thin module around its twin here."""
 
+from lightning_polystep.functional.attention import AttentionOutput, argmax_attention, slot_argmax_attention
 from lightning_polystep.functional.heaviside import heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
 from lightning_polystep.functional.moe import MoEOutput, Routing, hard_moe
@@ -19,12 +20,14 @@ from lightning_polystep.functional.staircase import staircase
 
 __all__ = [
     "ActivationFormat",
+    "AttentionOutput",
     "LIFOutput",
     "MoEOutput",
     "NonDifferentiableError",
     "Routing",
     "activation_codes",
     "activation_scale",
+    "argmax_attention",
     "hard_moe",
     "heaviside",
     "integer_conv2d",
@@ -37,6 +40,7 @@ __all__ = [
     "quant_linear",
     "quantise_weight",
     "sign",
+    "slot_argmax_attention",
     "spike_count",
     "staircase",
     "weight_scale",

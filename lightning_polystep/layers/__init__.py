@@ -1,5 +1,6 @@
 """Hard layers: stateless modules around the functions of the same name in :mod:`lightning_polystep.functional`."""
 
+from lightning_polystep.layers.attention import ArgmaxAttention, SlotArgmaxAttention
 from lightning_polystep.layers.calibration import calibrate
 from lightning_polystep.layers.heaviside import Heaviside
 from lightning_polystep.layers.lif import LIF
@@ -13,6 +14,7 @@ from lightning_polystep.layers.step_function import StepFunction
 
 __all__ = [
     "LIF",
+    "ArgmaxAttention",
     "HardMoE",
     "Heaviside",
     "LastMembrane",
@@ -21,6 +23,7 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "Sign",
+    "SlotArgmaxAttention",
     "SpikeCount",
     "Staircase",
     "StepFunction",
