@@ -15,8 +15,10 @@ from lightning_polystep.functional.quantisers import (
     weight_scale,
 )
 from lightning_polystep.functional.readout import last_membrane, spike_count
+from lightning_polystep.functional.recurrent import rlif
 from lightning_polystep.functional.sign import sign
 from lightning_polystep.functional.staircase import staircase
+from lightning_polystep.functional.synaptic import synaptic
 
 __all__ = [
     "ActivationFormat",
@@ -39,9 +41,11 @@ __all__ = [
     "quant_conv2d",
     "quant_linear",
     "quantise_weight",
+    "rlif",
     "sign",
     "slot_argmax_attention",
     "spike_count",
     "staircase",
+    "synaptic",
     "weight_scale",
 ]

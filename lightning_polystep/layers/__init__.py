@@ -8,12 +8,15 @@ from lightning_polystep.layers.moe import HardMoE
 from lightning_polystep.layers.quantised import QuantConv2d, QuantLinear
 from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount
+from lightning_polystep.layers.recurrent import RLIF
 from lightning_polystep.layers.sign import Sign
 from lightning_polystep.layers.staircase import Staircase
 from lightning_polystep.layers.step_function import StepFunction
+from lightning_polystep.layers.synaptic import Synaptic
 
 __all__ = [
     "LIF",
+    "RLIF",
     "ArgmaxAttention",
     "HardMoE",
     "Heaviside",
@@ -27,5 +30,6 @@ __all__ = [
     "SpikeCount",
     "Staircase",
     "StepFunction",
+    "Synaptic",
     "calibrate",
 ]
