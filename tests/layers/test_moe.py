@@ -75,3 +75,13 @@ def test_bad_options_are_refused_when_built():
 def test_a_network_of_experts_learns():
     losses = losses_of_training(nn.Sequential(layer_of(), nn.Linear(8, 3)))
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+
+
+def test_an_expert_without_samples_stands_by():
+    module = nn.Sequential(layer_of(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[0].router.bias[3] = -1e6
+    idle = module[0].experts[3].weight.detach().clone()
+    losses = losses_of_training(module)
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
+    assert torch.allclose(module[0].experts[3].weight, idle, atol=1e-5), "moves by rounding errors at most"
