@@ -1,7 +1,9 @@
 """Stateless functions; every layer in :mod:`lightning_polystep.layers` is a thin module around its twin here."""
 
+from lightning_polystep.functional.attention import AttentionOutput, argmax_attention, slot_argmax_attention
 from lightning_polystep.functional.heaviside import heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
+from lightning_polystep.functional.moe import MoEOutput, Routing, hard_moe
 from lightning_polystep.functional.non_differentiable import NonDifferentiableError, non_differentiable
 from lightning_polystep.functional.quantised import integer_conv2d, integer_linear, quant_conv2d, quant_linear
 from lightning_polystep.functional.quantisers import (
@@ -13,15 +15,22 @@ from lightning_polystep.functional.quantisers import (
     weight_scale,
 )
 from lightning_polystep.functional.readout import last_membrane, spike_count, spike_rate
+from lightning_polystep.functional.recurrent import rlif
 from lightning_polystep.functional.sign import sign
 from lightning_polystep.functional.staircase import staircase
+from lightning_polystep.functional.synaptic import synaptic
 
 __all__ = [
     "ActivationFormat",
+    "AttentionOutput",
     "LIFOutput",
+    "MoEOutput",
     "NonDifferentiableError",
+    "Routing",
     "activation_codes",
     "activation_scale",
+    "argmax_attention",
+    "hard_moe",
     "heaviside",
     "integer_conv2d",
     "integer_linear",
@@ -32,9 +41,12 @@ __all__ = [
     "quant_conv2d",
     "quant_linear",
     "quantise_weight",
+    "rlif",
     "sign",
+    "slot_argmax_attention",
     "spike_count",
     "spike_rate",
     "staircase",
+    "synaptic",
     "weight_scale",
 ]

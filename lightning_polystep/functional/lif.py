@@ -83,15 +83,11 @@ def lif(  # noqa: PLR0913
     """
     check_lif_options(num_steps, reset_mechanism, name)
     check_step_options(spike_on, on_backward, name)
-    currents = _current_per_step(current, num_steps, name)
-    leak = _per_neuron("beta", beta, currents[0], name).clamp(0, 1)
-    level = _per_neuron("threshold", threshold, currents[0], name)
+    currents = current_per_step(current, num_steps, name)
+    leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
+    level = per_neuron("threshold", threshold, currents[0], name)
     fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
-    steps = _simulate(currents, leak, level, fires, reset_mechanism, reset_delay)
-    if not return_membrane:
-        return torch.stack([spike for spike, _ in steps])
-    spikes, membranes = zip(*steps, strict=True)
-    return LIFOutput(torch.stack(spikes), torch.stack(membranes))
+    return read_out(_simulate(currents, leak, level, fires, reset_mechanism, reset_delay), return_membrane)
 
 
 def check_lif_options(num_steps: int | None, reset_mechanism: str, name: str) -> None:
@@ -111,41 +107,52 @@ def check_lif_options(num_steps: int | None, reset_mechanism: str, name: str) ->
         raise ValueError(f'{name}: reset_mechanism must be "zero", "subtract" or "none", got {reset_mechanism!r}.')
 
 
-def _simulate(
-    currents: Sequence[Tensor],
-    leak: Tensor,
+def spike_and_reset(
+    membrane: Tensor,
+    owed: Tensor,
     level: Tensor,
     fires: Callable[[Tensor], Tensor],
     reset_mechanism: ResetMechanism,
     reset_delay: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield spikes and membrane of each step.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fire from an integrated membrane and reset it.
 
     ``owed`` is a reset that the next step still has to make: a delayed one, or, as in snnTorch, a subtraction where
     the immediate one left the membrane at the threshold. A spike at that next step then subtracts nothing more.
     The one departure from snnTorch is an immediate reset to zero with a threshold below 0, where snnTorch doubles
     membranes and this follows the equations.
+
+    Args:
+        membrane: After leak and current; a delayed reset to zero is the caller's.
+        owed: What the step before returned.
+        level: The threshold.
+        fires: The hard step.
+        reset_mechanism: As in :func:`lif`.
+        reset_delay: As there.
+
+    Returns:
+        Spikes, the membrane after this step, and what is owed to the next.
     """
-    membrane = torch.zeros_like(currents[0])
-    owed = fires(membrane - level)
-    for current in currents:
-        if reset_mechanism == "zero" and reset_delay:
-            membrane = (1 - owed) * membrane
-        membrane = leak * membrane + current
-        if reset_mechanism == "subtract":
-            membrane = membrane - owed * level
-        spike = fires(membrane - level)
-        if reset_delay:
-            owed = spike
-        elif reset_mechanism == "zero":
-            membrane = (1 - spike) * membrane
-        elif reset_mechanism == "subtract":
-            membrane = membrane - (spike - owed) * level
-            owed = fires(membrane - level)
-        yield spike, membrane
+    if reset_mechanism == "subtract":
+        membrane = membrane - owed * level
+    spike = fires(membrane - level)
+    if reset_delay:
+        return spike, membrane, spike
+    if reset_mechanism == "zero":
+        membrane = (1 - spike) * membrane
+    elif reset_mechanism == "subtract":
+        membrane = membrane - (spike - owed) * level
+        owed = fires(membrane - level)
+    return spike, membrane, owed
 
 
-def _current_per_step(current: Tensor, num_steps: int | None, name: str) -> Sequence[Tensor]:
+def current_per_step(current: Tensor, num_steps: int | None, name: str) -> Sequence[Tensor]:
+    """Return the current of every step, ``(T, N, ...)`` unbound, or the same one ``num_steps`` times.
+
+    Raises:
+        TypeError: If it is not floating point.
+        ValueError: If there is no time step.
+    """
     if not current.is_floating_point():
         raise TypeError(f"{name}: current must be floating point, got {current.dtype}; call .float() on it.")
     if num_steps is not None:
@@ -158,7 +165,12 @@ def _current_per_step(current: Tensor, num_steps: int | None, name: str) -> Sequ
     return current.unbind()
 
 
-def _per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: str) -> Tensor:
+def per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: str) -> Tensor:
+    """Return a constant of the neurons as a tensor that broadcasts to the current of one step.
+
+    Raises:
+        ValueError: If it does not broadcast.
+    """
     if not isinstance(value, Tensor):
         # Left on the CPU, where a 0-dimensional tensor combines with any device without a copy.
         return torch.tensor(value, dtype=step_current.dtype, device="cpu")
@@ -172,3 +184,29 @@ def _per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: st
             f"the current of one step, {tuple(step_current.shape)}."
         )
     return value.to(step_current.dtype)
+
+
+def read_out(steps: Iterator[tuple[Tensor, Tensor]], return_membrane: bool) -> Tensor | LIFOutput:
+    """Stack the spikes, and with ``return_membrane`` the membranes, of all steps."""
+    if not return_membrane:
+        return torch.stack([spike for spike, _ in steps])
+    spikes, membranes = zip(*steps, strict=True)
+    return LIFOutput(torch.stack(spikes), torch.stack(membranes))
+
+
+def _simulate(
+    currents: Sequence[Tensor],
+    leak: Tensor,
+    level: Tensor,
+    fires: Callable[[Tensor], Tensor],
+    reset_mechanism: ResetMechanism,
+    reset_delay: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    membrane = torch.zeros_like(currents[0])
+    owed = fires(membrane - level)
+    for current in currents:
+        if reset_mechanism == "zero" and reset_delay:
+            membrane = (1 - owed) * membrane
+        membrane = leak * membrane + current
+        spike, membrane, owed = spike_and_reset(membrane, owed, level, fires, reset_mechanism, reset_delay)
+        yield spike, membrane

@@ -9,6 +9,7 @@ import torch
 
 from lightning_polystep.functional import NonDifferentiableError, lif
 from lightning_polystep.layers import LIF
+from tests.helpers.layers import losses_of_training
 
 
 def fingerprint(layer):
@@ -129,3 +130,38 @@ def test_repr_shows_constants_as_given_and_unusual_options():
 def test_bad_options_are_refused_when_built(option):
     with pytest.raises(ValueError, match=f"LIF: {next(iter(option))} must be"):
         LIF(**option)
+
+
+def test_constants_per_channel_of_an_image():
+    """As after a convolution: (T, N, C, H, W) with one constant per channel, or (N, C, H, W) at every step."""
+    beta, threshold = torch.rand(3, 1, 1), torch.rand(3, 1, 1) + 0.5
+    layer, images = LIF(beta, threshold, learn_beta=True, learn_threshold=True), torch.rand(5, 2, 3, 4, 4)
+    constant = LIF(beta, threshold, num_steps=5)
+    for channel in range(3):
+        alone = LIF(beta[channel].item(), threshold[channel].item())(images[:, :, channel])
+        assert torch.equal(layer(images)[:, :, channel], alone)
+    assert torch.equal(constant(images[0]), layer(images[0].expand(5, 2, 3, 4, 4)))
+    candidates = {"beta": torch.rand(6, 3, 1, 1), "threshold": torch.rand(6, 3, 1, 1)}
+
+    def run(constants):
+        return torch.func.functional_call(layer, constants, (images,))
+
+    alone = [run({name: value[index] for name, value in candidates.items()}) for index in range(6)]
+    assert torch.equal(torch.func.vmap(run)(candidates), torch.stack(alone))
+
+
+class SpikingConvolutions(torch.nn.Module):
+    """A convolution under LIF neurons with one leak per channel, then their counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.classify = torch.nn.Conv2d(1, 4, 2), torch.nn.Linear(8, 3)
+        self.neurons = LIF(torch.full((4, 1, 1), 0.9), num_steps=6, learn_beta=True)
+
+    def forward(self, x):
+        return self.classify(self.neurons(self.conv(x.view(-1, 1, 2, 3))).sum(0).flatten(1))
+
+
+def test_a_network_of_spiking_convolutions_learns():
+    losses = losses_of_training(SpikingConvolutions())
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
