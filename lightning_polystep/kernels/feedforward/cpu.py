@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_polystep.kernels.elementary import exp
 from lightning_polystep.kernels.feedforward.reference import Behind, Scores, is_relu, target_weights
@@ -32,6 +31,7 @@ from lightning_polystep.kernels.simd import (
     to_float64,
     total,
 )
+from lightning_polystep.kernels.sweep.cpu import outcome_of
 
 WORD = 4 * LANES  # units evaluated at once: the bits of an int64
 _ALL = (1 << LANES) - 1  # the bits of a whole vector
@@ -77,18 +77,17 @@ def pack(behind: Behind, head: Scores) -> Network:
     dtype, samples = head.scores.dtype, len(head.scores)
     *sizes, classes = (len(weight) for weight in behind.weights)
     widths = [*(size + -size % WORD for size in sizes), classes + -classes % LANES]
-    layers = [_units(*layer, width) for layer, width in zip(zip(*behind[:3], strict=True), widths, strict=False)]
-    nothing = (head.scores.new_empty(samples, 0),) * 4  # to begin with: there may be no layer
-    preactivations, values, lower, upper = (torch.cat(parts, 1).numpy() for parts in zip(nothing, *layers, strict=True))
+    hidden = [F.pad(h, (0, width - h.shape[1])) for h, width in zip(behind.preactivations, widths, strict=False)]
+    values = np.empty((samples, sum(widths[:-1])), head.scores.numpy().dtype)
     weights = [F.pad(weight.T, (0, width - len(weight))) for weight, width in zip(behind.weights, widths, strict=True)]
     padding = widths[-1] - classes
     targets = F.pad(target_weights(head), (0, padding))
     by_entropy = head.loss == "cross_entropy"
     network = Network(
-        preactivations,
+        torch.cat([head.scores.new_empty(samples, 0), *hidden], 1).numpy(),
         values,
-        lower,
-        upper,
+        np.empty_like(values),
+        np.empty_like(values),
         np.cumsum([0, *widths[:-1]]),
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.boundaries)]).numpy(),
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.levels)]).numpy(),
@@ -103,31 +102,8 @@ def pack(behind: Behind, head: Scores) -> Network:
         targets.sum(-1).numpy(),
         np.zeros(samples),
     )
-    _fill(network)
+    _fill(network, np.array([*sizes, 0]))
     return network
-
-
-def _units(
-    preactivation: Tensor, boundaries: Tensor, levels: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return pre-activations, values and intervals of a layer, padded."""
-    h, padding = preactivation, width - preactivation.shape[1]
-    ends = torch.full_like(h[:, :1], -math.inf), torch.full_like(h[:, :1], math.inf)
-    if is_relu(levels):
-        value = h.clamp(min=0)
-        lower = torch.where(h > 0, h, ends[0])
-        upper = torch.nextafter(value, ends[1])
-    else:
-        unit = torch.arange(h.shape[1]) % len(levels)
-        # One row of h per dictionary: all units of all samples, or those of one unit.
-        rows = h.T.reshape(len(boundaries), -1).contiguous()
-        outcome = torch.searchsorted(boundaries.contiguous(), rows, right=True).reshape(h.T.shape).T
-        edges = F.pad(F.pad(boundaries, (1, 0), value=-math.inf), (0, 1), value=math.inf)
-        value, lower, upper = levels[unit, outcome], edges[unit, outcome], edges[unit, outcome + 1]
-    return tuple(
-        F.pad(part, (0, padding), value=fill)
-        for part, fill in ((h, 0.0), (value, 0.0), (lower, -math.inf), (upper, math.inf))
-    )  # type: ignore[return-value]
 
 
 def _tables(behind: Behind) -> NDArray[np.int64]:
@@ -140,13 +116,32 @@ def _tables(behind: Behind) -> NDArray[np.int64]:
 
 
 @compiled(parallel=True)
-def _fill(network: Network) -> None:
+def _fill(network: Network, sizes: NDArray[np.int64]) -> None:
     for sample in prange(len(network.scores)):
-        _fill_sample(network, sample)
+        _fill_sample(network, sample, sizes)
 
 
 @borrowing
-def _fill_sample(network: Network, sample: int) -> None:
+def _fill_sample(network: Network, sample: int, sizes: NDArray[np.int64]) -> None:
+    infinity = network.scores.dtype.type(np.inf)
+    for layer in range(len(network.tables)):
+        first, size, own = network.starts[layer], network.tables[layer, 2], network.tables[layer, 3]
+        for unit in range(network.starts[layer + 1] - first):
+            place, x = first + unit, network.preactivations[sample, first + unit]
+            lower, upper, value = -infinity, infinity, x - x
+            if unit < sizes[layer]:
+                value = _value(network, layer, unit, x)
+                if size < 0:
+                    lower = x if x > 0 else lower
+                    upper = np.nextafter(value, infinity)
+                else:
+                    start = network.tables[layer, 0] + own * unit * size
+                    below = outcome_of(network.boundaries[start : start + size], x)
+                    lower = network.boundaries[start + below - 1] if below > 0 else lower
+                    upper = network.boundaries[start + below] if below < size else upper
+            network.values[sample, place] = value
+            network.lower[sample, place] = lower
+            network.upper[sample, place] = upper
     network.losses[sample] = _loss(network, sample, network.scores, sample * network.scores.shape[1])
 
 
