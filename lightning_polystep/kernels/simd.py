@@ -106,6 +106,18 @@ def element(typing: Any, array: types.Array, offset: types.Integer) -> Any:
 
 
 @intrinsic
+def put(typing: Any, array: types.Array, offset: types.Integer, number: types.Type) -> Any:
+    """Write one number of a C-contiguous array of any shape."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        builder.store(arguments[2], builder.gep(data, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), generate
+
+
+@intrinsic
 def splat(typing: Any, number: types.Type) -> Any:
     """Give every lane the same number."""
 

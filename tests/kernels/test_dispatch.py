@@ -49,10 +49,11 @@ def test_a_kernel_that_does_not_exist_is_refused_with_those_that_do(monkeypatch)
     assert "triton" not in str(caught.value)
 
 
-def test_triton_agrees_with_the_references():
+@pytest.mark.parametrize("cases", ["cases", "feedforward_cases"])
+def test_triton_agrees_with_the_references(cases):
     pytest.importorskip("triton")
     result = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.cases"],
+        [sys.executable, "-m", f"tests.kernels.{cases}"],
         cwd=REPOSITORY,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

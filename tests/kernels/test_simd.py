@@ -16,6 +16,7 @@ from lightning_polystep.kernels.simd import (
     lowest_bit,
     mark,
     power_of_two,
+    put,
     splat,
     store,
     to_float64,
@@ -28,6 +29,7 @@ from lightning_polystep.kernels.simd import (
 def _arithmetic(a, b, out):
     x, y = load(a, 1), load(b, 0)
     store(out, 0, where(x >= y, x * y - x, x + splat(a[0])))
+    put(out, LANES, element(b, 3))
     return total(x), element(a, 2)
 
 
@@ -49,10 +51,11 @@ def _bits(a, out):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_float_lanes(dtype):
     a = np.random.randn(LANES + 1).astype(dtype)
-    b, out = np.random.randn(LANES).astype(dtype), np.empty(LANES, dtype)
+    b, out = np.random.randn(LANES).astype(dtype), np.empty(LANES + 1, dtype)
     sum_, third = _arithmetic(a, b, out)
     x = a[1:]
-    assert np.array_equal(out, np.where(x >= b, x * b - x, x + a[0]))
+    assert np.array_equal(out[:LANES], np.where(x >= b, x * b - x, x + a[0]))
+    assert out[LANES] == b[3]
     assert sum_ == pytest.approx(x.sum(), rel=1e-5)
     assert third == a[2]
 

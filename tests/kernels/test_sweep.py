@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from lightning_polystep.kernels.sweep import outcome_of, sweep
+from lightning_polystep.kernels.sweep.cpu import outcome_of, sweep
 
 
 @njit

@@ -2,7 +2,7 @@
 
 Each unit keeps the interval of pre-activations in which it sends what the incumbent's sends, so that two comparisons
 per vector find all that change, however many levels there are. The units of all layers stand side by side, each layer
-padded to whole vectors with units that never change.
+padded to whole words of 64 with units that never change.
 """
 
 import math
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_polystep.kernels.elementary import exp
 from lightning_polystep.kernels.feedforward.reference import Behind, Scores, is_relu, target_weights
@@ -26,12 +25,15 @@ from lightning_polystep.kernels.simd import (
     highest,
     load,
     lowest_bit,
+    put,
     splat,
     store,
     to_float64,
     total,
 )
+from lightning_polystep.kernels.sweep.cpu import outcome_of
 
+WORD = 4 * LANES  # units evaluated at once: the bits of an int64
 _ALL = (1 << LANES) - 1  # the bits of a whole vector
 # The scores of classes that are padding: so low that they add nothing to a sum of exponentials, but finite.
 _NEVER = -1e30
@@ -66,26 +68,26 @@ class Wave(NamedTuple):
     # Of one layer while the next is evaluated, in turns; (2, units of the largest layer).
     units: NDArray[np.int64]  # those that changed, ascending
     changes: NDArray[Any]  # by how much
-    block: NDArray[Any]  # (LANES,): pre-activations
+    block: NDArray[Any]  # (WORD,): pre-activations
     scores: NDArray[Any]  # (W,)
 
 
 def pack(behind: Behind, head: Scores) -> Network:
     """Evaluate the incumbent and lay it out."""
     dtype, samples = head.scores.dtype, len(head.scores)
-    widths = [_padded(len(weight)) for weight in behind.weights]
-    layers = [_units(*layer, width) for layer, width in zip(zip(*behind[:3], strict=True), widths, strict=False)]
-    nothing = (head.scores.new_empty(samples, 0),) * 4  # to begin with: there may be no layer
-    preactivations, values, lower, upper = (torch.cat(parts, 1).numpy() for parts in zip(nothing, *layers, strict=True))
+    *sizes, classes = (len(weight) for weight in behind.weights)
+    widths = [*(size + -size % WORD for size in sizes), classes + -classes % LANES]
+    hidden = [F.pad(h, (0, width - h.shape[1])) for h, width in zip(behind.preactivations, widths, strict=False)]
+    values = np.empty((samples, sum(widths[:-1])), head.scores.numpy().dtype)
     weights = [F.pad(weight.T, (0, width - len(weight))) for weight, width in zip(behind.weights, widths, strict=True)]
-    padding = widths[-1] - head.scores.shape[1]
+    padding = widths[-1] - classes
     targets = F.pad(target_weights(head), (0, padding))
     by_entropy = head.loss == "cross_entropy"
     network = Network(
-        preactivations,
+        torch.cat([head.scores.new_empty(samples, 0), *hidden], 1).numpy(),
         values,
-        lower,
-        upper,
+        np.empty_like(values),
+        np.empty_like(values),
         np.cumsum([0, *widths[:-1]]),
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.boundaries)]).numpy(),
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.levels)]).numpy(),
@@ -95,40 +97,13 @@ def pack(behind: Behind, head: Scores) -> Network:
         np.array(widths),
         F.pad(head.scores, (0, padding), value=_NEVER if by_entropy else 0.0).contiguous().numpy(),
         by_entropy,
-        head.scores.shape[1],
+        classes,
         targets.numpy(),
         targets.sum(-1).numpy(),
         np.zeros(samples),
     )
-    _fill(network)
+    _fill(network, np.array([*sizes, 0]))
     return network
-
-
-def _padded(size: int) -> int:
-    return size + -size % LANES
-
-
-def _units(
-    preactivation: Tensor, boundaries: Tensor, levels: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return pre-activations, values and intervals of a layer, padded."""
-    h, padding = preactivation, width - preactivation.shape[1]
-    ends = torch.full_like(h[:, :1], -math.inf), torch.full_like(h[:, :1], math.inf)
-    if is_relu(levels):
-        value = h.clamp(min=0)
-        lower = torch.where(h > 0, h, ends[0])
-        upper = torch.nextafter(value, ends[1])
-    else:
-        unit = torch.arange(h.shape[1]) % len(levels)
-        # One row of h per dictionary: all units of all samples, or those of one unit.
-        rows = h.T.reshape(len(boundaries), -1).contiguous()
-        outcome = torch.searchsorted(boundaries.contiguous(), rows, right=True).reshape(h.T.shape).T
-        edges = F.pad(F.pad(boundaries, (1, 0), value=-math.inf), (0, 1), value=math.inf)
-        value, lower, upper = levels[unit, outcome], edges[unit, outcome], edges[unit, outcome + 1]
-    return tuple(
-        F.pad(part, (0, padding), value=fill)
-        for part, fill in ((h, 0.0), (value, 0.0), (lower, -math.inf), (upper, math.inf))
-    )  # type: ignore[return-value]
 
 
 def _tables(behind: Behind) -> NDArray[np.int64]:
@@ -141,13 +116,32 @@ def _tables(behind: Behind) -> NDArray[np.int64]:
 
 
 @compiled(parallel=True)
-def _fill(network: Network) -> None:
+def _fill(network: Network, sizes: NDArray[np.int64]) -> None:
     for sample in prange(len(network.scores)):
-        _fill_sample(network, sample)
+        _fill_sample(network, sample, sizes)
 
 
 @borrowing
-def _fill_sample(network: Network, sample: int) -> None:
+def _fill_sample(network: Network, sample: int, sizes: NDArray[np.int64]) -> None:
+    infinity = network.scores.dtype.type(np.inf)
+    for layer in range(len(network.tables)):
+        first, size, own = network.starts[layer], network.tables[layer, 2], network.tables[layer, 3]
+        for unit in range(network.starts[layer + 1] - first):
+            place, x = first + unit, network.preactivations[sample, first + unit]
+            lower, upper, value = -infinity, infinity, x - x
+            if unit < sizes[layer]:
+                value = _value(network, layer, unit, x)
+                if size < 0:
+                    lower = x if x > 0 else lower
+                    upper = np.nextafter(value, infinity)
+                else:
+                    start = network.tables[layer, 0] + own * unit * size
+                    below = outcome_of(network.boundaries[start : start + size], x)
+                    lower = network.boundaries[start + below - 1] if below > 0 else lower
+                    upper = network.boundaries[start + below] if below < size else upper
+            network.values[sample, place] = value
+            network.lower[sample, place] = lower
+            network.upper[sample, place] = upper
     network.losses[sample] = _loss(network, sample, network.scores, sample * network.scores.shape[1])
 
 
@@ -158,7 +152,7 @@ def make_wave(network: Network) -> Wave:
     return Wave(
         np.empty((2, most), np.int64),
         np.empty((2, most), dtype),
-        np.empty(LANES, dtype),
+        np.empty(WORD, dtype),
         np.empty(network.scores.shape[1], dtype),
     )
 
@@ -181,9 +175,13 @@ def loss_change(network: Network, sample: int, unit: int, change: Any, wave: Wav
         if count == 0:
             return 0.0
     width = network.scores.shape[1]
+    source = layers % 2 * wave.units.shape[1]
     for block in range(0, width, LANES):
-        score = load(network.scores, sample * width + block)
-        store(wave.scores, block, _fed(network, layers, block, score, count, wave))
+        score, row = load(network.scores, sample * width + block), network.rows[layers] + block
+        for index in range(source, source + count):
+            weight = load(network.weights, row + element(wave.units, index) * width)
+            score = score + splat(element(wave.changes, index)) * weight
+        store(wave.scores, block, score)
     return _loss(network, sample, wave.scores, 0) - network.losses[sample]
 
 
@@ -191,33 +189,54 @@ def loss_change(network: Network, sample: int, unit: int, change: Any, wave: Wav
 def _advance(network: Network, sample: int, layer: int, count: int, wave: Wave) -> int:
     """Carry the changes to the next layer, and return how many of its units change."""
     first, stop = network.starts[layer], network.starts[layer + 1]
-    offset = sample * network.values.shape[1] + first
-    target, found = (layer + 1) % 2, 0
-    for block in range(0, stop - first, LANES):
-        x = _fed(network, layer, block, load(network.preactivations, offset + block), count, wave)
-        inside = bits(x >= load(network.lower, offset + block)) & ~bits(x >= load(network.upper, offset + block))
-        left = inside ^ _ALL
+    offset, most = sample * network.values.shape[1] + first, wave.units.shape[1]
+    source, target, found = layer % 2 * most, (layer + 1) % 2 * most, 0
+    # Four vectors at once, as a sum waits for its last addition, and a loop over bits ends in a misprediction.
+    for block in range(0, stop - first, WORD):
+        row, here = network.rows[layer] + block, offset + block
+        x0, x1, x2, x3 = _load4(network.preactivations, here)
+        for index in range(source, source + count):
+            change = splat(element(wave.changes, index))
+            w0, w1, w2, w3 = _load4(network.weights, row + element(wave.units, index) * network.widths[layer])
+            x0, x1, x2, x3 = x0 + change * w0, x1 + change * w1, x2 + change * w2, x3 + change * w3
+        left = _outside(network, here, x0) | _outside(network, here + LANES, x1) << LANES
+        right = _outside(network, here + 2 * LANES, x2) | _outside(network, here + 3 * LANES, x3) << LANES
+        left |= right << (2 * LANES)
         if left != 0:
-            store(wave.block, 0, x)
+            _store4(wave.block, x0, x1, x2, x3)
         while left != 0:
             bit = lowest_bit(left)
             left &= left - 1
-            value = _value(network, layer, block + bit, wave.block[bit])
-            # Next to each other may be equal levels; then nothing changes after all.
-            wave.units[target, found] = block + bit
-            wave.changes[target, found] = value - element(network.values, offset + block + bit)
-            found += wave.changes[target, found] != 0
+            value = _value(network, layer, block + bit, element(wave.block, bit))
+            change = value - element(network.values, here + bit)
+            put(wave.units, target + found, block + bit)
+            put(wave.changes, target + found, change)
+            found += change != 0  # beyond a boundary may be the same level; then nothing changes after all
     return found
 
 
 @borrowing
-def _fed(network: Network, layer: int, block: int, value: Any, count: int, wave: Wave) -> Any:
-    """Add what the changed units of one layer feed a vector of the next: in their order, so that all round alike."""
-    row, width, source = network.rows[layer] + block, network.widths[layer], layer % 2
-    for index in range(count):
-        weight = load(network.weights, row + wave.units[source, index] * width)
-        value = value + splat(wave.changes[source, index]) * weight
-    return value
+def _outside(network: Network, offset: int, x: Any) -> int:
+    """Return as bits which units leave the interval in which they send what the incumbent's send."""
+    return (bits(x >= load(network.lower, offset)) & ~bits(x >= load(network.upper, offset))) ^ _ALL
+
+
+@borrowing
+def _load4(array: NDArray[Any], offset: int) -> tuple[Any, Any, Any, Any]:
+    return (
+        load(array, offset),
+        load(array, offset + LANES),
+        load(array, offset + 2 * LANES),
+        load(array, offset + 3 * LANES),
+    )
+
+
+@borrowing
+def _store4(array: NDArray[Any], v0: Any, v1: Any, v2: Any, v3: Any) -> None:
+    store(array, 0, v0)
+    store(array, LANES, v1)
+    store(array, 2 * LANES, v2)
+    store(array, 3 * LANES, v3)
 
 
 @borrowing

@@ -22,7 +22,7 @@ from lightning_polystep.kernels.readout.cpu import (
     run_incumbent,
 )
 from lightning_polystep.kernels.simd import borrowing, compiled, element
-from lightning_polystep.kernels.sweep import outcome_of, sweep
+from lightning_polystep.kernels.sweep.cpu import outcome_of, sweep
 
 # Rows of costs that stay in the first-level cache while a sample's readout does.
 _UNITS_AT_ONCE = 8

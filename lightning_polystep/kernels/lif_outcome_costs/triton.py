@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lightning_polystep.kernels.readout import Readout, readout_losses, target_weights
 from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
+from lightning_polystep.kernels.sweep.triton import look_up, outcome_of
 
 _TABLE_SAMPLES = 16  # samples, times padded classes, that a program of the first kernel runs at once
-_SAMPLES = 64  # per program of the second kernel
-_BLOCK = 128  # candidates per program of the second kernel
 _TABLE_ENTRIES = 2**25  # at most, 256 MB; more units than fit take turns
 _LOSSES = {"cross_entropy_count": 0, "cross_entropy_membrane": 1, "mse_rate": 2}
 
@@ -53,10 +52,8 @@ def _score(
     _, steps, classes = readout.currents.shape
     most = boundaries.shape[1]
     table = shifts.new_zeros((samples, units, most + 1), dtype=torch.float64)
-    parts = triton.cdiv(samples, _SAMPLES)
-    costs = shifts.new_zeros((parts, units, count), dtype=torch.float64)
     if units == 0 or count == 0:
-        return costs.sum(0)
+        return table.new_zeros((units, count))
     stride = 1 if len(boundaries) > 1 else 0  # from the dictionary of one unit to that of the next
     _tabulate[(units, triton.cdiv(samples, _TABLE_SAMPLES))](
         preactivation,
@@ -84,29 +81,7 @@ def _score(
         SAMPLES=_TABLE_SAMPLES,
         enable_fp_fusion=False,
     )
-    _look_up[(units, triton.cdiv(count, _BLOCK), parts)](
-        preactivation,
-        shifts,
-        boundaries,
-        table,
-        costs,
-        samples,
-        units,
-        count,
-        most,
-        stride,
-        SAMPLES=_SAMPLES,
-        BLOCK=_BLOCK,
-    )
-    return costs.sum(0)  # of a fixed number of parts, in a fixed order
-
-
-@triton.jit
-def _outcome(current, boundaries_ptr, most):
-    below = (current >= float("inf")).to(tl.int32) * 0
-    for p in range(most):
-        below += (current >= tl.load(boundaries_ptr + p)).to(tl.int32)
-    return below
+    return look_up(preactivation, shifts, boundaries, table)
 
 
 @triton.jit
@@ -148,9 +123,9 @@ def _tabulate(
     before = tl.load(loss_ptr + n, mask=alive, other=0.0)
     boundaries, trains = boundaries_ptr + unit * stride * most, trains_ptr + unit * stride * (most + 1) * steps
     current = tl.load(preactivation_ptr + n * units + unit, mask=alive, other=0.0)
-    here = _outcome(current, boundaries, most)
-    low = _outcome(current + tl.load(lowest_ptr + n, mask=alive, other=0.0), boundaries, most)
-    high = _outcome(current + tl.load(highest_ptr + n, mask=alive, other=0.0), boundaries, most)
+    here = outcome_of(current, boundaries, most)
+    low = outcome_of(current + tl.load(lowest_ptr + n, mask=alive, other=0.0), boundaries, most)
+    high = outcome_of(current + tl.load(highest_ptr + n, mask=alive, other=0.0), boundaries, most)
     for q in range(tl.min(low, 0), tl.max(high, 0) + 1):
         membrane = tl.zeros([SAMPLES, LANES], currents_ptr.dtype.element_ty)
         spikes = tl.zeros([SAMPLES, LANES], tl.float64)
@@ -173,30 +148,3 @@ def _tabulate(
             loss = tl.sum(target, 1) * partition - gain
         reached = alive & (q >= low) & (q <= high) & (q != here)
         tl.store(table_ptr + (n * units + unit) * (most + 1) + q, loss - before, mask=reached)
-
-
-@triton.jit
-def _look_up(
-    preactivation_ptr,
-    shifts_ptr,
-    boundaries_ptr,
-    table_ptr,
-    costs_ptr,
-    samples,
-    units,
-    count,
-    most,
-    stride,
-    SAMPLES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    unit, part = tl.program_id(0), tl.program_id(2)
-    v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = v < count
-    cost = tl.zeros([BLOCK], tl.float64)
-    for n in range(part * SAMPLES, tl.minimum(part * SAMPLES + SAMPLES, samples)):
-        current = tl.load(preactivation_ptr + n * units + unit)
-        shift = tl.load(shifts_ptr + n * count + v, mask=inside, other=0.0)
-        q = _outcome(current + shift, boundaries_ptr + unit * stride * most, most)
-        cost += tl.load(table_ptr + (n * units + unit) * (most + 1) + q, mask=inside, other=0.0)
-    tl.store(costs_ptr + (part * units + unit) * count + v, cost, mask=inside)

@@ -7,7 +7,7 @@ from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.feedforward import Scores, check_scores, check_shifts
 
 _NAME = "score_direct_costs"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::score_direct_costs", mutates_args=())

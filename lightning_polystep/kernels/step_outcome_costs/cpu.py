@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_polystep.kernels.feedforward import Behind, Scores
 from lightning_polystep.kernels.feedforward.cpu import Network, Wave, loss_change, make_wave, pack
 from lightning_polystep.kernels.simd import borrowing, compiled
-from lightning_polystep.kernels.sweep import outcome_of, sweep
+from lightning_polystep.kernels.sweep.cpu import outcome_of, sweep
 
 # Rows of costs that stay in the first-level cache while a sample's layers do.
 _UNITS_AT_ONCE = 8
