@@ -259,14 +259,14 @@ class Engine:
 
     def _propose(self, plan: Plan) -> Pending:
         proposals = [
-            self._propose_block(assignment.block, assignment.rank, assignment.most_rows)
+            self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
             for assignment in plan.assignments
             if assignment.block.trainable
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         return Pending(proposals, costs)
 
-    def _propose_block(self, block: Block, rank: int, most_rows: int | None) -> Proposal:
+    def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer
         return propose(
             block,
@@ -275,6 +275,7 @@ class Engine:
             seed=optimizer.seed,
             step=optimizer.progress.step,
             rank=rank,
+            rotations=rotations,
             most_rows=most_rows,
         )
 

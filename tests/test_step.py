@@ -25,6 +25,18 @@ def weigh(costs, **group):
 # Observe.
 
 
+def test_rotations_are_independent_polytopes_of_one_particle():
+    block = block_of(rows=2, subspace="full", dim=4)
+    (once,) = propose(block, None, seed=0, step=0, rank=4).directions
+    (both,) = propose(block, None, seed=0, step=0, rank=4, rotations=2).directions
+    assert both.shape == (16, 4)
+    assert torch.equal(both[:4], once[:4])
+    assert torch.equal(both[8:], -both[:8]), "mirrored as a whole"
+    for axes in (both[:4], both[4:8]):
+        torch.testing.assert_close(axes @ axes.T, torch.eye(4), rtol=0, atol=1e-6)
+    assert not torch.allclose(both[:4].abs(), both[4:8].abs())
+
+
 def test_observe_and_learn_keep_what_the_sites_saw():
     layer, inputs = nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     statistics = {}

@@ -598,7 +598,7 @@ def test_outcomes_and_loop_train_alike(tmp_path, accumulate):
     results, tiers = [], []
     for evaluation in ("auto", "loop"):
         module = spiking(Boring)()
-        strategy = PolyStepStrategy(evaluation=evaluation, show_plan=False)
+        strategy = PolyStepStrategy(evaluation=evaluation, max_candidates=256, show_plan=False)
         run = trainer(tmp_path, strategy=strategy, accumulate_grad_batches=accumulate)
         run.fit(module, loader(batches=8))
         results.append(torch.nn.utils.parameters_to_vector(module.parameters()).detach())

@@ -129,7 +129,8 @@ def test_outcomes_take_manual_steps(tmp_path, form):
     results, tiers = [], []
     for evaluation in ("auto", "loop"):
         module = spiking(form)()
-        run = trainer(tmp_path, strategy=PolyStepStrategy(evaluation=evaluation, show_plan=False))
+        strategy = PolyStepStrategy(evaluation=evaluation, max_candidates=256, show_plan=False)
+        run = trainer(tmp_path, strategy=strategy)
         run.fit(module, loader(batches=4))
         results.append(torch.nn.utils.parameters_to_vector(module.parameters()).detach())
         tiers.append({assignment.tier.name for assignment in run.strategy.engines[0].plan.assignments})

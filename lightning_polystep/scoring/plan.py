@@ -26,8 +26,10 @@ from lightning_polystep.sites import Observation
 
 Evaluation = Literal["auto", "vmap", "loop"]
 
-# The rank that was measured best, where candidates are cheap enough to afford it.
+# What was measured best where candidates are cheap enough to afford it. On MNIST two rotations took 300 steps from 96.7
+# to 97.0 % of validation accuracy at nearly the same cost; four gave the same.
 _FULL_RANK = 128
+_FULL_ROTATIONS = 2
 _SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
@@ -62,6 +64,7 @@ class Assignment:
         chunking: Candidates at once.
         reason: Why it is not a faster tier; empty when there is none.
         rank: Directions probed per step (the subspace may have fewer).
+        rotations: Independently rotated polytopes per particle.
         most_rows: Rows probed per step, or None for all.
     """
 
@@ -70,6 +73,7 @@ class Assignment:
     chunking: Chunking
     reason: str = ""
     rank: int = _FULL_RANK
+    rotations: int = 1
     most_rows: int | None = None
 
     @property
@@ -130,7 +134,8 @@ class Plan:
                 block.name,
                 block.subspace,
                 f"{assignment.most_rows} of {block.rows}" if assignment.most_rows else str(block.rows),
-                str(min(assignment.rank, block.dim)),
+                str(min(assignment.rank, block.dim))
+                + (f" x {assignment.rotations}" if assignment.rotations > 1 else ""),
                 f"{self.last_candidates.get(block.name, 0):,}",
                 assignment.tier.name,
                 str(notes.index(assignment.note) + 1) if assignment.note else "",
@@ -273,26 +278,29 @@ def _first_line(error: BaseException) -> str:
 
 
 def _share_candidates(assignments: list[Assignment], max_candidates: int | None) -> None:
-    """Give every block without an explicit rank as many directions as the step's budget allows."""
+    """Give every block without an explicit rank as many directions, and rotations, as the step's budget allows."""
     open_ended = [
         a
         for a in assignments
         if a.block.group["rank"] is None and (max_candidates is not None or a.tier.default_candidates is not None)
     ]
     for assignment in assignments:
-        assignment.rank = assignment.block.group["rank"] or _FULL_RANK
+        group, free = assignment.block.group, assignment.tier.default_candidates is None and max_candidates is None
+        assignment.rank = group["rank"] or _FULL_RANK
+        assignment.rotations = group["rotations"] or (_FULL_ROTATIONS if free else 1)
     total_rows = sum(assignment.block.rows for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
         budget = max_candidates if max_candidates is not None else assignment.tier.default_candidates or 1
         share = max(1, budget * block.rows // total_rows)
         ceiling = min(_FULL_RANK, block.dim)
-        affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(block, rank) <= share]
+        affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(assignment, rank) <= share]
         assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
-        rows = max(1, share // _vertices(block, assignment.rank))
+        rows = max(1, share // _vertices(assignment, assignment.rank))
         assignment.most_rows = rows if rows < block.rows else None
 
 
-def _vertices(block: Block, rank: int) -> int:
-    dim = min(block.group["particle_dim"] or rank, rank)
-    return max(1, rank // dim) * POLYTOPES[block.group["polytope"]].count(dim)
+def _vertices(assignment: Assignment, rank: int) -> int:
+    group = assignment.block.group
+    dim = min(group["particle_dim"] or rank, rank)
+    return max(1, rank // dim) * assignment.rotations * POLYTOPES[group["polytope"]].count(dim)
