@@ -2,5 +2,6 @@
 
 from lightning_polystep.layers.lif import LIF
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers.sliced import Sliced
 
-__all__ = ["LIF", "LastMembrane", "SpikeCount", "SpikeRate"]
+__all__ = ["LIF", "LastMembrane", "Sliced", "SpikeCount", "SpikeRate"]
