@@ -2,6 +2,7 @@
 
 A LightningModule says what its network and loss are by two attributes, ``network`` and ``criterion``; nothing else is
 asked of it. The stack is a sequence of Linear and hard LIF layers in ``nn.Sequential`` order with a readout at its end.
+A network that is :class:`~lightning_polystep.layers.Sliced` keeps of a large batch only what is constant in time.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
@@ -108,6 +110,7 @@ def recognise(module: nn.Module) -> Stack:
         layers.append(SpikingLayer(linear, neurons))
     if not layers or len(pairs) % 2:
         raise NotAStackError("the network is not a sequence of Linear and LIF layers")
+    _check_slices(network, layers[0])
     return Stack(network, tuple(layers), readout, _known_criterion(criterion, readout))
 
 
@@ -116,10 +119,18 @@ def _in_order(network: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(network, nn.Sequential):
         yield network
         return
-    if type(network).forward is not nn.Sequential.forward:
+    if type(network).forward not in {nn.Sequential.forward, Sliced.forward}:
         raise NotAStackError(f"{type(network).__name__} has a forward of its own")
     for child in network:
         yield from _in_order(child)
+
+
+def _check_slices(network: nn.Module, first: SpikingLayer) -> None:
+    """Refuse slices that a pass could not be replayed from."""
+    if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
+        raise NotAStackError("a part of the network is Sliced, not the whole of it")
+    if isinstance(network, Sliced) and first.neurons.num_steps is None:
+        raise NotAStackError("the network is Sliced, but what drives its first LIF layer has time first, not the batch")
 
 
 def _known_criterion(criterion: nn.Module, readout: Readout) -> Criterion:
@@ -135,15 +146,34 @@ def _known_criterion(criterion: nn.Module, readout: Readout) -> Criterion:
 
 
 @dataclass
-class Capture:
-    """What the layers of a stack saw in the latest commit pass.
+class Pass:
+    """What the layers of a stack saw of some samples.
 
     Args:
         inputs: Input of each Linear layer, (N, D) or (T, N, D).
         currents: Input of each LIF layer, the Linear layer's output.
         scores: What the criterion was given first, (N, C).
         targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
+    """
+
+    inputs: list[Tensor]
+    currents: list[Tensor]
+    scores: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Capture:
+    """What is kept of the latest commit pass: enough to know what every layer saw.
+
+    Args:
+        inputs: Input of each Linear layer, (N, D) or (T, N, D); with slices, of the first one only, slice by slice.
+        currents: Input of each LIF layer, the Linear layer's output; with slices likewise.
+        scores: What the criterion was given first, (N, C).
+        targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
         calls: How often the criterion ran.
+        linear_calls: How often Linear layers ran.
+        slice_size: Samples of a slice, if the network took the batch in slices.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -151,10 +181,13 @@ class Capture:
     scores: Tensor | None = None
     targets: Tensor | None = None
     calls: int = 0
+    linear_calls: int = 0
+    slice_size: int | None = None
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
+        self.linear_calls, self.slice_size = 0, None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -175,6 +208,30 @@ class Capture:
         """Return the incumbent's loss in float64."""
         return stack.loss_of(*self.scored())
 
+    def slices(self, stack: Stack) -> Iterator[Pass]:
+        """Yield what every layer saw, slice by slice; the whole batch at once unless the network took it in slices.
+
+        Args:
+            stack: The stack.
+        """
+        scores, targets = self.scored()
+        if self.slice_size is None:
+            yield Pass(self.inputs, self.currents, scores, targets)
+            return
+        outcomes = zip(scores.split(self.slice_size), targets.split(self.slice_size), strict=True)
+        for inputs, currents, outcome in zip(self.inputs, self.currents, outcomes, strict=True):
+            yield _replayed(stack, inputs, currents, *outcome)
+
+
+def _replayed(stack: Stack, inputs: Tensor, currents: Tensor, scores: Tensor, targets: Tensor) -> Pass:
+    """Run the layers behind the first current again: on the shapes of the commit pass, so with the same results."""
+    seen = Pass([inputs], [currents], scores, targets)
+    for before, after in pairwise(stack.layers):
+        spikes = cast("Tensor", LIF.forward(before.neurons, seen.currents[-1]))
+        seen.inputs.append(spikes)
+        seen.currents.append(functional.linear(spikes, after.linear.weight, after.linear.bias).detach())
+    return seen
+
 
 @contextmanager
 def capturing(stack: Stack, into: Capture) -> Iterator[None]:
@@ -186,10 +243,16 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
     """
     into.clear()
 
-    def on_linear(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def on_network(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if is_recording() and isinstance(network, Sliced):
+            into.slice_size = network.slice_size(*args, **named)
+
+    def on_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if is_recording():
-            into.inputs.append(args[0].detach())
-            into.currents.append(output.detach())
+            into.linear_calls += 1
+            if into.slice_size is None or module is stack.layers[0].linear:
+                into.inputs.append(args[0].detach())
+                into.currents.append(output.detach())
 
     def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if is_recording():
@@ -198,6 +261,7 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
             into.calls += 1
 
     with ExitStack() as hooks:
+        hooks.callback(stack.network.register_forward_pre_hook(on_network, with_kwargs=True).remove)
         for layer in stack.layers:
             hooks.callback(layer.linear.register_forward_hook(on_linear).remove)
         hooks.callback(stack.criterion.register_forward_pre_hook(on_criterion, with_kwargs=True).remove)
@@ -212,8 +276,9 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
         capture: What its layers saw.
         loss: The loss of the commit pass.
     """
-    if capture.calls != 1 or len(capture.currents) != len(stack.layers):
-        return f"the criterion ran {capture.calls} times, and the network's Linear layers {len(capture.currents)} times"
+    expected = len(stack.layers) * (1 if capture.slice_size is None else len(capture.currents))
+    if capture.calls != 1 or capture.linear_calls != expected:
+        return f"the criterion ran {capture.calls} times, and the network's Linear layers {capture.linear_calls} times"
     if capture.scores is None or capture.targets is None:
         return "the criterion was given no scores or no targets"
     problem = _unknown_targets(capture.scores, capture.targets)
@@ -222,7 +287,31 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
     own = capture.loss(stack)
     if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
         return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
-    return _intervention(stack, capture, capture.scores)
+    # A slice stands for all: to replay them all would take as long as the pass.
+    return _unknown_slices(stack, capture, capture.scores) or _intervention(stack, next(capture.slices(stack)))
+
+
+def _unknown_slices(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
+    """Return why the slices cannot be replayed; None when they can, or when there are none."""
+    if capture.slice_size is None:
+        return None
+    parts = scores.split(capture.slice_size)
+    if len(parts) != len(capture.currents):
+        return f"the network ran on {len(capture.currents)} slices, and the criterion was given {len(parts)}"
+    for inputs, currents, part in zip(capture.inputs, capture.currents, parts, strict=True):
+        problem = _unknown_current(stack.layers[0], inputs, currents, len(part))
+        if problem is not None:
+            return problem
+    return None
+
+
+def _unknown_current(layer: SpikingLayer, inputs: Tensor, currents: Tensor, samples: int) -> str | None:
+    if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
+        return f"the network computes in {currents.dtype}"
+    expected = 2 if layer.neurons.num_steps is not None else 3
+    if currents.ndim != expected or currents.shape[-2] != samples:
+        return f"a layer's current has shape {tuple(currents.shape)}: not one position per sample"
+    return None
 
 
 def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
@@ -233,27 +322,27 @@ def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
     return "some targets are to be ignored" if bool((targets < 0).any()) else None
 
 
-def _intervention(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
+def _intervention(stack: Stack, seen: Pass) -> str | None:
     """Return where something beside the layers had a hand in the pass (a hook, a change in place); None if nowhere.
 
     Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
     """
+    scores = seen.scores
     every = slice(None, None, max(1, len(scores) // _CHECKED_SAMPLES))
     last = len(stack.layers) - 1
-    for index, (layer, inputs, currents) in enumerate(zip(stack.layers, capture.inputs, capture.currents, strict=True)):
-        linear, neurons = layer.linear, layer.neurons
-        if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
-            return f"the network computes in {currents.dtype}"
-        expected = 2 if neurons.num_steps is not None else 3
-        if currents.ndim != expected or scores.ndim != 2 or currents.shape[-2] != len(scores):
-            return f"a layer's current has shape {tuple(currents.shape)}: not one position per sample"
+    for index, (layer, inputs, currents) in enumerate(zip(stack.layers, seen.inputs, seen.currents, strict=True)):
+        problem = _unknown_current(layer, inputs, currents, len(scores))
+        if problem is not None:
+            return problem
+        if scores.ndim != 2:
+            return f"the criterion was given scores of shape {tuple(scores.shape)}"
         current = currents[..., every, :]
-        own = functional.linear(inputs[..., every, :], linear.weight, linear.bias)
+        own = functional.linear(inputs[..., every, :], layer.linear.weight, layer.linear.bias)
         if not bool((own - current).abs().max() <= _LINEAR_ROUNDING * current.abs().max()):
             return f"something beside Linear layer {index + 1} had a hand in its output"
-        output = LIF.forward(neurons, current)
+        output = LIF.forward(layer.neurons, current)
         after = stack.readout.forward(output) if index == last else output  # type: ignore[arg-type]
-        seen = scores[every] if index == last else capture.inputs[index + 1][..., every, :]
-        if not torch.equal(cast("Tensor", after), seen):
+        following = scores[every] if index == last else seen.inputs[index + 1][..., every, :]
+        if not torch.equal(cast("Tensor", after), following):
             return f"something beside LIF layer {index + 1} had a hand in its output"
     return None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
 from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing, disagreement, recognise
 from lightning_polystep.sites import not_recording
 from models import Classifier, SpikingMLP
@@ -17,6 +17,11 @@ def layers(**neurons):
 
 
 class OwnForward(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OwnSlices(Sliced):
     def forward(self, x):
         return 2 * super().forward(x)
 
@@ -78,6 +83,11 @@ def test_rates_with_a_squared_error_are_a_readout():
     assert recognise(rates).loss == "mse_rate"
 
 
+def test_a_sliced_network_is_read_as_its_layers():
+    parts = layers()
+    assert [pair.linear for pair in recognise(with_network(Sliced(*parts, samples=2))).layers] == [parts[0], parts[2]]
+
+
 # What is not, and why.
 
 _NO_ATTRIBUTES = "the module has no attributes network and criterion"
@@ -99,6 +109,15 @@ def _normed():
         (lambda: Renamed(network=nn.Sequential(*layers()), criterion=F.cross_entropy), _NO_ATTRIBUTES),
         (lambda: with_network(OwnForward(*layers())), "OwnForward has a forward of its own"),
         (lambda: with_network(nn.Sequential(OwnForward(*layers()))), "OwnForward has a forward of its own"),
+        (lambda: with_network(OwnSlices(*layers())), "OwnSlices has a forward of its own"),
+        (
+            lambda: with_network(nn.Sequential(Sliced(*layers()[:4], samples=2), SpikeCount())),
+            "a part of the network is Sliced, not the whole of it",
+        ),
+        (
+            lambda: with_network(Sliced(nn.Linear(4, 3), LIF(), SpikeCount(), samples=2)),
+            "the network is Sliced, but what drives its first LIF layer has time first, not the batch",
+        ),
         (lambda: with_network(nn.Sequential()), _NO_READOUT),
         (lambda: with_network(nn.Sequential(*layers()[:-1])), _NO_READOUT),
         (lambda: with_network(nn.Sequential(*layers()[:-1], HalfCount())), _NO_READOUT),
@@ -280,3 +299,99 @@ def test_several_positions_per_sample_are_named():
         return run.module.criterion(run.module.network(run.inputs)[:, 0], run.targets)
 
     assert run.problem(step) == "a layer's current has shape (40, 2, 6): not one position per sample"
+
+
+# The same of a network that takes the batch in slices.
+
+
+def sliced(samples=16, steps=5):
+    parts = [nn.Linear(4, 6), LIF(0.9, 0.4, num_steps=steps), nn.Linear(6, 3), LIF(0.9, 0.3), SpikeCount()]
+    return with_network(Sliced(nn.Flatten(), *parts, samples=samples))
+
+
+@pytest.mark.parametrize("samples", [40, 41, None])
+def test_a_batch_that_fits_is_captured_whole(samples):
+    run = Pass(sliced(samples))
+    assert run.problem() is None
+    (seen,) = run.capture.slices(run.stack)
+    assert seen.inputs is run.capture.inputs
+    assert seen.currents is run.capture.currents
+    assert [tuple(currents.shape) for currents in seen.currents] == [(40, 6), (5, 40, 3)]
+
+
+@pytest.mark.parametrize("samples", [1, 16, 20, 39])
+def test_slices_are_replayed_bit_for_bit(samples):
+    run, seen = Pass(sliced(samples)), [[], []]
+    for index, layer in enumerate(run.stack.layers):
+        layer.linear.register_forward_hook(
+            lambda _m, args, out, i=index: seen[i].append((args[0].clone(), out.clone()))
+        )
+    assert run.problem() is None
+    scores, targets = run.capture.scored()
+    assert torch.equal(torch.cat([part.scores for part in run.capture.slices(run.stack)]), scores)
+    assert torch.equal(torch.cat([part.targets for part in run.capture.slices(run.stack)]), targets)
+    for place, part in enumerate(run.capture.slices(run.stack)):
+        for index in range(2):
+            inputs, currents = seen[index][place]
+            assert torch.equal(part.inputs[index], inputs)
+            assert torch.equal(part.currents[index], currents)
+    assert len(seen[0]) == place + 1 == -(-40 // samples)
+
+
+def test_a_sliced_pass_keeps_nothing_with_a_time_axis():
+    def kept(steps):
+        run = Pass(sliced(steps=steps))
+        assert run.problem() is None
+        return [tuple(tensor.shape) for tensor in (*run.capture.inputs, *run.capture.currents, *run.capture.scored())]
+
+    assert kept(5) == kept(50) == [(16, 4), (16, 4), (8, 4), (16, 6), (16, 6), (8, 6), (40, 3), (40,)]
+
+
+def test_a_batch_that_fits_again_is_captured_whole_again():
+    run = Pass(sliced())
+    assert run.problem() is None
+    run.inputs, run.targets = run.inputs[:16], run.targets[:16]
+    assert run.problem() is None
+    assert (run.capture.slice_size, len(run.capture.currents), run.capture.linear_calls) == (None, 2, 2)
+
+
+_SLICED_STEPS = {
+    "twice": (lambda m, x, y: m.criterion(m.network(x) + m.network(-x), y), "ran on 6 slices, and the criterion was"),
+    "some samples": (lambda m, x, y: m.criterion(m.network(x)[:30], y[:30]), "ran on 3 slices, and the criterion was"),
+    "fewer in a slice": (lambda m, x, y: m.criterion(m.network(x)[:33], y[:33]), "shape (8, 6): not one position"),
+    "other slices": (
+        lambda m, x, y: m.criterion(torch.cat([m.network(x[:20]), m.network(x[20:])]), y),
+        "ran on 4 slices, and the criterion was given 3",
+    ),
+    "a slice apart": (
+        lambda m, x, y: m.criterion(torch.cat([m.network(x[:16]), m.network(x[16:])]), y),
+        "Linear layers 6 times",
+    ),
+    "a temperature": (lambda m, x, y: m.criterion(m.network(x) / 2, y), "something beside LIF layer 2 had a hand"),
+    "ignored targets": (
+        lambda m, x, y: m.criterion(m.network(x), y.where(torch.arange(40) > 3, -100)),
+        "some targets are to be ignored",
+    ),
+    "an input changed in place": (
+        lambda m, x, y: (m.criterion(m.network(x), y), x.add_(1))[0],
+        "something beside Linear layer 1 had a hand",
+    ),
+    "lower precision": (
+        lambda m, x, y: m.criterion(m.bfloat16().network(x.bfloat16()).float(), y),
+        "the network computes in torch.bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "reason"), _SLICED_STEPS.values(), ids=_SLICED_STEPS)
+def test_a_step_that_does_more_with_slices_is_found_out(step, reason):
+    run = Pass(sliced())
+    assert reason in run.problem(lambda: step(run.module, run.inputs, run.targets))
+
+
+@pytest.mark.parametrize(("place", "reason"), [(1, "Linear layer 1"), (2, "LIF layer 2"), (3, "LIF layer 2")])
+def test_hooks_that_change_an_output_of_a_slice_are_found_out(place, reason):
+    """Between the layers they show in the scores only."""
+    run = Pass(sliced())
+    run.module.network[place].register_forward_hook(lambda _module, _args, output: output.flip(-1) + 0.5)
+    assert run.problem() == f"something beside {reason} had a hand in its output"
