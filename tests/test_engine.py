@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_polystep.engine import VERBS, Engine, VerbClock
 from lightning_polystep.isolation import ProbeSideEffectError
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount
 from lightning_polystep.optimizer import PolyStep
 
 
@@ -525,6 +525,27 @@ def test_a_loss_made_of_a_metric_is_trained():
     assert engine.plan.live_metrics
     assert min(losses[-5:]) < 0.75 * losses[0]
     assert module.f1._update_count == 1
+
+
+@pytest.mark.parametrize("samples", [10, 95])
+def test_training_with_slices_is_training(samples):
+    def trained(size):
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 16), LIF(num_steps=8), nn.Linear(16, 8), LIF(), nn.Linear(8, 3), LIF(), SpikeCount()]
+        module, (inputs, targets) = nn.Module(), problem()
+        module.network, module.criterion = Sliced(*layers, samples=size), nn.CrossEntropyLoss()
+        module.double()
+        engine = engine_of(module, lr=0.3)
+        losses = [
+            float(engine.step(lambda: module.criterion(module.network(inputs.double()), targets))) for _ in range(9)
+        ]
+        assert [a.tier.name for a in engine.plan.assignments] == ["incremental", "incremental", "outcome"]
+        return losses, module.state_dict()
+
+    (losses, whole), (_, sliced) = trained(None), trained(samples)
+    assert losses[-1] < losses[0]
+    for name, value in whole.items():
+        torch.testing.assert_close(sliced[name], value, rtol=0, atol=1e-6)
 
 
 # What is not finite.

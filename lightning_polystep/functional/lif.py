@@ -1,6 +1,6 @@
 """Hard leaky integrate-and-fire neurons, as a function of their input alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -87,7 +87,8 @@ def lif(  # noqa: PLR0913
     leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
     level = per_neuron("threshold", threshold, currents[0], name)
     fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
-    return read_out(_simulate(currents, leak, level, fires, reset_mechanism, reset_delay), return_membrane)
+    steps = _simulate(currents, leak, level, fires, reset_mechanism, reset_delay)
+    return read_out(steps, len(currents), return_membrane)
 
 
 def check_lif_options(num_steps: int | None, reset_mechanism: str, name: str) -> None:
@@ -186,12 +187,28 @@ def per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: str
     return value.to(step_current.dtype)
 
 
-def read_out(steps: Iterator[tuple[Tensor, Tensor]], return_membrane: bool) -> Tensor | LIFOutput:
-    """Stack the spikes, and with ``return_membrane`` the membranes, of all steps."""
+def read_out(steps: Iterator[tuple[Tensor, Tensor]], count: int, return_membrane: bool) -> Tensor | LIFOutput:
+    """Stack the spikes, and with ``return_membrane`` the membranes, of all ``count`` steps."""
     if not return_membrane:
-        return torch.stack([spike for spike, _ in steps])
-    spikes, membranes = zip(*steps, strict=True)
-    return LIFOutput(torch.stack(spikes), torch.stack(membranes))
+        return _over_time((step[:1] for step in steps), count)[0]
+    return LIFOutput(*_over_time(steps, count))
+
+
+def _over_time(steps: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    """Stack what the steps yield, each place of the tuple for itself.
+
+    Without autograd, each step is written where it belongs at once: a list of all steps beside their stack would take
+    twice the memory. Under vmap a tensor made from the first step is batched as it is, and that decides for all steps,
+    because leak, current and level have had their part in the first one already.
+    """
+    if torch.is_grad_enabled():
+        return [torch.stack(values) for values in zip(*steps, strict=True)]
+    stacks: list[Tensor] = []
+    for t, values in enumerate(steps):
+        stacks = stacks or [value.new_empty((count, *value.shape)) for value in values]
+        for stack, value in zip(stacks, values, strict=True):
+            stack[t].copy_(value)
+    return stacks
 
 
 def _simulate(

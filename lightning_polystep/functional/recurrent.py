@@ -89,7 +89,8 @@ def rlif(  # noqa: PLR0913
     level = per_neuron("threshold", threshold, currents[0], name)
     fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
     feedback = partial(_feedback, recurrent=recurrent, name=name)
-    return read_out(_simulate(currents, feedback, leak, level, fires, reset_mechanism, reset_delay), return_membrane)
+    steps = _simulate(currents, feedback, leak, level, fires, reset_mechanism, reset_delay)
+    return read_out(steps, len(currents), return_membrane)
 
 
 def _feedback(spikes: Tensor, recurrent: Callable[[Tensor], Tensor], name: str) -> Tensor:

@@ -87,7 +87,8 @@ def synaptic(  # noqa: PLR0913
     leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
     level = per_neuron("threshold", threshold, currents[0], name)
     fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
-    return read_out(_simulate(currents, keep, leak, level, fires, reset_mechanism, reset_delay), return_membrane)
+    steps = _simulate(currents, keep, leak, level, fires, reset_mechanism, reset_delay)
+    return read_out(steps, len(currents), return_membrane)
 
 
 def _simulate(

@@ -10,6 +10,7 @@ from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActiva
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount, SpikeRate
 from lightning_polystep.layers.recurrent import RLIF
 from lightning_polystep.layers.sign import Sign
+from lightning_polystep.layers.sliced import Sliced
 from lightning_polystep.layers.staircase import Staircase
 from lightning_polystep.layers.step_function import StepFunction
 from lightning_polystep.layers.synaptic import Synaptic
@@ -26,6 +27,7 @@ __all__ = [
     "QuantConv2d",
     "QuantLinear",
     "Sign",
+    "Sliced",
     "SlotArgmaxAttention",
     "SpikeCount",
     "SpikeRate",

@@ -7,6 +7,7 @@ Such a network maps each sample on its own: Linear (or QuantLinear) layers with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,9 @@ from lightning_polystep.functional import quantise_weight
 from lightning_polystep.functional.quantisers import per_output
 from lightning_polystep.layers import QuantLinear, StepFunction
 from lightning_polystep.scoring.stack import (
-    Capture,
     Criterion,
     NotAStackError,
     Stack,
-    differ,
-    every_few,
-    off_by_rounding,
 )
 
 _LINEARS = {nn.Linear: nn.Linear, QuantLinear: QuantLinear}
@@ -47,6 +44,10 @@ class FeedforwardStack(Stack):
     """
 
     layers: tuple[FeedforwardLayer, ...]
+
+    between = "the activation of layer"
+    # A vectorised function may round the same number otherwise at another place of a tensor, and step there.
+    rounded = 2
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
@@ -78,27 +79,17 @@ class FeedforwardStack(Stack):
             place: Of the layer, not the last.
             preactivation: Of its units, any shape.
         """
-        activation = self.layers[place].activation
-        output = preactivation if activation is None else activation.forward(preactivation)
-        return effective_inputs(self.layers[place + 1].linear, output)
+        return effective_inputs(self.layers[place + 1].linear, self.passed_on(place, preactivation))
 
-    def intervention(self, capture: Capture) -> str | None:
-        """Return where something beside the layers had a hand in the pass; None if nowhere."""
-        scores, _ = capture.scored()
-        some = every_few(scores)
-        for index, layer in enumerate(self.layers):
-            inputs, seen = capture.inputs[index], capture.currents[index]
-            if seen.dtype not in {torch.float32, torch.float64} or inputs.dtype != seen.dtype:
-                return f"the network computes in {seen.dtype}"
-            if seen.ndim != 2 or scores.ndim != 2 or len(seen) != len(scores):
-                return f"a layer's output has shape {tuple(seen.shape)}: not one position per sample"
-            if off_by_rounding(type(layer.linear).forward(layer.linear, inputs[some]), seen[some]):
-                return f"something beside Linear layer {index + 1} had a hand in its output"
-            after = seen[some] if layer.activation is None else layer.activation.forward(seen[some])
-            following = scores[some] if layer.activation is None else capture.inputs[index + 1][some]
-            if differ(after, following):
-                return f"something beside the activation of layer {index + 1} had a hand in its output"
-        return None
+    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+        """Return what a layer's activation makes of its pre-activations; those of the last are the scores."""
+        activation = self.layers[place].activation
+        return currents if activation is None else cast("Tensor", activation.forward(currents))
+
+    def has_time(self, place: int) -> bool:
+        """Tell that there is no time axis."""
+        del place
+        return False
 
 
 def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: Criterion) -> FeedforwardStack:

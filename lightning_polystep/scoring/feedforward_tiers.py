@@ -34,6 +34,7 @@ from lightning_polystep.scoring.feedforward import (
     effective_rows,
     effective_weight,
 )
+from lightning_polystep.scoring.stack import Pass
 from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
 
 
@@ -49,16 +50,16 @@ class FeedforwardTier(StackTier):
         """The scored layer."""
         return self.stack.layers[self.index]
 
-    def _inputs(self) -> Tensor:
-        return effective_inputs(self.layer.linear, self.capture.inputs[self.index])
+    def _inputs(self, seen: Pass) -> Tensor:
+        return effective_inputs(self.layer.linear, seen.inputs[self.index])
 
-    def _parts(self, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+    def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
         linear = self.layer.linear
         if not isinstance(linear, QuantLinear) or linear.weight_format == "float":
-            yield from super()._parts(proposal, rows, reach)
+            yield from super()._parts(seen, proposal, rows, reach)
             return
         # A row's codes depend on where its latent weights are, so no two rows shift alike.
-        inputs = self._inputs()
+        inputs = self._inputs(seen)
         latent = linear.weight.detach()[rows]
         codes = effective_rows(linear, rows, latent)
         steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
@@ -72,28 +73,26 @@ class FeedforwardTier(StackTier):
             shifts = inputs @ (candidates - codes[places, None]).transpose(1, 2)
             yield Part(places, vertices, shifts + moved[:, None, :, -1] if bias else shifts)
 
-    def _behind(self, rows: Tensor) -> dict[str, Any]:
+    def _behind(self, seen: Pass, rows: Tensor) -> dict[str, Any]:
         """Return the kernels' arguments for the layers behind, and the loss."""
         behind = range(self.index + 1, len(self.stack.layers) - 1)
-        scores, targets = self.capture.scored()
-        tables = [self._dictionary(place) for place in behind]
+        tables = [self._dictionary(place, seen.currents[place]) for place in behind]
         weights = [effective_weight(layer.linear) for layer in self.stack.layers[self.index + 1 :]]
         weights[0] = weights[0][:, rows]
         return {
-            "behind_preactivations": [self.capture.currents[place] for place in behind],
+            "behind_preactivations": [seen.currents[place] for place in behind],
             "behind_boundaries": [boundaries for boundaries, _ in tables],
             "behind_levels": [levels for _, levels in tables],
             "weights": [weight.contiguous() for weight in weights],
-            "scores": scores,
-            "target": targets,
+            "scores": seen.scores,
+            "target": seen.targets,
             "loss": self.stack.loss,
             "label_smoothing": self.stack.label_smoothing,
         }
 
-    def _dictionary(self, place: int) -> tuple[Tensor, Tensor]:
+    def _dictionary(self, place: int, preactivation: Tensor) -> tuple[Tensor, Tensor]:
         """Return boundaries and levels of what a layer hands on, empty for ReLU; tabulated when its levels change."""
-        steps, dtype = self.stack.steps(place), self.capture.currents[place].dtype
-        device = self.capture.currents[place].device
+        steps, dtype, device = self.stack.steps(place), preactivation.dtype, preactivation.device
         if steps is None:
             nothing = torch.empty(1, 0, dtype=dtype, device=device)
             return nothing, nothing
@@ -113,10 +112,10 @@ class FeedforwardTier(StackTier):
 class StepOutcomeTier(FeedforwardTier):
     """Units that step between a few levels."""
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        preactivation = self.capture.currents[self.index][:, rows].contiguous()
-        boundaries, levels = self._dictionary(self.index)
-        return step_outcome_costs(preactivation, shifts, boundaries, levels, **self._behind(rows))
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        preactivation = seen.currents[self.index][:, rows].contiguous()
+        boundaries, levels = self._dictionary(self.index, preactivation)
+        return step_outcome_costs(preactivation, shifts, boundaries, levels, **self._behind(seen, rows))
 
 
 @dataclass
@@ -126,17 +125,17 @@ class ReLUTier(FeedforwardTier):
     name = "incremental"
     default_candidates = 16384
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        preactivation = self.capture.currents[self.index][:, rows].contiguous()
-        return relu_direct_costs(preactivation, shifts, **self._behind(rows))
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        preactivation = seen.currents[self.index][:, rows].contiguous()
+        return relu_direct_costs(preactivation, shifts, **self._behind(seen, rows))
 
 
 @dataclass
 class ScoreTier(FeedforwardTier):
     """The last layer."""
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        scores, targets = self.capture.scored()
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        scores, targets = seen.scores, seen.targets
         options = {"loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
         if shifts.ndim == 2:
             return score_direct_costs(shifts, scores, targets, **options)[rows]

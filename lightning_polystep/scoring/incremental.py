@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_polystep.kernels import lif_train_costs
+from lightning_polystep.scoring.stack import Pass
 from lightning_polystep.scoring.stack_tier import SpikingTier, constants_of_each, dynamics
 
 
@@ -23,18 +24,18 @@ class IncrementalTier(SpikingTier):
     name = "incremental"
     default_candidates = 16384
 
-    def _inputs(self) -> Tensor:
-        return _time_second(self.capture.inputs[self.index])
+    def _inputs(self, seen: Pass) -> Tensor:
+        return _time_second(seen.inputs[self.index])
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
         hidden = range(self.index, len(self.stack.layers) - 1)
-        first = _time_second(self.capture.currents[self.index])
-        constants = [constants_of_each(self.stack.layers[i].neurons, self.capture.currents[i]) for i in hidden]
+        first = _time_second(seen.currents[self.index])
+        constants = [constants_of_each(self.stack.layers[i].neurons, seen.currents[i]) for i in hidden]
         betas, thresholds = [beta for beta, _ in constants], [threshold for _, threshold in constants]
         weights = [self.stack.layers[i + 1].linear.weight.detach() for i in hidden]
-        currents = [first[..., rows].contiguous(), *(self.currents(i) for i in hidden[1:])]
+        currents = [first[..., rows].contiguous(), *(self.currents(seen, i) for i in hidden[1:])]
         betas[0], thresholds[0], weights[0] = betas[0][rows], thresholds[0][rows], weights[0][:, rows].contiguous()
-        readout, options = self.readout()
+        readout, options = self.readout(seen)
         options |= {f"hidden_{name}": option for name, option in dynamics(self.layer.neurons).items()}
         return lif_train_costs(shifts, currents, betas, thresholds, weights, *readout, **options)
 

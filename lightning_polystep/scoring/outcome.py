@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_polystep.kernels import lif_direct_costs, lif_outcome_costs, lif_outcome_dictionary
 from lightning_polystep.layers import LIF
+from lightning_polystep.scoring.stack import Pass
 from lightning_polystep.scoring.stack_tier import SpikingTier, constants, dynamics, over_time
 
 
@@ -31,16 +32,16 @@ class HiddenOutcomeTier(SpikingTier):
     _dictionary_of: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
     _dictionary_options: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def _inputs(self) -> Tensor:
-        return self.capture.inputs[self.index]
+    def _inputs(self, seen: Pass) -> Tensor:
+        return seen.inputs[self.index]
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        currents = self.capture.currents[self.index]
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        currents = seen.currents[self.index]
         boundaries, trains = self._outcomes(self.layer.neurons, currents.dtype)
         if len(boundaries) > 1:
             boundaries, trains = boundaries[rows], trains[rows]
         weight = self.stack.layers[self.index + 1].linear.weight.detach()[:, rows].contiguous()
-        readout, options = self.readout()
+        readout, options = self.readout(seen)
         some = currents[:, rows].contiguous()
         return lif_outcome_costs(some, shifts, boundaries, trains, weight, *readout, **options)
 
@@ -63,9 +64,9 @@ class HiddenOutcomeTier(SpikingTier):
 class ReadoutOutcomeTier(SpikingTier):
     """The last layer's neurons."""
 
-    def _inputs(self) -> Tensor:
-        return over_time(self.capture.inputs[self.index], self.layer.neurons).transpose(0, 1)
+    def _inputs(self, seen: Pass) -> Tensor:
+        return over_time(seen.inputs[self.index], self.layer.neurons).transpose(0, 1)
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        readout, options = self.readout()
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        readout, options = self.readout(seen)
         return lif_direct_costs(shifts, *readout, **options)[rows]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
 from lightning_polystep.scoring.feedforward import read_feedforward
 from lightning_polystep.scoring.spiking import read_spiking
 from lightning_polystep.scoring.stack import NotAStackError, Stack, known_criterion
@@ -31,6 +31,8 @@ def recognise(module: nn.Module) -> Stack:
     network, criterion = getattr(module, "network", None), getattr(module, "criterion", None)
     if not isinstance(network, nn.Module) or not isinstance(criterion, nn.Module):
         raise NotAStackError("the module has no attributes network and criterion")
+    if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
+        raise NotAStackError("a part of the network is Sliced, not the whole of it")
     children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
     spiking = any(isinstance(child, LIF | LastMembrane | SpikeCount | SpikeRate) for child in children)
     read = read_spiking if spiking else read_feedforward
@@ -42,7 +44,7 @@ def _in_order(network: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(network, nn.Sequential):
         yield network
         return
-    if type(network).forward is not nn.Sequential.forward:
+    if type(network).forward not in {nn.Sequential.forward, Sliced.forward}:
         raise NotAStackError(f"{type(network).__name__} has a forward of its own")
     for child in network:
         yield from _in_order(child)

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
-from lightning_polystep.scoring.stack import Capture, Criterion, NotAStackError, Stack, every_few, off_by_rounding
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
+from lightning_polystep.scoring.stack import Criterion, NotAStackError, Stack
 
 Readout = SpikeCount | SpikeRate | LastMembrane
 
@@ -47,6 +45,9 @@ class SpikingStack(Stack):
     layers: tuple[SpikingLayer, ...]
     readout: Readout
 
+    between = "LIF layer"
+    rounded = 0
+
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
         """The Linear layers, first to last."""
@@ -57,28 +58,15 @@ class SpikingStack(Stack):
         """What the kernels call readout and criterion together."""
         return _LOSSES[type(self.readout), type(self.criterion)]
 
-    def intervention(self, capture: Capture) -> str | None:
-        """Return where something beside the layers had a hand in the pass; None if nowhere."""
-        scores, _ = capture.scored()
-        every, last = every_few(scores), len(self.layers) - 1
-        for index, (layer, inputs, currents) in enumerate(
-            zip(self.layers, capture.inputs, capture.currents, strict=True)
-        ):
-            linear, neurons = layer.linear, layer.neurons
-            if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
-                return f"the network computes in {currents.dtype}"
-            expected = 2 if neurons.num_steps is not None else 3
-            if currents.ndim != expected or scores.ndim != 2 or currents.shape[-2] != len(scores):
-                return f"a layer's current has shape {tuple(currents.shape)}: not one position per sample"
-            current = currents[..., every, :]
-            if off_by_rounding(functional.linear(inputs[..., every, :], linear.weight, linear.bias), current):
-                return f"something beside Linear layer {index + 1} had a hand in its output"
-            output = LIF.forward(neurons, current)
-            after = self.readout.forward(output) if index == last else output  # type: ignore[arg-type]
-            seen = scores[every] if index == last else capture.inputs[index + 1][..., every, :]
-            if not torch.equal(cast("Tensor", after), seen):
-                return f"something beside LIF layer {index + 1} had a hand in its output"
-        return None
+    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+        """Return the spikes that a layer's neurons fire, or the scores that are read from the last ones."""
+        layer = self.layers[place]
+        output = LIF.forward(layer.neurons, currents)
+        return cast("Tensor", self.readout.forward(output) if layer is self.layers[-1] else output)  # type: ignore[arg-type]
+
+    def has_time(self, place: int) -> bool:
+        """Tell whether a layer's current changes over time."""
+        return self.layers[place].neurons.num_steps is None
 
 
 def read_spiking(network: nn.Module, children: list[nn.Module], criterion: Criterion) -> SpikingStack:
@@ -106,4 +94,6 @@ def read_spiking(network: nn.Module, children: list[nn.Module], criterion: Crite
         raise NotAStackError("the network is not a sequence of Linear and LIF layers")
     if (type(readout), type(criterion)) not in _LOSSES:
         raise NotAStackError(f"{type(criterion).__name__} of {type(readout).__name__} is not among the known losses")
+    if isinstance(network, Sliced) and layers[0].neurons.num_steps is None:
+        raise NotAStackError("the network is Sliced, but what drives its first LIF layer has time first, not the batch")
     return SpikingStack(network, criterion, tuple(layers), readout)

@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.layers import Sliced
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
 _CHECKED_SAMPLES = 32
 _LINEAR_ROUNDING = 1e-3
-# A vectorised function may round the same number otherwise at another place of a tensor, and step there.
-_ROUNDED_STEPS = 2
 
 
 class NotAStackError(Exception):
@@ -42,6 +41,10 @@ class Stack:
     network: nn.Module
     criterion: Criterion
 
+    # What stands between two Linear layers, for messages, and how many of its outputs rounding may change.
+    between: ClassVar[str]
+    rounded: ClassVar[int]
+
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
         """The Linear layers, first to last."""
@@ -52,14 +55,17 @@ class Stack:
         """What the kernels call the loss."""
         raise NotImplementedError
 
-    def intervention(self, capture: Capture) -> str | None:
-        """Return where something beside the layers had a hand in a pass (a hook, a change in place); None if nowhere.
-
-        Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
+    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+        """Return what follows a Linear layer: the next one's inputs, or the scores.
 
         Args:
-            capture: What the layers saw.
+            place: Of the Linear layer.
+            currents: Its output.
         """
+        raise NotImplementedError
+
+    def has_time(self, place: int) -> bool:
+        """Tell whether a Linear layer's output is one per time step, (T, N, H), or one, (N, H)."""
         raise NotImplementedError
 
     @property
@@ -73,6 +79,21 @@ class Stack:
             return functional.mse_loss(scores.double(), targets.double())
         targets = targets.double() if targets.is_floating_point() else targets
         return functional.cross_entropy(scores.double(), targets, label_smoothing=self.label_smoothing)
+
+    def replayed(self, inputs: Tensor, currents: Tensor, scores: Tensor, targets: Tensor) -> Pass:
+        """Run the layers behind the first Linear again: on the shapes of the commit pass, so with the same results.
+
+        Args:
+            inputs: Of the first Linear layer.
+            currents: Its output.
+            scores: What the criterion was given first for these samples.
+            targets: What it was given second.
+        """
+        seen = Pass([inputs], [currents], scores, targets)
+        for place, following in enumerate(self.linears[1:]):
+            seen.inputs.append(self.passed_on(place, seen.currents[-1]))
+            seen.currents.append(type(following).forward(following, seen.inputs[-1]).detach())
+        return seen
 
 
 def known_criterion(criterion: nn.Module) -> Criterion:
@@ -91,15 +112,34 @@ def known_criterion(criterion: nn.Module) -> Criterion:
 
 
 @dataclass
-class Capture:
-    """What the layers of a stack saw in the latest commit pass.
+class Pass:
+    """What the layers of a stack saw of some samples.
 
     Args:
         inputs: Input of each Linear layer, (N, D) or (T, N, D).
-        currents: Input of each LIF layer, the Linear layer's output.
+        currents: Output of each Linear layer.
+        scores: What the criterion was given first, (N, C).
+        targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
+    """
+
+    inputs: list[Tensor]
+    currents: list[Tensor]
+    scores: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Capture:
+    """What is kept of the latest commit pass: enough to know what every layer saw.
+
+    Args:
+        inputs: Input of each Linear layer, (N, D) or (T, N, D); with slices, of the first one only, slice by slice.
+        currents: Output of each Linear layer; with slices likewise.
         scores: What the criterion was given first, (N, C).
         targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
         calls: How often the criterion ran.
+        linear_calls: How often Linear layers ran.
+        slice_size: Samples of a slice, if the network took the batch in slices.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -107,10 +147,13 @@ class Capture:
     scores: Tensor | None = None
     targets: Tensor | None = None
     calls: int = 0
+    linear_calls: int = 0
+    slice_size: int | None = None
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
+        self.linear_calls, self.slice_size = 0, None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -131,6 +174,20 @@ class Capture:
         """Return the incumbent's loss in float64."""
         return stack.loss_of(*self.scored())
 
+    def slices(self, stack: Stack) -> Iterator[Pass]:
+        """Yield what every layer saw, slice by slice; the whole batch at once unless the network took it in slices.
+
+        Args:
+            stack: The stack.
+        """
+        scores, targets = self.scored()
+        if self.slice_size is None:
+            yield Pass(self.inputs, self.currents, scores, targets)
+            return
+        outcomes = zip(scores.split(self.slice_size), targets.split(self.slice_size), strict=True)
+        for inputs, currents, outcome in zip(self.inputs, self.currents, outcomes, strict=True):
+            yield stack.replayed(inputs, currents, *outcome)
+
 
 @contextmanager
 def capturing(stack: Stack, into: Capture) -> Iterator[None]:
@@ -142,10 +199,16 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
     """
     into.clear()
 
-    def on_linear(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def on_network(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if is_recording() and isinstance(network, Sliced):
+            into.slice_size = network.slice_size(*args, **named)
+
+    def on_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if is_recording():
-            into.inputs.append(args[0].detach())
-            into.currents.append(output.detach())
+            into.linear_calls += 1
+            if into.slice_size is None or module is stack.linears[0]:
+                into.inputs.append(args[0].detach())
+                into.currents.append(output.detach())
 
     def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if is_recording():
@@ -154,6 +217,7 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
             into.calls += 1
 
     with ExitStack() as hooks:
+        hooks.callback(stack.network.register_forward_pre_hook(on_network, with_kwargs=True).remove)
         for linear in stack.linears:
             hooks.callback(linear.register_forward_hook(on_linear).remove)
         hooks.callback(stack.criterion.register_forward_pre_hook(on_criterion, with_kwargs=True).remove)
@@ -168,8 +232,9 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
         capture: What its layers saw.
         loss: The loss of the commit pass.
     """
-    if capture.calls != 1 or len(capture.currents) != len(stack.linears):
-        return f"the criterion ran {capture.calls} times, and the network's Linear layers {len(capture.currents)} times"
+    expected = len(stack.linears) * (1 if capture.slice_size is None else len(capture.currents))
+    if capture.calls != 1 or capture.linear_calls != expected:
+        return f"the criterion ran {capture.calls} times, and the network's Linear layers {capture.linear_calls} times"
     if capture.scores is None or capture.targets is None:
         return "the criterion was given no scores or no targets"
     problem = _unknown_targets(capture.scores, capture.targets)
@@ -178,7 +243,30 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
     own = capture.loss(stack)
     if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
         return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
-    return stack.intervention(capture)
+    # A slice stands for all: to replay them all would take as long as the pass.
+    return _unknown_slices(stack, capture, capture.scores) or _intervention(stack, next(capture.slices(stack)))
+
+
+def _unknown_slices(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
+    """Return why the slices cannot be replayed; None when they can, or when there are none."""
+    if capture.slice_size is None:
+        return None
+    parts = scores.split(capture.slice_size)
+    if len(parts) != len(capture.currents):
+        return f"the network ran on {len(capture.currents)} slices, and the criterion was given {len(parts)}"
+    for inputs, currents, part in zip(capture.inputs, capture.currents, parts, strict=True):
+        problem = _unknown_current(stack, 0, inputs, currents, len(part))
+        if problem is not None:
+            return problem
+    return None
+
+
+def _unknown_current(stack: Stack, place: int, inputs: Tensor, currents: Tensor, samples: int) -> str | None:
+    if currents.dtype not in {torch.float32, torch.float64} or inputs.dtype != currents.dtype:
+        return f"the network computes in {currents.dtype}"
+    if currents.ndim != (3 if stack.has_time(place) else 2) or currents.shape[-2] != samples:
+        return f"a layer's output has shape {tuple(currents.shape)}: not one position per sample"
+    return None
 
 
 def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
@@ -189,16 +277,24 @@ def _unknown_targets(scores: Tensor, targets: Tensor) -> str | None:
     return "some targets are to be ignored" if bool((targets < 0).any()) else None
 
 
-def every_few(scores: Tensor) -> slice:
-    """Choose the few samples of a pass that are recomputed."""
-    return slice(None, None, max(1, len(scores) // _CHECKED_SAMPLES))
+def _intervention(stack: Stack, seen: Pass) -> str | None:
+    """Return where something beside the layers had a hand in the pass (a hook, a change in place); None if nowhere.
 
-
-def differ(own: Tensor, seen: Tensor) -> bool:
-    """Tell whether levels differ in more places than rounding before a step can explain."""
-    return int((own != seen).sum()) > _ROUNDED_STEPS
-
-
-def off_by_rounding(own: Tensor, seen: Tensor) -> bool:
-    """Tell whether two tensors differ by more than rounding does, or either is not a number."""
-    return not bool((own - seen).abs().max() <= _LINEAR_ROUNDING * seen.abs().max())
+    Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
+    """
+    every = slice(None, None, max(1, len(seen.scores) // _CHECKED_SAMPLES))
+    last = len(stack.linears) - 1
+    for place, (linear, inputs, currents) in enumerate(zip(stack.linears, seen.inputs, seen.currents, strict=True)):
+        problem = _unknown_current(stack, place, inputs, currents, len(seen.scores))
+        if problem is not None:
+            return problem
+        if seen.scores.ndim != 2:
+            return f"the criterion was given scores of shape {tuple(seen.scores.shape)}"
+        current = currents[..., every, :]
+        own = type(linear).forward(linear, inputs[..., every, :])
+        if not bool((own - current).abs().max() <= _LINEAR_ROUNDING * current.abs().max()):
+            return f"something beside Linear layer {place + 1} had a hand in its output"
+        following = seen.scores[every] if place == last else seen.inputs[place + 1][..., every, :]
+        if int((stack.passed_on(place, current) != following).sum()) > stack.rounded:
+            return f"something beside {stack.between} {place + 1} had a hand in its output"
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from lightning_polystep.layers import LIF
 from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.spiking import SpikingLayer, SpikingStack
-from lightning_polystep.scoring.stack import Capture, Stack
+from lightning_polystep.scoring.stack import Capture, Pass, Stack
 
 # Shifts of all steps at once would grow with the number of steps. So few bytes of them keep the kernels busy and stay
 # in the cache, and the allocator keeps such blocks instead of asking the system for new pages each time.
@@ -59,20 +60,27 @@ class StackTier:
         per_row = proposal.vertices_per_row
         first, last = start // per_row, -(-stop // per_row)
         rows, reach = proposal.rows[first:last], proposal.reach[first:last]
-        costs = reach.new_empty(len(rows), per_row, dtype=torch.float64)
-        for part in self._parts(proposal, rows, reach):
-            costs[part.places[:, None], part.vertices] = self._costs(rows[part.places], part.shifts)
+        # Not a loop, whose variable would hold a slice while the next one is replayed.
+        costs = reduce(torch.add, map(partial(self._all_costs, proposal, rows, reach), self.capture.slices(self.stack)))
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
-    def _inputs(self) -> Tensor:
-        """Return what the layer's Linear saw, (N, ..., D)."""
+    def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:
+        """Return the loss changes, summed over some samples, of all candidates of some rows, (R, vertices), float64."""
+        costs = reach.new_empty(len(rows), proposal.vertices_per_row, dtype=torch.float64)
+        for part in self._parts(seen, proposal, rows, reach):
+            costs[part.places[:, None], part.vertices] = self._costs(seen, rows[part.places], part.shifts)
+        return costs
+
+    def _inputs(self, seen: Pass) -> Tensor:
+        """Return what the layer's Linear saw of some samples, (N, ..., D)."""
         raise NotImplementedError
 
-    def _costs(self, rows: Tensor, shifts: Tensor) -> Tensor:
-        """Return the summed loss changes of candidates that shift the pre-activation of some rows.
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        """Return the loss changes, summed over some samples, of candidates that shift the pre-activation of some rows.
 
         Args:
+            seen: The samples.
             rows: (R,).
             shifts: (N, ..., V), the same for all rows; or (R, N, ..., V) where a tier makes them so.
 
@@ -81,17 +89,16 @@ class StackTier:
         """
         raise NotImplementedError
 
-    def _parts(self, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+    def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
         """Cut the candidates of some rows into parts that fit the cache."""
         del rows  # the same directions act alike on all
-        for vertices, shifts in self._shifts(proposal):
+        for vertices, shifts in self._shifts(proposal, self._inputs(seen)):
             for wide in reach.unique():
                 places = (reach == wide).nonzero().squeeze(1)
                 yield Part(places, vertices, shifts if wide == 1 else wide * shifts)
 
-    def _shifts(self, proposal: Proposal) -> Iterator[tuple[Tensor, Tensor]]:
+    def _shifts(self, proposal: Proposal, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield vertices of a row by and by, (V,), and how they shift its pre-activation at reach 1, (N, ..., V)."""
-        inputs = self._inputs()
         particles, count, dim = proposal.directions.shape
         directions = proposal.probe_radius * proposal.directions.reshape(-1, dim)
         vertices = torch.arange(len(directions), device=inputs.device)
@@ -121,17 +128,16 @@ class SpikingTier(StackTier):
         """The scored layer."""
         return self.stack.layers[self.index]
 
-    def readout(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    def readout(self, seen: Pass) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         """Return the kernels' arguments that describe the last layer: tensors, and options."""
         neurons = self.stack.layers[-1].neurons
-        currents = self.currents(len(self.stack.layers) - 1)
-        _, targets = self.capture.scored()
+        currents = self.currents(seen, len(self.stack.layers) - 1)
         options = {**dynamics(neurons), "loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
-        return (currents, *constants_of_each(neurons, currents), targets), options
+        return (currents, *constants_of_each(neurons, currents), seen.targets), options
 
-    def currents(self, index: int) -> Tensor:
+    def currents(self, seen: Pass, index: int) -> Tensor:
         """Return what drives a layer's neurons, (N, T, H)."""
-        return over_time(self.capture.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
+        return over_time(seen.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
 
 
 def over_time(values: Tensor, neurons: LIF) -> Tensor:

@@ -163,6 +163,27 @@ def test_vmap_equals_the_loop_bit_for_bit(reset_mechanism, reset_delay, spike_on
         assert torch.equal(together.membrane[candidate], alone.membrane)
 
 
+@pytest.mark.parametrize("batched", list(itertools.product((0, None), repeat=3)))
+@pytest.mark.parametrize(("reset_mechanism", "reset_delay", "spike_on"), CONFIGURATIONS)
+def test_without_autograd_nothing_is_different(reset_mechanism, reset_delay, spike_on, batched):
+    """Steps are then written into one tensor instead of being stacked, under vmap as well."""
+    values = torch.randn(3, 8, 4) + 0.5, torch.rand(3, 4), torch.rand(3, 4)
+    arguments = [value if dim == 0 else value[0] for value, dim in zip(values, batched, strict=True)]
+    options = {"reset_mechanism": reset_mechanism, "reset_delay": reset_delay, "spike_on": spike_on}
+
+    def run(current, beta, threshold):
+        return lif(current, beta, threshold, return_membrane=True, **options)
+
+    if 0 in batched:
+        run = torch.func.vmap(run, in_dims=batched)
+    expected = run(*arguments)
+    with torch.no_grad():
+        output = run(*arguments)
+    assert torch.equal(output.spikes, expected.spikes)
+    assert torch.equal(output.membrane, expected.membrane)
+    assert output.spikes.is_contiguous() == expected.spikes.is_contiguous()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reset_mechanism", MECHANISMS)
 def test_other_float_types(dtype, reset_mechanism):

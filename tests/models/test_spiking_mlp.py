@@ -59,3 +59,20 @@ def test_vmap_over_weights_equals_the_loop():
 def test_too_few_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="an input and an output size"):
         SpikingMLP(sizes)
+
+
+def test_the_mnist_configuration_is_run_whole_and_more_steps_in_slices():
+    assert SpikingMLP().slice_size(torch.empty(1024, 1)) is None
+    assert SpikingMLP(num_steps=400).samples == 40
+    assert SpikingMLP((784, 16, 256, 10), num_steps=16, slice_bytes=2**20).samples == 64
+    assert SpikingMLP(num_steps=400, slice_bytes=1).samples == 1
+    assert SpikingMLP(num_steps=400, slice_bytes=None).samples is None
+
+
+def test_slices_change_nothing():
+    network, images = SpikingMLP((6, 5, 3), num_steps=4, threshold=0.2), torch.rand(9, 6)
+    sliced = SpikingMLP((6, 5, 3), num_steps=4, threshold=0.2, slice_bytes=2 * 4 * 5 * 4)
+    sliced.load_state_dict(network.state_dict())
+    assert sliced.samples == 2
+    torch.testing.assert_close(sliced(images), network(images), rtol=0, atol=1)
+    assert torch.equal(sliced.double()(images.double()), network.double()(images.double()))

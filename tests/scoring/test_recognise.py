@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, QuantLinear, Sign, SpikeCount, SpikeRate, Staircase
+from lightning_polystep.layers import LIF, LastMembrane, QuantLinear, Sign, Sliced, SpikeCount, SpikeRate, Staircase
 from lightning_polystep.scoring.feedforward import FeedforwardStack
 from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import NotAStackError
@@ -18,6 +18,11 @@ def layers(**neurons):
 
 
 class OwnForward(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class OwnSlices(Sliced):
     def forward(self, x):
         return 2 * super().forward(x)
 
@@ -94,6 +99,20 @@ def test_what_acts_on_the_data_is_passed_over():
     assert stack.loss == "mse"
 
 
+def test_a_sliced_network_is_read_as_its_layers():
+    parts = layers()
+    assert [pair.linear for pair in recognise(with_network(Sliced(*parts, samples=2))).layers] == [parts[0], parts[2]]
+
+
+# What is not, and why.
+
+_NO_ATTRIBUTES = "the module has no attributes network and criterion"
+_NO_READOUT = "the network does not end in SpikeCount, SpikeRate or LastMembrane"
+_NO_SEQUENCE = "the network is not a sequence of Linear and LIF layers"
+_NO_PLAIN_LOSS = "CrossEntropyLoss with class weights or ignore_index"
+_NO_MEAN = "the criterion has another reduction than the mean"
+
+
 # What is not, and why.
 
 _NO_ATTRIBUTES = "the module has no attributes network and criterion"
@@ -116,6 +135,15 @@ def _normed():
         (lambda: Renamed(network=nn.Sequential(*layers()), criterion=F.cross_entropy), _NO_ATTRIBUTES),
         (lambda: with_network(OwnForward(*layers())), "OwnForward has a forward of its own"),
         (lambda: with_network(nn.Sequential(OwnForward(*layers()))), "OwnForward has a forward of its own"),
+        (lambda: with_network(OwnSlices(*layers())), "OwnSlices has a forward of its own"),
+        (
+            lambda: with_network(nn.Sequential(Sliced(*layers()[:4], samples=2), SpikeCount())),
+            "a part of the network is Sliced, not the whole of it",
+        ),
+        (
+            lambda: with_network(Sliced(nn.Linear(4, 3), LIF(), SpikeCount(), samples=2)),
+            "the network is Sliced, but what drives its first LIF layer has time first, not the batch",
+        ),
         (lambda: with_network(nn.Sequential()), _NO_SCORES),
         (lambda: with_network(nn.Sequential(*layers()[:-1])), _NO_READOUT),
         (lambda: with_network(nn.Sequential(*layers()[:-1], HalfCount())), _NO_READOUT),

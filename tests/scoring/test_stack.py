@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.layers import LIF, Sliced, SpikeCount
 from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import Capture, capturing, disagreement
 from lightning_polystep.sites import not_recording
@@ -75,6 +75,17 @@ def test_arguments_may_be_named():
     network, criterion = run.module.network, run.module.criterion
     assert run.problem(lambda: criterion(target=run.targets, input=network(run.inputs))) is None
     assert run.problem(lambda: criterion(network(run.inputs), target=run.targets)) is None
+
+
+class Renamed(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def with_network(network):
+    return Renamed(network=network, criterion=nn.CrossEntropyLoss())
 
 
 _TWICE = "the criterion ran 2 times, and the network's Linear layers {} times"
@@ -158,4 +169,100 @@ def test_several_positions_per_sample_are_named():
     def step():
         return run.module.criterion(run.module.network(run.inputs)[:, 0], run.targets)
 
-    assert run.problem(step) == "a layer's current has shape (40, 2, 6): not one position per sample"
+    assert run.problem(step) == "a layer's output has shape (40, 2, 6): not one position per sample"
+
+
+# The same of a network that takes the batch in slices.
+
+
+def sliced(samples=16, steps=5):
+    parts = [nn.Linear(4, 6), LIF(0.9, 0.4, num_steps=steps), nn.Linear(6, 3), LIF(0.9, 0.3), SpikeCount()]
+    return with_network(Sliced(nn.Flatten(), *parts, samples=samples))
+
+
+@pytest.mark.parametrize("samples", [40, 41, None])
+def test_a_batch_that_fits_is_captured_whole(samples):
+    run = Pass(sliced(samples))
+    assert run.problem() is None
+    (seen,) = run.capture.slices(run.stack)
+    assert seen.inputs is run.capture.inputs
+    assert seen.currents is run.capture.currents
+    assert [tuple(currents.shape) for currents in seen.currents] == [(40, 6), (5, 40, 3)]
+
+
+@pytest.mark.parametrize("samples", [1, 16, 20, 39])
+def test_slices_are_replayed_bit_for_bit(samples):
+    run, seen = Pass(sliced(samples)), [[], []]
+    for index, layer in enumerate(run.stack.layers):
+        layer.linear.register_forward_hook(
+            lambda _m, args, out, i=index: seen[i].append((args[0].clone(), out.clone()))
+        )
+    assert run.problem() is None
+    scores, targets = run.capture.scored()
+    assert torch.equal(torch.cat([part.scores for part in run.capture.slices(run.stack)]), scores)
+    assert torch.equal(torch.cat([part.targets for part in run.capture.slices(run.stack)]), targets)
+    for place, part in enumerate(run.capture.slices(run.stack)):
+        for index in range(2):
+            inputs, currents = seen[index][place]
+            assert torch.equal(part.inputs[index], inputs)
+            assert torch.equal(part.currents[index], currents)
+    assert len(seen[0]) == place + 1 == -(-40 // samples)
+
+
+def test_a_sliced_pass_keeps_nothing_with_a_time_axis():
+    def kept(steps):
+        run = Pass(sliced(steps=steps))
+        assert run.problem() is None
+        return [tuple(tensor.shape) for tensor in (*run.capture.inputs, *run.capture.currents, *run.capture.scored())]
+
+    assert kept(5) == kept(50) == [(16, 4), (16, 4), (8, 4), (16, 6), (16, 6), (8, 6), (40, 3), (40,)]
+
+
+def test_a_batch_that_fits_again_is_captured_whole_again():
+    run = Pass(sliced())
+    assert run.problem() is None
+    run.inputs, run.targets = run.inputs[:16], run.targets[:16]
+    assert run.problem() is None
+    assert (run.capture.slice_size, len(run.capture.currents), run.capture.linear_calls) == (None, 2, 2)
+
+
+_SLICED_STEPS = {
+    "twice": (lambda m, x, y: m.criterion(m.network(x) + m.network(-x), y), "ran on 6 slices, and the criterion was"),
+    "some samples": (lambda m, x, y: m.criterion(m.network(x)[:30], y[:30]), "ran on 3 slices, and the criterion was"),
+    "fewer in a slice": (lambda m, x, y: m.criterion(m.network(x)[:33], y[:33]), "shape (8, 6): not one position"),
+    "other slices": (
+        lambda m, x, y: m.criterion(torch.cat([m.network(x[:20]), m.network(x[20:])]), y),
+        "ran on 4 slices, and the criterion was given 3",
+    ),
+    "a slice apart": (
+        lambda m, x, y: m.criterion(torch.cat([m.network(x[:16]), m.network(x[16:])]), y),
+        "Linear layers 6 times",
+    ),
+    "a temperature": (lambda m, x, y: m.criterion(m.network(x) / 2, y), "something beside LIF layer 2 had a hand"),
+    "ignored targets": (
+        lambda m, x, y: m.criterion(m.network(x), y.where(torch.arange(40) > 3, -100)),
+        "some targets are to be ignored",
+    ),
+    "an input changed in place": (
+        lambda m, x, y: (m.criterion(m.network(x), y), x.add_(1))[0],
+        "something beside Linear layer 1 had a hand",
+    ),
+    "lower precision": (
+        lambda m, x, y: m.criterion(m.bfloat16().network(x.bfloat16()).float(), y),
+        "the network computes in torch.bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "reason"), _SLICED_STEPS.values(), ids=_SLICED_STEPS)
+def test_a_step_that_does_more_with_slices_is_found_out(step, reason):
+    run = Pass(sliced())
+    assert reason in run.problem(lambda: step(run.module, run.inputs, run.targets))
+
+
+@pytest.mark.parametrize(("place", "reason"), [(1, "Linear layer 1"), (2, "LIF layer 2"), (3, "LIF layer 2")])
+def test_hooks_that_change_an_output_of_a_slice_are_found_out(place, reason):
+    """Between the layers they show in the scores only."""
+    run = Pass(sliced())
+    run.module.network[place].register_forward_hook(lambda _module, _args, output: output.flip(-1) + 0.5)
+    assert run.problem() == f"something beside {reason} had a hand in its output"

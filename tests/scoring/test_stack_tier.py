@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
 from lightning_polystep.scoring import stack_tier
+from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.vmapped import ShiftTier
 from tests.helpers.parity import Case, Stacked, losses_of, prepare, sites
 
@@ -39,12 +41,12 @@ def dynamics(draw):
 
 
 @st.composite
-def cases(draw):
-    """A network of one to four layers with its batch."""
+def cases(draw, drives=(False, True)):
+    """A network of one to four layers with its batch; ``drives`` says whether the current may change over time."""
     torch.manual_seed(draw(st.integers(0, 10**6)))
     steps, samples, features = draw(st.integers(1, 7)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
     sizes = draw(st.lists(st.sampled_from([1, 2, 7]), max_size=3))
-    changing = draw(st.booleans())
+    changing = draw(st.sampled_from(drives))
     readout = draw(st.sampled_from(list(READOUTS)))
     hidden = dynamics(draw)
     layers = [] if changing else [nn.Flatten()]
@@ -98,6 +100,20 @@ def test_stack_shifts_and_the_loop_agree(case, group, cut):
         if start < stop:
             part = losses_of(tier, prepared, proposal, start, stop)
             torch.testing.assert_close(part, expected[start:stop], **EXACT)
+
+
+@settings(max_examples=40)
+@given(case=cases(drives=(False,)), samples=st.integers(1, 9), polytope=st.sampled_from(["simplex", "orthoplex"]))
+def test_a_sliced_network_gives_the_same_losses(case, samples, polytope):
+    whole = prepare(case, polytope=polytope)
+    # The same layers, so that the candidates of the one are those of the other.
+    module = Stacked(criterion=whole.module.criterion)
+    module.network = Sliced(*whole.module.network, samples=samples)
+    sliced = prepare(Case("sliced", lambda: module, case.batch, {}), polytope=polytope)
+    for name, proposal in sites(whole).items():
+        losses = losses_of(fastest_tier(proposal.block, recognise(module), sliced.capture), sliced, proposal)
+        torch.testing.assert_close(losses, losses_of(whole.stack_tier(name), whole, proposal), **EXACT)
+        torch.testing.assert_close(losses, losses_of(LoopTier(), sliced, proposal), **EXACT)
 
 
 def dyadic_case(seed, beta, reset, spike_on, delay, readout, layers, changing):

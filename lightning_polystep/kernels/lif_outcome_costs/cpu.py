@@ -57,7 +57,7 @@ def lif_outcome_costs(
     units, count = preactivation.shape[1], shifts.shape[1]
     if units == 0 or count == 0:
         return torch.zeros(units, count, dtype=torch.float64)
-    same = (trains[:, 1:] == trains[:, :-1]).long()
+    same = trains[:, 1:] == trains[:, :-1]
     candidates = Candidates(
         preactivation.contiguous().numpy(),
         shifts.contiguous().numpy(),
@@ -65,7 +65,7 @@ def lif_outcome_costs(
         shifts.amax(1).numpy(),
         boundaries.contiguous().numpy(),
         trains.to(shifts.dtype).contiguous().numpy(),
-        same.cumprod(-1).sum(-1).contiguous().numpy(),
+        same.cumprod(-1, dtype=torch.uint8).sum(-1).contiguous().numpy(),
         F.pad(weight.T, (0, padding_of(len(weight)))).contiguous().numpy(),
     )
     costs = np.zeros((units, count))

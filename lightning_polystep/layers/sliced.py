@@ -1,0 +1,83 @@
+"""A sequence of layers that takes a large batch in slices."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Sliced(nn.Sequential):
+    """Run layers in order, on one slice of the batch after the other, so that memory does not grow with the batch.
+
+    What layers hand to each other, a spike per time step for most of them, is then never held for more than a slice.
+    That saves memory without autograd only; with it, all slices are kept for backward.
+
+    The layers have to treat every sample for itself, which batch normalisation does not, and the batch has to be the
+    first dimension of the input and of the output; in between, it may be anywhere. Slices of another size may round
+    matrix products in another way, so results are the same up to that.
+
+    Args:
+        layers: As for ``nn.Sequential``.
+        samples: At most so many samples per slice; None runs the batch whole.
+
+    Raises:
+        ValueError: If ``samples`` is below 1. In forward: if there is batch normalisation on the statistics of the
+            batch, or the output has another number of samples than the input.
+
+    Example:
+        >>> from lightning_polystep.layers import LIF, SpikeCount
+        >>> network = Sliced(LIF(beta=1.0, num_steps=5), SpikeCount(), samples=2)
+        >>> network(torch.tensor([[0.25], [0.5], [1.0]]))
+        tensor([[1.],
+                [2.],
+                [5.]])
+    """
+
+    def __init__(self, *layers: nn.Module, samples: int | None = None) -> None:
+        super().__init__(*layers)
+        if samples is not None and samples < 1:
+            raise ValueError(f"Sliced: samples must be at least 1, or None for the whole batch, got {samples}.")
+        self.samples = samples
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the layers.
+
+        Args:
+            input: ``(N, ...)``.
+
+        Returns:
+            ``(N, ...)``.
+        """
+        if self.samples is not None:
+            self._refuse_batch_statistics()  # also for a batch that fits: what is wrong should show at once
+        size = self.slice_size(input)
+        if size is None:
+            return cast("Tensor", super().forward(input))
+        return torch.cat([self._run(part) for part in input.split(size)])
+
+    def slice_size(self, input: Tensor) -> int | None:
+        """Return how many samples a slice of a batch takes; None if the batch is run whole.
+
+        Args:
+            input: ``(N, ...)``.
+        """
+        return self.samples if self.samples is not None and len(input) > self.samples else None
+
+    def extra_repr(self) -> str:
+        """Show the size of a slice."""
+        return f"samples={self.samples}"
+
+    def _run(self, part: Tensor) -> Tensor:
+        output = super().forward(part)
+        if len(output) != len(part):
+            raise ValueError(f"Sliced: {len(part)} samples became {len(output)}; the batch has to stay first.")
+        return cast("Tensor", output)
+
+    def _refuse_batch_statistics(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                raise ValueError(
+                    f"Sliced: {name} ({type(module).__name__}) needs the statistics of the whole batch; "
+                    "use GroupNorm, call .eval() on it, or set samples=None."
+                )
