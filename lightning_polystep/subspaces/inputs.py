@@ -10,10 +10,16 @@ from torch import Tensor
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.polytopes import haar_frame
 
-# Directions that vary less than this share of the most varying one carry noise rather than signal: on MNIST, leaving
-# them in cost a point of validation accuracy at the same training loss, and ten times more cost two.
-_SPAN_FLOOR = 1e-3
-_EARLY_BATCHES = 10
+# Directions that vary less than this share of the second strongest carry noise rather than signal: on MNIST, leaving
+# them in cost a point of validation accuracy at the same training loss, and ten times more cost two. The strongest is
+# mostly the mean of the inputs, against which what tells samples apart may be small: behind a staircase, a share of
+# the strongest left one direction of 129.
+_SPAN_FLOOR = 1e-2
+# A moment in float32 is no more exact than this, relative to the strongest direction.
+_ROUNDING_FLOOR = 1e-6
+# The moment of n batches changes like 1/n, so its eigenvectors are refreshed whenever n has doubled, and from here on
+# at every second moment.
+_EARLY_BATCHES = 16
 _REFRESH_AGE = 2
 
 
@@ -21,7 +27,7 @@ class InputSubspace:
     r"""The eigenbasis of a site's input second moment, partially whitened.
 
     With :math:`G = X^T X / N = U \Lambda U^T` the second moment of the site's inputs (the constant 1 of the bias
-    included) and K eigenvalues above a thousandth of the largest,
+    included) and K eigenvalues above a hundredth of the second largest,
 
     .. math:: B = s\, U_K \Lambda_K^{-\alpha/2} Q, \qquad
               s = \left( \tfrac1K \operatorname{tr} \Lambda_K^{1-\alpha} \right)^{-1/2},
@@ -30,8 +36,8 @@ class InputSubspace:
     weight space, 1 moves all inputs' directions alike. The factor s makes a unit step along a column of B move the
     pre-activation by 1 (root mean square) on average, so that radii mean the same in every layer.
 
-    The eigenvectors are refreshed at every batch during the first 10 batches, then at every second moment that is seen,
-    and moments are seen at every fifth step (``Engine``).
+    The eigenvectors are refreshed at batches 1, 2, 4, 8 and 16, then at every second moment that is seen, and moments
+    are seen at every fifth step (``Engine``).
 
     References:
         The design's section 1.1; the softmax step itself is PolyStep, arXiv 2605.01928.
@@ -55,8 +61,9 @@ class InputSubspace:
         return whitened @ frame.to(whitened.device)
 
     def _whitened(self, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
-        stale = statistics.age >= _REFRESH_AGE or statistics.batches <= _EARLY_BATCHES
-        if statistics.basis.shape[1] == 0 or (stale and statistics.age > 0):
+        early, doubled = statistics.batches <= _EARLY_BATCHES, statistics.batches.bit_count() == 1
+        stale = doubled and statistics.age > 0 if early else statistics.age >= _REFRESH_AGE
+        if statistics.basis.shape[1] == 0 or stale:
             statistics.basis = whitened_eigenbasis(statistics.moment, group["whitening"])
             statistics.age = 0
         return statistics.basis
@@ -70,8 +77,8 @@ def whitened_eigenbasis(moment: Tensor, whitening: float) -> Tensor:
         whitening: :math:`\alpha` in [0, 1].
 
     Returns:
-        Shape (D, K), K <= D the number of eigenvalues above a thousandth of the largest. At least one column, zero when
-        the inputs are all zero: a silent layer proposes nothing.
+        Shape (D, K), K <= D the number of eigenvalues above a hundredth of the second largest. At least one column,
+        zero when the inputs are all zero: a silent layer proposes nothing.
 
     Example:
         >>> whitened_eigenbasis(torch.diag(torch.tensor([4.0, 0.0])), whitening=1.0).abs()
@@ -79,7 +86,8 @@ def whitened_eigenbasis(moment: Tensor, whitening: float) -> Tensor:
                 [0.0000]])
     """
     values, vectors = torch.linalg.eigh(moment)
-    keep = values > values[-1].clamp(min=torch.finfo(values.dtype).tiny) * _SPAN_FLOOR
+    strongest = values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+    keep = values > torch.maximum(_SPAN_FLOOR * values[-2:][0], _ROUNDING_FLOOR * strongest)
     if not bool(keep.any()):
         return moment.new_zeros(len(moment), 1)
     values, vectors = values[keep], vectors[:, keep]
