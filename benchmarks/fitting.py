@@ -25,6 +25,7 @@ from datamodules.images import ImageDataModule
 from datamodules.tensors import Pair
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.cli import PolyStepCLI
+from lightning_polystep.layers import calibrate
 from models import Classifier
 
 
@@ -143,8 +144,9 @@ def train_ours(run: Run, every: float) -> Curve:
 def _compile(run: Run) -> None:
     """Make a step on a copy, so that kernels are compiled and loaded."""
     task = Task(copy.deepcopy(run.network), run.model.criterion)
-    engine = Engine(task, PolyStep(task.parameters(), seed=0), announce=None)
     images, labels = run.data.train_set.images[:8], run.data.train_set.labels[:8]
+    calibrate(task.network, [images], keep_given=True)
+    engine = Engine(task, PolyStep(task.parameters(), seed=0), announce=None)
     engine.step(lambda: cast("torch.Tensor", task(images, labels)))
 
 

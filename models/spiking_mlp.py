@@ -8,6 +8,7 @@ from torch import nn
 from lightning_polystep.functional.heaviside import SpikeOn
 from lightning_polystep.functional.lif import ResetMechanism
 from lightning_polystep.layers import LIF, SpikeCount
+from models.sizes import check_sizes
 
 
 class SpikingMLP(nn.Sequential):
@@ -47,8 +48,7 @@ class SpikingMLP(nn.Sequential):
         learn_beta: bool = False,
         learn_threshold: bool = False,
     ) -> None:
-        if len(sizes) < 2:
-            raise ValueError(f"SpikingMLP: sizes needs an input and an output size, got {tuple(sizes)}.")
+        check_sizes(sizes, "SpikingMLP")
 
         def neurons(steps: int | None) -> LIF:
             return LIF(
