@@ -2,7 +2,9 @@
 
 from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
+from models.moe_net import MoENet
 from models.quantised_mlp import Int8MLP, IntegerMLP
+from models.slot_attention_net import SlotAttentionNet
 from models.spiking_mlp import SpikingMLP
 from models.staircase_mlp import StaircaseMLP
 
@@ -11,6 +13,8 @@ __all__ = [
     "Classifier",
     "Int8MLP",
     "IntegerMLP",
+    "MoENet",
+    "SlotAttentionNet",
     "SpikingMLP",
     "StaircaseMLP",
 ]

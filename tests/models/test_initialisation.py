@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import BinaryMLP, Int8MLP, StaircaseMLP
+from models import BinaryMLP, Int8MLP, MoENet, SlotAttentionNet, StaircaseMLP
 from models.initialisation import PIXELS, unit_preactivations_
 
 
@@ -19,7 +19,7 @@ def test_a_layer_without_bias():
     assert unit_preactivations_(torch.nn.Linear(4, 3, bias=False), 1.0).bias is None
 
 
-@pytest.mark.parametrize("kind", [StaircaseMLP, Int8MLP, BinaryMLP])
+@pytest.mark.parametrize("kind", [StaircaseMLP, Int8MLP, BinaryMLP, SlotAttentionNet, MoENet])
 def test_every_layer_of_a_network_starts_near_one(kind):
     network, images = kind(), (torch.rand(300, 784) < PIXELS).float()  # as sparse and as bright as handwriting
     sizes = {}
