@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import nn
 
 from lightning_polystep.layers import QuantActivation, calibrate
 from lightning_polystep.layers.quantised import QuantisedWeight
@@ -67,8 +68,12 @@ class Calibrate(Callback):
     ) -> None:
         """Let the scales of weights follow the step just made."""
         if self.follow:
-            for layer in _weights(pl_module):
-                layer.calibrate_weight()
+            self.follow_weights(pl_module)
+
+    def follow_weights(self, module: nn.Module) -> None:
+        """Set every weight scale from the weights as they are now."""
+        for layer in _weights(module):
+            layer.calibrate_weight()
 
     def _calibrate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -79,9 +84,9 @@ class Calibrate(Callback):
         calibrate(pl_module, batches, percentile=self.percentile, max_batches=self.max_batches, keep_given=True)
 
 
-def _quantisers(module: pl.LightningModule) -> list[QuantActivation]:
+def _quantisers(module: nn.Module) -> list[QuantActivation]:
     return [child for child in module.modules() if isinstance(child, QuantActivation) and not child.scale_given]
 
 
-def _weights(module: pl.LightningModule) -> list[QuantisedWeight]:
+def _weights(module: nn.Module) -> list[QuantisedWeight]:
     return [child for child in module.modules() if isinstance(child, QuantisedWeight)]
