@@ -37,20 +37,20 @@ def with_gradient(network):
 
 
 @pytest.mark.parametrize(
-    ("network", "expected"),
+    ("make", "expected"),
     [
-        (SpikingMLP((16, 8, 10)), set()),
-        (StaircaseMLP((16, 8, 8, 10)), {"5.weight", "5.bias"}),
+        (lambda: SpikingMLP((16, 8, 10)), set()),
+        (lambda: StaircaseMLP((16, 8, 8, 10)), {"5.weight", "5.bias"}),
         # The weights are rounded, the input of the middle layer is not: its gradient reaches the first layer.
-        (Int8MLP((16, 8, 8, 10)), {"1.weight", "1.bias", "3.bias", "5.weight", "5.bias"}),
-        (IntegerMLP((16, 8, 8, 10)), {"5.bias"}),
-        (BinaryMLP((16, 8, 8, 10)), {"6.bias"}),
-        (MoENet((16, 8, 10), strict=True), set()),
+        (lambda: Int8MLP((16, 8, 8, 10)), {"1.weight", "1.bias", "3.bias", "5.weight", "5.bias"}),
+        (lambda: IntegerMLP((16, 8, 8, 10)), {"5.bias"}),
+        (lambda: BinaryMLP((16, 8, 8, 10)), {"6.bias"}),
+        (lambda: MoENet((16, 8, 10), strict=True), set()),
     ],
     ids=["spiking", "staircase", "int8", "integer", "binary", "strict moe"],
 )
-def test_the_parameters_with_a_gradient(network, expected):
-    names, found = with_gradient(network)
+def test_the_parameters_with_a_gradient(make, expected):
+    names, found = with_gradient(make())
     assert names == expected
     assert found.nonzero_share <= found.share <= 1
 
