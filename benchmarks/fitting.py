@@ -1,4 +1,4 @@
-"""The three ways of training that ``time_to_accuracy`` compares, each under a watch."""
+"""The ways of training that benchmarks compare, each under a watch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from torch.utils.data import DataLoader
 from benchmarks.common import Task
 from benchmarks.curves import Curve, Watch
 from benchmarks.peer import BATCH, Peer
+from benchmarks.straight_through import straight_through
 from benchmarks.surrogate import SurrogateName, with_surrogate
 from datamodules.augment import random_shifts
 from datamodules.images import ImageDataModule
 from datamodules.tensors import Pair
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.callbacks import Calibrate
 from lightning_polystep.cli import PolyStepCLI
+from lightning_polystep.layers import calibrate
 from models import Classifier
 
 
@@ -143,8 +146,9 @@ def train_ours(run: Run, every: float) -> Curve:
 def _compile(run: Run) -> None:
     """Make a step on a copy, so that kernels are compiled and loaded."""
     task = Task(copy.deepcopy(run.network), run.model.criterion)
-    engine = Engine(task, PolyStep(task.parameters(), seed=0), announce=None)
     images, labels = run.data.train_set.images[:8], run.data.train_set.labels[:8]
+    calibrate(task.network, [images], keep_given=True)
+    engine = Engine(task, PolyStep(task.parameters(), seed=0), announce=None)
     engine.step(lambda: cast("torch.Tensor", task(images, labels)))
 
 
@@ -170,15 +174,53 @@ def train_adam(
         watch_of: Makes the watch of the network that is trained.
     """
     task = Task(with_surrogate(start, surrogate), run.model.criterion)
+    return _adam(run, task, choice, epochs, batch, watch_of(task.network))
+
+
+def train_straight_through(
+    run: Run,
+    start: nn.Sequential,
+    choice: Choice,
+    *,
+    epochs: int,
+    batch: int,
+    watch_of: Callable[[nn.Module], Watch],
+) -> Curve:
+    """Train the network by Adam with straight-through gradients; scales are calibrated, and follow, as in the config.
+
+    Args:
+        run: Criterion and data; its callbacks say whether scales follow.
+        start: The network, left as it is.
+        choice: How Adam is set.
+        epochs: Over the training images.
+        batch: Images per batch.
+        watch_of: Makes the watch of the network that is trained.
+    """
+    task = Task(copy.deepcopy(start), run.model.criterion)
+    callbacks = [c for c in vars(run.trainer)["callbacks"] if isinstance(c, Calibrate)]
+    with straight_through():
+        return _adam(run, task, choice, epochs, batch, watch_of(task.network), *callbacks)
+
+
+def _adam(
+    run: Run, task: Task, choice: Choice, epochs: int, batch: int, watch: Watch, scales: Calibrate | None = None
+) -> Curve:
     loader = run.loader(batch)
     optimizer = torch.optim.Adam(task.parameters(), lr=choice.rate)
     steps = epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if choice.schedule == "cosine" else None
-    watch = watch_of(task.network)
     draw = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
     with torch.enable_grad():
         watch.resume()
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            if scales is not None and (epoch == 0 or scales.follow):
+                calibrate(
+                    task.network,
+                    loader,
+                    percentile=scales.percentile,
+                    max_batches=scales.max_batches,
+                    keep_given=True,
+                )
             for images, labels in loader:
                 optimizer.zero_grad()
                 moved = random_shifts(images, choice.shift, draw) if choice.shift else images
@@ -186,6 +228,8 @@ def train_adam(
                 optimizer.step()
                 if schedule is not None:
                     schedule.step()
+                if scales is not None and scales.follow:
+                    scales.follow_weights(task.network)
                 watch.stepped()
     return watch.finish()
 

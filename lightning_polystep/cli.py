@@ -1,4 +1,7 @@
-"""The command line: LightningCLI whose ``fit`` ends by testing the best checkpoint and writing ``results.json``."""
+"""The command line: LightningCLI whose ``fit`` ends by testing the best checkpoint and writing ``results.json``.
+
+Beside Lightning's commands there is ``audit``, which prints the parameters that have a true gradient.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.results import fit_record, write_results
 
 
@@ -23,6 +27,11 @@ class PolyStepCLI(LightningCLI):
             default=True,
             help="End fit by testing the best checkpoint, when the data has a test set.",
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the commands, each with the arguments that are not asked for."""
+        return LightningCLI.subcommands() | {"audit": {"model", "datamodule"}}
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer."""
@@ -58,6 +67,7 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
     return PolyStepCLI(
         LightningModule,
         LightningDataModule,
+        trainer_class=AuditTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         # A second run of the same command must not fail because the first left its config behind.

@@ -1,6 +1,20 @@
 """Networks of the worked examples, and the LightningModule that trains any classifier among them."""
 
+from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
+from models.moe_net import MoENet
+from models.quantised_mlp import Int8MLP, IntegerMLP
+from models.slot_attention_net import SlotAttentionNet
 from models.spiking_mlp import SpikingMLP
+from models.staircase_mlp import StaircaseMLP
 
-__all__ = ["Classifier", "SpikingMLP"]
+__all__ = [
+    "BinaryMLP",
+    "Classifier",
+    "Int8MLP",
+    "IntegerMLP",
+    "MoENet",
+    "SlotAttentionNet",
+    "SpikingMLP",
+    "StaircaseMLP",
+]

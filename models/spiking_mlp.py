@@ -9,6 +9,7 @@ from torch import nn
 from lightning_polystep.functional.heaviside import SpikeOn
 from lightning_polystep.functional.lif import ResetMechanism
 from lightning_polystep.layers import LIF, Sliced, SpikeCount
+from models.sizes import check_sizes
 
 # A batch of 1024 with 15 steps of 128 neurons fits. Fewer samples at once would be slower without saving memory that
 # counts beside what else a step takes.
@@ -55,8 +56,7 @@ class SpikingMLP(Sliced):
         *,
         slice_bytes: int | None = SLICE_BYTES,
     ) -> None:
-        if len(sizes) < 2:
-            raise ValueError(f"SpikingMLP: sizes needs an input and an output size, got {tuple(sizes)}.")
+        check_sizes(sizes, "SpikingMLP")
 
         def neurons(steps: int | None) -> LIF:
             return LIF(

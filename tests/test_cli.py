@@ -204,6 +204,17 @@ def test_test_alone(config):
     assert metrics == pytest.approx(results(fitted)["test_metrics"])
 
 
+def test_audit_takes_the_config_of_a_fit_and_leaves_no_files(config, tmp_path, monkeypatch, capsys):
+    path = config()
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    main(["audit", "--config", path])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "network.1.weight" in text
+    assert "0.0% of 610 numbers are in a parameter with a gradient" in text
+    assert set(tmp_path.rglob("*")) == before
+
+
 # --- help -------------------------------------------------------------------------------------------------------------
 
 

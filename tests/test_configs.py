@@ -17,7 +17,9 @@ def ids(path):
 
 
 def test_there_are_configs():
-    assert {"digits_spiking.yaml", "mnist_spiking.yaml"} <= {ids(path) for path in CONFIGS}
+    assert {"digits_spiking.yaml", "mnist_spiking.yaml", "mnist_int8.yaml", "mnist_tfc.yaml"} <= {
+        ids(path) for path in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=ids)

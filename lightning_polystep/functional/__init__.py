@@ -4,7 +4,12 @@ from lightning_polystep.functional.attention import AttentionOutput, argmax_atte
 from lightning_polystep.functional.heaviside import heaviside
 from lightning_polystep.functional.lif import LIFOutput, lif
 from lightning_polystep.functional.moe import MoEOutput, Routing, hard_moe
-from lightning_polystep.functional.non_differentiable import NonDifferentiableError, non_differentiable
+from lightning_polystep.functional.non_differentiable import (
+    NonDifferentiableError,
+    gradient_rule,
+    non_differentiable,
+    true_gradients,
+)
 from lightning_polystep.functional.quantised import integer_conv2d, integer_linear, quant_conv2d, quant_linear
 from lightning_polystep.functional.quantisers import (
     ActivationFormat,
@@ -30,6 +35,7 @@ __all__ = [
     "activation_codes",
     "activation_scale",
     "argmax_attention",
+    "gradient_rule",
     "hard_moe",
     "heaviside",
     "integer_conv2d",
@@ -48,5 +54,6 @@ __all__ = [
     "spike_rate",
     "staircase",
     "synaptic",
+    "true_gradients",
     "weight_scale",
 ]

@@ -21,6 +21,7 @@ def calibrate(
     percentile: float = 99.9,
     max_batches: int = 10,
     forward: Callable[[Any], Any] | None = None,
+    keep_given: bool = False,
 ) -> None:
     """Set every weight scale from the weights, then every activation scale from what it sees, in order.
 
@@ -34,6 +35,7 @@ def calibrate(
         percentile: Share of an activation's values, in percent, that are not clipped.
         max_batches: How many batches to use.
         forward: Runs the model on a batch, if not ``model(inputs)``.
+        keep_given: Whether quantisers that were made with a scale (that of pixels, say) keep it.
 
     Raises:
         ValueError: If there is an activation to calibrate and no batch, or ``percentile`` is out of range.
@@ -53,6 +55,7 @@ def calibrate(
         if isinstance(module, QuantisedWeight):
             module.calibrate_weight()
     quantisers = [module for module in model.modules() if isinstance(module, QuantActivation)]
+    quantisers = [quantiser for quantiser in quantisers if not (keep_given and quantiser.scale_given)]
     kept = list(islice(batches, max_batches)) if quantisers else []
     if quantisers and not kept:
         raise ValueError("calibrate: there is no batch to calibrate the activations on.")

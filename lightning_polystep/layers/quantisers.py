@@ -68,6 +68,7 @@ class QuantActivation(StepFunction):
         self.bits = bits
         self.signed = signed
         self.on_backward = on_backward
+        self.scale_given = scale is not None
         # Empty instead of None, so that a checkpoint always names it.
         self.register_buffer("scale", torch.empty(0) if scale is None else torch.tensor(float(scale)))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_polystep.functional import NonDifferentiableError, non_differentiable
+from lightning_polystep.functional import NonDifferentiableError, gradient_rule, non_differentiable, true_gradients
 
 
 def first(*inputs):
@@ -44,3 +44,26 @@ def test_zeros_have_the_shape_of_the_input_under_vmap():
 def test_misspelt_option_is_refused():
     with pytest.raises(ValueError, match=r"^my_op: on_backward must be .*[.]$"):
         non_differentiable(torch.round, torch.ones(1), on_backward="ignore", name="my_op")
+
+
+def test_a_rule_stands_in_for_the_guard_and_only_in_its_context():
+    x = torch.randn(4, requires_grad=True)
+    with gradient_rule(lambda forward, x: forward(x) + (x - x.detach())):
+        y = non_differentiable(torch.round, x, name="round")
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones(4))
+    with pytest.raises(NonDifferentiableError):
+        non_differentiable(torch.round, x, name="round").sum().backward()
+
+
+def test_true_gradients_are_those_of_the_parts_that_have_one():
+    x, y = torch.randn(4, requires_grad=True), torch.randn(4, requires_grad=True)
+    with true_gradients():
+        non_differentiable(lambda x, y: x.round() * y, x, y, name="half hard").sum().backward()
+    assert torch.equal(x.grad, torch.zeros(4))
+    assert torch.equal(y.grad, x.detach().round())
+
+
+def test_no_rule_without_autograd():
+    with torch.no_grad(), gradient_rule(lambda *_: pytest.fail("nothing is recorded")):
+        non_differentiable(torch.round, torch.ones(2), name="round")

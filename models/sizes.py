@@ -1,0 +1,19 @@
+"""What fully connected networks ask of their sizes."""
+
+from collections.abc import Sequence
+
+
+def check_sizes(sizes: Sequence[int], name: str, fewest: int = 2) -> None:
+    """Refuse a network without layers.
+
+    Args:
+        sizes: Features of the input, of each hidden layer, and of the output.
+        name: What the error calls the network.
+        fewest: Sizes that it needs.
+
+    Raises:
+        ValueError: If ``sizes`` names fewer.
+    """
+    if len(sizes) < fewest:
+        between = f", and {fewest - 2} between them" if fewest > 2 else ""
+        raise ValueError(f"{name}: sizes needs an input and an output size{between}, got {tuple(sizes)}.")
