@@ -38,7 +38,8 @@ class _Adapter(nn.Module):
 
 def _swapped(probe: Probe, tensors: dict[str, Tensor]) -> Tensor:
     named = {_PREFIX + name: tensor for name, tensor in tensors.items()}
-    return functional_call(_Adapter(probe.module), named, (probe.evaluate,))
+    with probe.vectorised():
+        return functional_call(_Adapter(probe.module), named, (probe.evaluate,))
 
 
 def _own_buffers(probe: Probe, candidates: int) -> dict[str, Tensor]:
