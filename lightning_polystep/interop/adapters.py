@@ -100,6 +100,10 @@ def adapters_for(module: nn.Module) -> Adapters:
         from lightning_polystep.interop.snntorch import SnnTorchAdapter
 
         parts.append(SnnTorchAdapter(module))
+    if modules_of(module, "brevitas"):
+        from lightning_polystep.interop.brevitas import BrevitasAdapter
+
+        parts.append(BrevitasAdapter(module))
     return Adapters(parts)
 
 

@@ -140,7 +140,9 @@ class Plan:
         lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
         lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
         for reason in dict.fromkeys(self.held.values()):
-            lines.append(f"not probed: {', '.join(n for n, why in self.held.items() if why == reason)} ({reason})")
+            names = [name for name, why in self.held.items() if why == reason]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"not probed: {', '.join(names[:3])}{more} ({reason})")
         table.caption = "\n".join(lines)
         return table
 
