@@ -131,10 +131,10 @@ class BrevitasAdapter(Adapter):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if is_scale:
-                _check_calibrated(name, part)
+                check_calibrated(name, part)
             output = type(part).forward(part, *args, **kwargs)
             if is_scale:
-                _check_scale(name, output)
+                check_scale(name, output)
             kept = output.detach().clone() if isinstance(output, Tensor) else output
             self._recorded.setdefault(part, []).append(kept)
             return output
@@ -156,7 +156,16 @@ class BrevitasAdapter(Adapter):
         return forward
 
 
-def _check_calibrated(name: str, part: nn.Module) -> None:
+def check_calibrated(name: str, part: nn.Module) -> None:
+    """Refuse a statistics module in evaluation mode that has seen no batch.
+
+    Args:
+        name: What the error calls it.
+        part: The ``scaling_impl`` of a quantiser.
+
+    Raises:
+        UncalibratedScaleError: If so.
+    """
     runtime = getattr(part, "runtime_stats", None)
     untouched = getattr(part, "counter", None) == 0 or getattr(runtime, "first_batch", False)
     if untouched and not part.training:
@@ -166,7 +175,16 @@ def _check_calibrated(name: str, part: nn.Module) -> None:
         )
 
 
-def _check_scale(name: str, scale: Any) -> None:
+def check_scale(name: str, scale: Any) -> None:
+    """Refuse a scale that is not a positive finite number.
+
+    Args:
+        name: What the error calls the quantiser.
+        scale: What it computed.
+
+    Raises:
+        UncalibratedScaleError: If so.
+    """
     if isinstance(scale, Tensor) and not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise UncalibratedScaleError(
             f"{name} gave a scale that is not a positive finite number: calibrate on batches without NaN or infinity, "

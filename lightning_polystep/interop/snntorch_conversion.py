@@ -43,8 +43,8 @@ def from_snntorch(
         The converted network.
 
     Raises:
-        ConversionError: If the network has a ``forward`` of its own, or holds another neuron than ``Leaky``, or one with
-            inhibition, a quantised state, graded spikes or a spike function of the user's.
+        ConversionError: If the network has a ``forward`` of its own, or holds another neuron than ``Leaky``, or one
+            with inhibition, a quantised state, graded spikes or a spike function of the user's.
 
     Example:
         >>> import snntorch, torch
