@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_polystep import Engine, PolyStep
 from lightning_polystep.interop import ConversionError, from_snntorch, to_snntorch
 from lightning_polystep.layers import LIF, RLIF, LastMembrane, Sign, SpikeCount, SpikeRate
 
@@ -162,3 +163,13 @@ def test_what_snntorch_has_not_is_refused(layers, message):
         to_snntorch(nn.Sequential(nn.Linear(3, 3), *layers))
     with pytest.raises(ConversionError, match="forward of its own"):
         to_snntorch(Own(*layers))
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_a_converted_network_is_scored_by_outcome(reset):
+    module, x, y = nn.Module(), torch.rand(32, 5), torch.randint(3, (32,))
+    module.network = from_snntorch(network(reset_mechanism=reset), num_steps=STEPS)
+    module.criterion = nn.CrossEntropyLoss()
+    engine = Engine(module, PolyStep(module.parameters(), seed=0), announce=None)
+    engine.step(lambda: module.criterion(module.network(x), y))
+    assert {a.tier.name for a in engine.plan.assignments} == {"outcome"}
