@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_polystep import guards
+from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import Layout
@@ -129,6 +130,7 @@ class Engine:
         self._seen = Observation()
         self._capture = Capture()
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
+        self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
         self._warned_non_finite = False
@@ -140,8 +142,10 @@ class Engine:
         """Wrap the commit pass, the one run of the user's step that counts: no autograd, seeded noise, sites seen."""
         self._follow_frozen_parameters()
         self._buffers = BufferWatch(self.module)
+        self.start_pass()
         with (
             self.verb("observe"),
+            self._adapters.observing(),
             torch.no_grad(),
             noise_frame(*self._noise_key()),
             observe(self.module, self._blocks, self._due_for_moments()) as self._seen,
@@ -149,6 +153,10 @@ class Engine:
         ):
             yield
             learn_inputs(self._seen, self.optimizer.statistics)
+
+    def start_pass(self) -> None:
+        """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
+        self._adapters.start()
 
     def probe(self, evaluate: Callable[[], Tensor], loss: Tensor, *, samples: int = 0, weight: float = 1.0) -> None:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
@@ -175,7 +183,14 @@ class Engine:
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
         learn_inputs(self._seen, self.optimizer.statistics)
         self._written_buffers |= self._buffers.written(self.module)
-        probe = Probe(self.module, evaluate, self._noise_key(), self._written_buffers, mute=self._mute)
+        probe = Probe(
+            self.module,
+            self._adapters.rewound(evaluate),
+            self._noise_key(),
+            self._written_buffers,
+            mute=self._silenced,
+            vectorised=self._adapters.vectorised,
+        )
         self._check_stack(loss)
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
@@ -217,6 +232,11 @@ class Engine:
         with self.clock(name), self._profile(name):
             yield
 
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        with self._mute(), self._adapters.probing():
+            yield
+
     def _noise_key(self) -> tuple[int, int, int]:
         progress = self.optimizer.progress
         return self.optimizer.seed, progress.step, progress.micro_batch
@@ -232,7 +252,9 @@ class Engine:
         groups = self.optimizer.param_groups
         trainable = frozenset(p for group in groups for p in group["params"] if p.requires_grad)
         if trainable != self._planned_for:
-            self._blocks = find_blocks(self.module, groups)
+            names = self._adapters.held()
+            held = {parameter for name, parameter in self.module.named_parameters() if name in names}
+            self._blocks = [b for b in find_blocks(self.module, groups) if held.isdisjoint(b.parameters)]
             self._planned_for = trainable
             self.plan = None
 
@@ -251,6 +273,8 @@ class Engine:
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
         )
+        trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
+        self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
         self.plan.last_candidates = {p.block.name: p.candidates for p in pending.proposals}
         if self._announce is not None:

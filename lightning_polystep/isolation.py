@@ -64,6 +64,52 @@ class Snapshot:
             put_back()
 
 
+class TensorState:
+    """The hidden state of modules: plain attributes that are tensors or None, and buffers that no checkpoint keeps.
+
+    Other attributes (functions, settings) and persistent buffers are left alone, also where they have changed.
+
+    Args:
+        modules: The modules themselves, without their children.
+
+    Example:
+        >>> cell = nn.Module()
+        >>> cell.register_buffer("membrane", torch.zeros(2), persistent=False)
+        >>> before = TensorState([cell])
+        >>> cell.membrane, cell.last = torch.ones(2), torch.ones(1)
+        >>> before.restore()
+        >>> cell.membrane, hasattr(cell, "last")
+        (tensor([0., 0.]), False)
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._remembered = [
+            (table, chosen, {name: _remember(table[name]) for name in chosen(module)}, module)
+            for module in modules
+            for table, chosen in ((vars(module), _tensor_attributes), (module._buffers, _transient_buffers))
+        ]
+
+    def restore(self) -> None:
+        """Put the state back as it was."""
+        for table, chosen, remembered, module in self._remembered:
+            for name in [name for name in chosen(module) if name not in remembered]:
+                del table[name]
+            for name, put_back in remembered.items():
+                table[name] = put_back()
+
+
+def _tensor_attributes(module: nn.Module) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if name not in _MODULE_TABLES and (value is None or isinstance(value, Tensor))
+    ]
+
+
+def _transient_buffers(module: nn.Module) -> list[str]:
+    return [name for name in module._buffers if name in module._non_persistent_buffers_set]
+
+
 def _remember_attributes(module: nn.Module) -> dict[str, Callable[[], Any]]:
     return {name: _remember(value) for name, value in vars(module).items() if name not in _MODULE_TABLES}
 

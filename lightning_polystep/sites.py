@@ -181,14 +181,16 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
             seen.bytes_before.setdefault(block.name, seen.total_bytes)
             wanted = measured is None or block.name in measured
-            if wanted and block.subspace == "inputs" and args and isinstance(args[0], Tensor):
-                seen.record(block, site, args[0])
+            inputs = _values(args[0]) if args else None
+            if wanted and block.subspace == "inputs" and inputs is not None:
+                seen.record(block, site, inputs)
 
         return hook
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and is_recording():
-            seen.total_bytes += output.numel() * output.element_size()
+        values = _values(output)
+        if values is not None and is_recording():
+            seen.total_bytes += values.numel() * values.element_size()
 
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
     handles += [m.register_forward_hook(on_output) for m in module.modules() if not any(m.children())]
@@ -197,6 +199,12 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _values(seen: Any) -> Tensor | None:
+    """Return a tensor, or the real numbers that a quantised tensor of Brevitas (a tuple) stands for; else None."""
+    values = getattr(seen, "value", None) if isinstance(seen, tuple) else seen
+    return values if isinstance(values, Tensor) else None
 
 
 def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:

@@ -290,6 +290,7 @@ class PolyStepStrategy(DDPStrategy):
         """
         outer = self._replay, self._backwards
         self._replay, self._backwards = partial(self._forward, closure), 0
+        engine.start_pass()
         try:
             loss = self._replay()
             if self._backwards == 0:

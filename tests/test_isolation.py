@@ -10,7 +10,14 @@ from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from lightning_polystep.isolation import BufferWatch, ProbeSideEffectError, Snapshot, metrics_muted, silenced
+from lightning_polystep.isolation import (
+    BufferWatch,
+    ProbeSideEffectError,
+    Snapshot,
+    TensorState,
+    metrics_muted,
+    silenced,
+)
 
 LARGE = 17 * 2**20 // 4
 DEQUE_LENGTH = 2
@@ -345,3 +352,32 @@ def test_a_container_survives_the_error_of_what_it_holds():
         snapshot.restore()
     assert set(module._buffers) == {"table", "count"}
     assert len(module.box) == 1
+
+
+class Cell(nn.Module):
+    """Keeps hidden state as neurons of spiking libraries do, and settings beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("membrane", torch.zeros(2), persistent=False)
+        self.register_buffer("running", torch.zeros(2))
+        self.hidden, self.setting, self.function = None, 1, torch.abs
+
+
+def test_hidden_state_is_put_back_and_nothing_else():
+    cell = Cell()
+    before, membrane = TensorState([cell]), cell.membrane
+    for _ in range(2):
+        cell.membrane = torch.ones(3)
+        cell.hidden, cell.fresh = torch.ones(1), torch.ones(1)
+        membrane.add_(1)
+        cell.register_buffer("more", torch.ones(1), persistent=False)
+        cell.running += 1
+        cell.setting, cell.function = 2, torch.relu
+        before.restore()
+        assert cell.membrane is membrane
+        assert membrane.tolist() == [0.0, 0.0]
+        assert cell.hidden is None
+        assert not hasattr(cell, "fresh")
+        assert not hasattr(cell, "more")
+    assert (cell.running.tolist(), cell.setting, cell.function) == ([2.0, 2.0], 2, torch.relu)

@@ -257,8 +257,8 @@ def check_integer(integer: bool, weight_format: str, has_input_format: bool, nam
 
 def _accumulator(weight: Tensor, weight_format: WeightFormat, input_format: ActivationFormat | None) -> torch.dtype:
     assert input_format is not None
-    _, largest_input = code_range(input_format.bits, input_format.signed)
-    return accumulator_dtype(largest_input, largest_code(weight_format), weight[0].numel())
+    low, high = code_range(input_format.bits, input_format.signed, input_format.narrow_range)
+    return accumulator_dtype(max(-low, high), largest_code(weight_format), weight[0].numel())
 
 
 def _codes_of(

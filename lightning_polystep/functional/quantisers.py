@@ -16,11 +16,12 @@ _MOST_BITS = 8
 
 
 class ActivationFormat(NamedTuple):
-    """How an activation is quantised: its step, its bits, and whether codes can be negative."""
+    """How an activation is quantised: its step, its bits, whether codes can be negative, and whether symmetric then."""
 
     scale: Tensor
     bits: int = 8
     signed: bool = False
+    narrow_range: bool = True
 
 
 def quantise_weight(
@@ -117,6 +118,7 @@ def quant_activation(
     scale: Tensor,
     bits: int = 8,
     signed: bool = False,
+    narrow_range: bool = True,
     *,
     on_backward: OnBackward = "raise",
     name: str = "quant_activation",
@@ -134,6 +136,7 @@ def quant_activation(
         scale: ``()``, above 0.
         bits: 1 to 8; at least 2 when signed.
         signed: Whether codes can be negative.
+        narrow_range: Whether signed codes are symmetric, without the one below.
         on_backward: Whether a gradient raises :class:`~lightning_polystep.functional.NonDifferentiableError` or is
             zero.
         name: What errors call the operation.
@@ -156,7 +159,7 @@ def quant_activation(
         Jacob et al. 2018, arXiv 1712.05877; Brevitas' ``Uint8ActPerTensorFloat`` and ``Int8ActPerTensorFloat`` with a
         narrow range.
     """
-    codes = activation_codes(x, scale, bits, signed, on_backward=on_backward, name=name)
+    codes = activation_codes(x, scale, bits, signed, narrow_range, on_backward=on_backward, name=name)
     return codes * scale.to(x.dtype)
 
 
@@ -165,6 +168,7 @@ def activation_codes(
     scale: Tensor,
     bits: int = 8,
     signed: bool = False,
+    narrow_range: bool = True,
     *,
     on_backward: OnBackward = "raise",
     name: str = "activation_codes",
@@ -176,6 +180,7 @@ def activation_codes(
         scale: As there.
         bits: As there.
         signed: As there.
+        narrow_range: As there.
         on_backward: As there.
         name: As there.
 
@@ -188,7 +193,7 @@ def activation_codes(
     check_activation_options(bits, signed, on_backward, name)
     if not x.is_floating_point():
         raise TypeError(f"{name}: x must be floating point, got {x.dtype}; call .float() on it.")
-    low, high = code_range(bits, signed)
+    low, high = code_range(bits, signed, narrow_range)
     return non_differentiable(partial(_codes, low=low, high=high), x, scale, on_backward=on_backward, name=name)
 
 
@@ -225,10 +230,11 @@ def activation_scale(values: Tensor, bits: int = 8, signed: bool = False, percen
     return torch.where(size > 0, size, torch.ones_like(size)) / code_range(bits, signed)[1]
 
 
-def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Return the smallest and the largest code of an activation."""
+def code_range(bits: int, signed: bool, narrow_range: bool = True) -> tuple[int, int]:
+    """Return the smallest and the largest code of an activation; signed codes are symmetric in a narrow range."""
     high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    return -high if signed else 0, high
+    low = -high if narrow_range else -high - 1
+    return low if signed else 0, high
 
 
 def largest_code(weight_format: WeightFormat) -> int:

@@ -44,6 +44,7 @@ class QuantActivation(StepFunction):
         bits: 1 to 8; at least 2 when signed.
         signed: Whether codes can be negative.
         scale: Step between two outputs; None to calibrate it.
+        narrow_range: Whether signed codes are symmetric; if not, there is one more below, as in two's complement.
         on_backward: Whether a gradient raises or is zero.
 
     Raises:
@@ -59,7 +60,13 @@ class QuantActivation(StepFunction):
     scale: Tensor
 
     def __init__(
-        self, bits: int = 8, signed: bool = False, *, scale: float | None = None, on_backward: OnBackward = "raise"
+        self,
+        bits: int = 8,
+        signed: bool = False,
+        *,
+        scale: float | None = None,
+        narrow_range: bool = True,
+        on_backward: OnBackward = "raise",
     ) -> None:
         super().__init__()
         check_activation_options(bits, signed, on_backward, "QuantActivation")
@@ -67,6 +74,7 @@ class QuantActivation(StepFunction):
             raise ValueError(f"QuantActivation: scale must be above 0, or None to calibrate it, got {scale}.")
         self.bits = bits
         self.signed = signed
+        self.narrow_range = narrow_range
         self.on_backward = on_backward
         self.scale_given = scale is not None
         # Empty instead of None, so that a checkpoint always names it.
@@ -93,7 +101,7 @@ class QuantActivation(StepFunction):
         """
         if not self.calibrated:
             raise NotCalibratedError(self, x)
-        return ActivationFormat(self.scale, self.bits, self.signed)
+        return ActivationFormat(self.scale, self.bits, self.signed, self.narrow_range)
 
     def calibrate(self, values: Tensor, percentile: float = 99.9) -> None:
         """Set the scale from a sample of inputs; see :func:`~lightning_polystep.functional.activation_scale`."""
@@ -105,13 +113,14 @@ class QuantActivation(StepFunction):
 
     def levels(self, dtype: torch.dtype) -> Tensor:
         """Return the multiples of the scale; two that round to the same number in ``dtype`` count once."""
-        low, high = code_range(self.bits, self.signed)
+        low, high = code_range(self.bits, self.signed, self.narrow_range)
         format_ = self.format_for(self.scale)
         return torch.unique(torch.arange(low, high + 1, device=self.scale.device).to(dtype) * format_.scale.to(dtype))
 
     def extra_repr(self) -> str:
         """Show the codes, and whether there is a scale."""
-        return f"bits={self.bits}, signed={self.signed}" + ("" if self.calibrated else ", not calibrated")
+        shown = f"bits={self.bits}, signed={self.signed}" + ("" if self.narrow_range else ", narrow_range=False")
+        return shown + ("" if self.calibrated else ", not calibrated")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         given = state_dict.get(f"{prefix}scale")

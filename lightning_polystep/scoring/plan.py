@@ -112,11 +112,13 @@ class Plan:
         assignments: One per block.
         live_metrics: Whether the loss depends on a torchmetrics object.
         last_candidates: Candidates of each block in the step that the plan was made for, by name.
+        held: Trainable parameters that are not probed, each with the reason.
     """
 
     assignments: list[Assignment]
     live_metrics: bool = False
     last_candidates: dict[str, int] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
         """Return the plan as a table: block, subspace, rows, rank, candidates per step, tier, and a note's number."""
@@ -142,6 +144,10 @@ class Plan:
             )
         lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
         lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+        for reason in dict.fromkeys(self.held.values()):
+            names = [name for name, why in self.held.items() if why == reason]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"not probed: {', '.join(names[:3])}{more} ({reason})")
         table.caption = "\n".join(lines)
         return table
 

@@ -26,6 +26,7 @@ class Probe:
         written_buffers: Names of the buffers that the step writes; under vmap each candidate gets a copy of its own.
         live_metrics: Whether torchmetrics objects must work, because the loss depends on them.
         mute: Enters further silences around a whole scoring pass (Lightning's logging).
+        vectorised: Enters what an evaluation by vmap needs, where the loop runs the user's code as it is.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Probe:
     written_buffers: frozenset[str] = frozenset()
     live_metrics: bool = False
     mute: Callable[[], AbstractContextManager[None]] = nullcontext
+    vectorised: Callable[[], AbstractContextManager[None]] = nullcontext
     _snapshot: Snapshot | None = field(default=None, init=False, repr=False)
 
     @contextmanager

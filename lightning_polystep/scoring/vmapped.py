@@ -37,8 +37,22 @@ class _Adapter(nn.Module):
 
 
 def _swapped(probe: Probe, tensors: dict[str, Tensor]) -> Tensor:
-    named = {_PREFIX + name: tensor for name, tensor in tensors.items()}
-    return functional_call(_Adapter(probe.module), named, (probe.evaluate,))
+    places = _places(probe.module)
+    named = {_PREFIX + place: tensor for name, tensor in tensors.items() for place in places[name]}
+    with probe.vectorised():
+        # Not by functional_call's own tying: it would swap a place twice that a shared module has under two names, and
+        # so put the candidates' tensor back instead of the parameter.
+        return functional_call(_Adapter(probe.module), named, (probe.evaluate,), tie_weights=False)
+
+
+def _places(module: nn.Module) -> dict[str, list[str]]:
+    """Return, for the first name of each parameter and buffer, one name for each place that holds it."""
+    names: dict[int, list[str]] = {}
+    for prefix, part in module.named_modules():
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None:
+                names.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
+    return {places[0]: places for places in names.values()}
 
 
 def _own_buffers(probe: Probe, candidates: int) -> dict[str, Tensor]:

@@ -78,3 +78,12 @@ def test_backward_names_the_layer_or_gives_zeros():
 def test_bad_options_are_refused_when_built(option):
     with pytest.raises(ValueError, match=f"^QuantActivation: {next(iter(option))} must be .*[.]$"):
         QuantActivation(**option)
+
+
+def test_a_wide_range_has_one_code_more_below():
+    x = torch.tensor([-9.0, -4.0, -3.6, -3.4, 3.0, 9.0])
+    wide = QuantActivation(3, signed=True, scale=1.0, narrow_range=False)
+    assert wide(x).tolist() == [-4.0, -4.0, -4.0, -3.0, 3.0, 3.0]
+    assert wide.levels(torch.float32).tolist() == [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
+    assert "narrow_range=False" in str(wide)
+    assert QuantActivation(3, signed=True, scale=1.0)(x).tolist() == [-3.0, -3.0, -3.0, -3.0, 3.0, 3.0]

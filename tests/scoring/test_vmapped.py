@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_polystep import Engine, PolyStep
 from lightning_polystep.layers import LIF, SpikeCount
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
@@ -111,3 +112,25 @@ def test_nothing_is_left_behind(tier):
         assert after[name] is tensor
         assert torch.equal(tensor, value)
     assert [len(m._forward_hooks) for m in module.modules()] == hooks
+
+
+class Shared(nn.Module):
+    """A layer and a norm under two names each, and a weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.again, self.parts = self.first, nn.ModuleList([self.norm])
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.norm(self.again(torch.relu(self.first(x)))))
+
+
+def test_parameters_of_shared_modules_stay_in_their_places():
+    module, x, y = Shared(), torch.randn(8, 4), torch.randint(4, (8,))
+    before = dict(module.named_parameters(remove_duplicate=False))
+    engine = Engine(module, PolyStep(module.parameters(), seed=0), evaluation="vmap", announce=None)
+    engine.step(lambda: nn.functional.cross_entropy(module(x), y))
+    after = dict(module.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
