@@ -1,5 +1,6 @@
 """Callbacks; none is required."""
 
 from lightning_polystep.callbacks.autograd_off import AutogradOff
+from lightning_polystep.callbacks.layer_metrics import LayerMetrics
 
-__all__ = ["AutogradOff"]
+__all__ = ["AutogradOff", "LayerMetrics"]
