@@ -199,10 +199,11 @@ class Engine:
                 pending = self._propose(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
-            for proposal, total in zip(pending.proposals, pending.costs, strict=True):
+            for proposal, total, incumbent in zip(pending.proposals, pending.costs, pending.incumbents, strict=True):
                 share = self._layout.share(proposal.candidates)
                 losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
                 total.add_(losses, alpha=weight)
+                incumbent.add_(assignments[proposal.block].incumbent(loss).to(incumbent), alpha=weight)
         pending.weight += weight
         self.optimizer.binding.pending = pending
         candidates = sum(proposal.candidates for proposal in pending.proposals)
@@ -288,7 +289,7 @@ class Engine:
             if assignment.block.trainable
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
-        return Pending(proposals, costs)
+        return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer

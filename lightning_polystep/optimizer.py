@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_polystep import guards
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.step import Transported, adapt_reach, move, transport
+from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
 
 STATE_FORMAT = 1
 
@@ -26,11 +26,13 @@ class Pending:
         proposals: One per block.
         costs: Summed losses of each proposal's candidates, shape (candidates,), float64.
         weight: Sum of the micro-batches' weights.
+        incumbents: The incumbent's summed losses, scored as each proposal's candidates are: scalars; empty if unknown.
     """
 
     proposals: list[Proposal]
     costs: list[Tensor]
     weight: float = 0.0
+    incumbents: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -60,12 +62,14 @@ class Binding:
         attached: Whether an engine scores candidates for this optimizer.
         pending: Costs gathered for the next step, or None.
         report: Figures of the last step, for logs.
+        null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
         verb: Times the body under a verb.
     """
 
     attached: bool = False
     pending: Pending | None = None
     report: dict[str, Tensor | float] = field(default_factory=dict)
+    null_candidates: dict[str, Tensor] = field(default_factory=dict)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
 
 
@@ -191,6 +195,12 @@ class PolyStep(Optimizer):
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
         pending, self.binding.pending = self.binding.pending, None
         if pending is not None and pending.weight > 0:
+            self.binding.null_candidates = {
+                proposal.block.name: null_candidates(costs, incumbent)
+                for proposal, costs, incumbent in zip(
+                    pending.proposals, pending.costs, pending.incumbents, strict=False
+                )
+            }
             self.binding.report = self._update(pending)
         self.progress.micro_batch = 0
         self.progress.step += 1

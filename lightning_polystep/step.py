@@ -165,6 +165,23 @@ def transport(costs: Tensor, group: dict[str, Any]) -> Transported:
     return Transported(weights, spread, row_spread, entropy.exp().mean(), is_flat(row_spread).double().mean())
 
 
+def null_candidates(costs: Tensor, incumbent: Tensor) -> Tensor:
+    """Return the share of candidates that cost what the incumbent costs: they changed nothing that the loss sees.
+
+    Equal to the rounding of a float32 loss, because a batched forward may round the same loss in another way. Of a
+    network of hard layers these are the candidates that left every code, spike train and route as it was.
+
+    Args:
+        costs: Any shape; what is not finite is no null candidate.
+        incumbent: The incumbent's cost, scored in the same way, a scalar.
+
+    Example:
+        >>> null_candidates(torch.tensor([1.0, 2.0, 1.0, 0.5]), torch.tensor(1.0))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return ((costs - incumbent).abs() <= _LOSS_ROUNDING * incumbent.abs()).double().mean()
+
+
 def is_flat(row_spread: Tensor) -> Tensor:
     """Tell which rows' candidates hardly differ: a silent neuron, a dead class, a saturated step.
 

@@ -39,6 +39,7 @@ from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.engine import Engine, print_plan
 from lightning_polystep.isolation import silenced
+from lightning_polystep.metrics.codes import flip_rates, weight_codes
 from lightning_polystep.scoring.plan import Evaluation
 
 
@@ -66,6 +67,8 @@ class PolyStepStrategy(DDPStrategy):
         foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep and warn, or raise an "error".
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
+        log_per_block: Log ``polystep/null_candidates/<block>``, the share of candidates that cost what the incumbent
+            does, and ``polystep/flip_rate/<layer>``, the share of a quantised layer's weight codes that a step changed.
         accelerator: As in DDPStrategy; the Trainer sets it.
         parallel_devices: As in DDPStrategy; the Trainer sets it.
         cluster_environment: As in DDPStrategy.
@@ -96,6 +99,7 @@ class PolyStepStrategy(DDPStrategy):
         foreign_optimizer: ForeignOptimizer = "replace",
         optimizer_options: dict[str, Any] | None = None,
         show_plan: bool = True,
+        log_per_block: bool = False,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
         cluster_environment: ClusterEnvironment | None = None,
@@ -121,6 +125,7 @@ class PolyStepStrategy(DDPStrategy):
         self._foreign_optimizer: ForeignOptimizer = foreign_optimizer
         self._optimizer_options = optimizer_options or {}
         self._show_plan = show_plan
+        self._log_per_block = log_per_block
         self._adoptions: list[Adoption] = []
         self._autograd_off = AutogradOff()
         # The user code that a probe runs again, how many backward calls it has made, and which one a replay stops at.
@@ -262,8 +267,10 @@ class PolyStepStrategy(DDPStrategy):
         self._adoptions[index].follow_schedule()
         if not self._module.automatic_optimization and closure is not do_nothing_closure:
             closure = partial(self._run_manual_closure, closure, self.engines[index])
+        # Nothing moves before the closure, which runs inside, has scored.
+        codes = self._weight_codes(index)
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        self._log_report(index)
+        self._log_report(index, codes)
         return result
 
     def _gather(
@@ -323,13 +330,24 @@ class PolyStepStrategy(DDPStrategy):
         finally:
             trainer.loggers = loggers
 
-    def _log_report(self, index: int) -> None:
+    def _weight_codes(self, index: int) -> dict[str, Tensor]:
+        if not self._log_per_block:
+            return {}
+        groups = self.engines[index].optimizer.param_groups
+        return weight_codes(self._module, [p for group in groups for p in group["params"]])
+
+    def _log_report(self, index: int, codes: dict[str, Tensor]) -> None:
         engine, module = self.engines[index], self._module
         progress, report = engine.optimizer.progress, engine.optimizer.binding.report
         if module._trainer is None or module._trainer.barebones or not report:
             return
         suffix = f"/{index}" if len(self.engines) > 1 else ""
         figures = {**report, "skipped": float(progress.skipped)}
+        if self._log_per_block:
+            figures |= {f"null_candidates/{name}": v for name, v in engine.optimizer.binding.null_candidates.items()}
+            figures |= {
+                f"flip_rate/{name}": share for name, share in flip_rates(codes, self._weight_codes(index)).items()
+            }
         named = {f"polystep/{name}{suffix}": value for name, value in figures.items()}
         module.log_dict(named, on_step=True, on_epoch=False, batch_size=max(1, self._samples))
 

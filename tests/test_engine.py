@@ -781,3 +781,59 @@ def test_nested_verbs_are_charged_to_the_inner_one(monkeypatch):
     with clock("observe"), clock("score"):
         pass
     assert clock.seconds == {**dict.fromkeys(VERBS, 0.0), "observe": 1.0 + 5.0, "score": 3.0}
+
+
+# Null candidates.
+
+
+class SpikingTask(nn.Module):
+    """What outcome scoring recognises."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(6, 8), LIF(0.9, 1.0, num_steps=5), nn.Linear(8, 3), LIF(0.9, 1.0), SpikeCount()
+        )
+        self.criterion = nn.CrossEntropyLoss()
+
+
+def candidates_with_the_same_scores(task, proposal, inputs):
+    """The share of candidates that leave every score as it was, by writing each into the weights."""
+    linear, same = proposal.block.site, 0
+    before = [parameter.detach().clone() for parameter in (linear.weight, linear.bias)]
+    scores = task.network(inputs)
+    for row, displacement in zip(*proposal.displacements(0, proposal.candidates), strict=True):
+        linear.weight[row] += displacement[:-1]
+        linear.bias[row] += displacement[-1]
+        same += torch.equal(task.network(inputs), scores)
+        for parameter, value in zip((linear.weight, linear.bias), before, strict=True):
+            parameter.copy_(value)
+    return same / proposal.candidates
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@torch.no_grad()
+def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, micro_batches):
+    torch.manual_seed(0)
+    task, (inputs, targets) = SpikingTask().double(), problem(8 * micro_batches)
+    optimizer = PolyStep(task.parameters(), seed=0, rank=4, rotations=1, probe_radius=0.05)
+    engine = engine_of(task, optimizer=optimizer, evaluation=evaluation)
+
+    def loss_of(x, y):
+        return task.criterion(task.network(x.double()), y)
+
+    for x, y in zip(inputs.split(8), targets.split(8), strict=True):
+        with engine.observing():
+            loss = loss_of(x, y)
+        engine.probe(lambda x=x, y=y: loss_of(x, y), loss, samples=len(x))
+    tiers = {assignment.tier.name for assignment in engine.plan.assignments}
+    assert tiers == {{"auto": "outcome", "vmap": "vmap (shift)", "loop": "loop"}[evaluation]}
+    expected = {
+        proposal.block.name: candidates_with_the_same_scores(task, proposal, inputs.double())
+        for proposal in optimizer.binding.pending.proposals
+    }
+    optimizer.step()
+    shares = {name: float(share) for name, share in optimizer.binding.null_candidates.items()}
+    assert shares == pytest.approx(expected)
+    assert any(0 < share < 1 for share in shares.values())

@@ -12,7 +12,16 @@ from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.sites import find_blocks, update_statistics
-from lightning_polystep.step import adapt_reach, is_flat, learn_inputs, move, observe, propose, transport
+from lightning_polystep.step import (
+    adapt_reach,
+    is_flat,
+    learn_inputs,
+    move,
+    null_candidates,
+    observe,
+    propose,
+    transport,
+)
 
 GROUP = {"epsilon": 2.0, "transport": "softmax"}
 F64 = torch.float64
@@ -266,3 +275,16 @@ def test_on_a_slope_the_move_is_downhill_and_its_length_does_not_depend_on_the_d
     result = weigh((proposal.directions.double() @ gradient)[None], epsilon=epsilon)
     (displacement,) = move(proposal, result.weights).double()
     torch.testing.assert_close(displacement * epsilon, -gradient / gradient.norm(), rtol=0.05, atol=0.02)
+
+
+# --- null candidates --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([1.0, 1.0 + 1e-9, 1.0 + 1e-5, 0.5, math.nan, math.inf]), min_size=1, max_size=9))
+def test_null_candidates_equal_a_loop(costs):
+    null = sum(abs(cost - 1.0) <= 2 * 2.0**-23 for cost in costs)
+    assert float(null_candidates(torch.tensor(costs, dtype=F64), torch.tensor(1.0, dtype=F64))) == null / len(costs)
+
+
+def test_a_loss_of_zero_has_null_candidates():
+    assert float(null_candidates(torch.tensor([0.0, 1e-30]), torch.tensor(0.0))) == 0.5

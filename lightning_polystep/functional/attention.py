@@ -72,15 +72,56 @@ def argmax_attention(
     """
     check_attention(query, key, value, attn_mask, name)
     check_on_backward(on_backward, name)
+    indices = best_keys(attention_scores(query, key, attn_mask, is_causal=is_causal))
+    output = non_differentiable(_take, value, indices, query, key, on_backward=on_backward, name=name)
+    return AttentionOutput(output, indices) if return_indices else output
+
+
+def attention_scores(query: Tensor, key: Tensor, attn_mask: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    r"""Return the scores that :func:`argmax_attention` chooses by, :math:`q_l \cdot k_s`, without a gradient.
+
+    Args:
+        query: Float, ``(..., L, E)``.
+        key: ``(..., S, E)``.
+        attn_mask: As there.
+        is_causal: As there.
+
+    Returns:
+        ``(..., L, S)``; minus infinity where a key may not be taken.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep.functional.attention import attention_scores
+        >>> tokens = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> attention_scores(tokens, tokens, is_causal=True)
+        tensor([[1., -inf],
+                [0., 4.]])
+    """
     scores = query.detach() @ key.detach().transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     if is_causal:
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~causal, -torch.inf)
-    indices = torch.where((scores == -torch.inf).all(-1), -1, scores.argmax(-1))
-    output = non_differentiable(_take, value, indices, query, key, on_backward=on_backward, name=name)
-    return AttentionOutput(output, indices) if return_indices else output
+    return scores
+
+
+def best_keys(scores: Tensor) -> Tensor:
+    """Return the index of the best key of each query, the first of equal ones; -1 where it has none to take.
+
+    Args:
+        scores: ``(..., L, S)``, minus infinity where a key may not be taken.
+
+    Returns:
+        ``(..., L)``, int64.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep.functional.attention import best_keys
+        >>> best_keys(torch.tensor([[1.0, 3.0, 3.0], [-torch.inf, -torch.inf, -torch.inf]]))
+        tensor([ 1, -1])
+    """
+    return torch.where((scores == -torch.inf).all(-1), -1, scores.argmax(-1))
 
 
 def slot_argmax_attention(

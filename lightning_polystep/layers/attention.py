@@ -88,21 +88,15 @@ class ArgmaxAttention(nn.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        name = f"ArgmaxAttention({self.extra_repr()})"
-        if key_padding_mask is not None:
-            if key_padding_mask.dtype != torch.bool:
-                raise TypeError(f"{name}: key_padding_mask must be boolean, True where a key is padding.")
-            real = ~key_padding_mask[..., None, None, :]
-            attn_mask = real if attn_mask is None else real & attn_mask
         heads, indices = argmax_attention(
-            self._split(self.q_proj(query)),
-            self._split(self.k_proj(key)),
-            self._split(self.v_proj(value)),
-            attn_mask,
+            self.split_heads(self.q_proj(query)),
+            self.split_heads(self.k_proj(key)),
+            self.split_heads(self.v_proj(value)),
+            self.merge_masks(key_padding_mask, attn_mask),
             is_causal=self.is_causal,
             return_indices=True,
             on_backward=self.on_backward,
-            name=name,
+            name=f"ArgmaxAttention({self.extra_repr()})",
         )
         output = self.out_proj(heads.transpose(-3, -2).flatten(-2))
         return AttentionOutput(output, indices) if self.return_indices else output
@@ -113,7 +107,18 @@ class ArgmaxAttention(nn.Module):
         shown += ", is_causal=True" if self.is_causal else ""
         return shown + (", return_indices=True" if self.return_indices else "")
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def merge_masks(self, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+        """Return both masks of :meth:`forward` as one, True where a key may be taken; None if there is neither."""
+        if key_padding_mask is None:
+            return attn_mask
+        if key_padding_mask.dtype != torch.bool:
+            name = f"ArgmaxAttention({self.extra_repr()})"
+            raise TypeError(f"{name}: key_padding_mask must be boolean, True where a key is padding.")
+        real = ~key_padding_mask[..., None, None, :]
+        return real if attn_mask is None else real & attn_mask
+
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """Split projected tokens ``(..., L, embed_dim)`` into heads, ``(..., heads, L, embed_dim / heads)``."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
 

@@ -100,6 +100,16 @@ class Assignment:
             _share_candidates([self], None)  # from the next step on, no more than a loop can afford
             return self._run(proposal, probe, share)
 
+    def incumbent(self, loss: Tensor) -> Tensor:
+        """Return the incumbent's loss as the tier computes losses, a scalar.
+
+        Args:
+            loss: That of the commit pass.
+        """
+        if isinstance(self.tier, StackTier):
+            return self.tier.capture.loss(self.tier.stack)
+        return loss.detach().reshape(())
+
     def _run(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         return self.chunking.run(lambda start, stop: self.tier.score(proposal, probe, start, stop), share)
 

@@ -1,0 +1,119 @@
+"""Log how the hard layers of a model behave, at every validation and test."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lightning_polystep.metrics.watch import LayerWatch
+
+
+class LayerMetrics(Callback):
+    """Log the metrics that fit each hard layer, such as ``val/spike_rate/network.2``, over a whole validation or test.
+
+    What is measured for which layer: :class:`~lightning_polystep.metrics.LayerWatch`; what it means and what to do
+    about it: ``docs/metrics.md``. Layers go by their names in the LightningModule. Hooks are there only while a
+    validation or test runs, so training is neither slowed down nor measured, and neither are candidates. The sanity
+    check before training is left alone. Several data loaders are measured as one.
+
+    In YAML::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_polystep.callbacks.LayerMetrics
+
+    Args:
+        on_validation: Whether to measure validation, logged under ``val/``.
+        on_test: Whether to measure tests, logged under ``test/``.
+        synaptic_operations: Whether to count operations, the dearest of the metrics. They are per sample and left out
+            where Lightning cannot tell the size of a batch.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> from lightning_polystep.callbacks import LayerMetrics
+        >>> trainer = pl.Trainer(callbacks=[LayerMetrics()], accelerator="cpu", logger=False)
+    """
+
+    def __init__(self, on_validation: bool = True, on_test: bool = True, *, synaptic_operations: bool = True) -> None:
+        self.on_validation = on_validation
+        self.on_test = on_test
+        self.synaptic_operations = synaptic_operations
+        self._watch: LayerWatch | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the hooks."""
+        if self.on_validation and not trainer.sanity_checking:
+            self._start(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count the samples."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log."""
+        self._log(pl_module, "val")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the hooks."""
+        self._stop()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the hooks."""
+        if self.on_test:
+            self._start(pl_module)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count the samples."""
+        self._count(batch)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log."""
+        self._log(pl_module, "test")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the hooks."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the hooks: a run that was interrupted may go on."""
+        self._stop()
+
+    def _start(self, pl_module: pl.LightningModule) -> None:
+        self._stop()
+        self._watch = LayerWatch(pl_module, synaptic_operations=self.synaptic_operations)
+        self._watch.__enter__()
+
+    def _count(self, batch: Any) -> None:
+        if self._watch is not None:
+            self._watch.count_samples(_batch_size(batch))
+
+    def _log(self, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._watch is not None:
+            figures = {f"{stage}/{name}": value.float() for name, value in self._watch.compute().items()}
+            # Already over all processes; said so that Lightning does not ask for it.
+            pl_module.log_dict(figures, sync_dist=True)
+
+    def _stop(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__()
+
+
+def _batch_size(batch: Any) -> int:
+    """Return the number of samples of a batch; 0 when it cannot be told."""
+    with warnings.catch_warnings():
+        # Lightning warns where parts of a batch have different sizes, and takes the first, as it does for logging.
+        warnings.simplefilter("ignore")
+        try:
+            return extract_batch_size(batch)
+        except MisconfigurationException:
+            return 0
