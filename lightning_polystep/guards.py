@@ -36,7 +36,7 @@ def check_group(group: dict[str, Any]) -> None:
         ("momentum", 0 <= group["momentum"] < 1, "the memory must be in [0, 1)"),
         ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
         ("rank", group["rank"] is None or group["rank"] >= 1, "at least one direction must be probed, or None"),
-        ("rotations", group["rotations"] is None or group["rotations"] >= 1, "at least one polytope, or None"),
+        ("rotations", group["rotations"] >= 1, "at least one polytope must be placed"),
         ("particle_dim", group["particle_dim"] is None or group["particle_dim"] >= 1, "use at least 1, or None"),
         ("subspace", group["subspace"] in SUBSPACES, f"choose from {', '.join(SUBSPACES)}"),
         ("polytope", group["polytope"] in POLYTOPES, f"choose from {', '.join(POLYTOPES)}"),

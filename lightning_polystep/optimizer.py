@@ -98,8 +98,7 @@ class PolyStep(Optimizer):
         epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all.
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
-        rotations: Independently rotated polytopes around each particle and step; None lets the plan choose: 2 where
-            candidates are nearly free, else 1.
+        rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
             "full" (the coordinates themselves).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
@@ -137,7 +136,7 @@ class PolyStep(Optimizer):
         epsilon: float = 2.0,
         momentum: float = 0.8,
         rank: int | None = None,
-        rotations: int | None = None,
+        rotations: int = 1,
         subspace: Literal["inputs", "gaussian", "full"] = "inputs",
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",

@@ -68,8 +68,7 @@ def propose(
         seed: Seed of the run.
         step: Optimizer step.
         rank: Directions wanted; the subspace may have fewer.
-        rotations: Independently rotated polytopes around each particle: their mean follows the same slope with less of
-            the noise of steps.
+        rotations: Independently rotated polytopes around each particle.
         most_rows: Probe only so many rows in this step, drawn at random; all by default.
 
     Returns:

@@ -41,7 +41,7 @@ def network():
 
 
 def engine_of(module, *, seed=0, rank=4, lr=0.1, optimizer=None, **options):
-    optimizer = optimizer or PolyStep(module.parameters(), seed=seed, rank=rank, rotations=1, lr=lr)
+    optimizer = optimizer or PolyStep(module.parameters(), seed=seed, rank=rank, lr=lr)
     return Engine(module, optimizer, **{"announce": None, **options})
 
 

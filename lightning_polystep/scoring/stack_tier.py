@@ -17,9 +17,9 @@ from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.spiking import SpikingLayer, SpikingStack
 from lightning_polystep.scoring.stack import Capture, Pass, Stack
 
-# Shifts of all steps at once would grow with the number of steps. So few bytes of them keep the kernels busy and stay
-# in the cache, and the allocator keeps such blocks instead of asking the system for new pages each time.
-SHIFT_BYTES = 4 * 2**20
+# Shifts of all steps at once would grow with the number of steps. So many bytes of them keep the kernels busy, and the
+# allocator keeps such blocks instead of asking the system for new pages each time.
+SHIFT_BYTES = 16 * 2**20
 
 
 class Part(NamedTuple):
