@@ -84,7 +84,7 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
     """Build what ``python -m lightning_polystep fit`` would train.
 
     Args:
-        options: Config, data root, and for ``--quick`` the number of steps.
+        options: Config, data root, for ``--quick`` the number of steps, and epochs in place of the config's.
         seed: Of everything.
     """
     settings = yaml.safe_load(options.config.read_text(encoding="utf-8"))
@@ -94,6 +94,8 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
     arguments += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     arguments += [f"--data.root={options.data_root}"] if source == "MNIST" else []
     arguments += [f"--trainer.max_steps={options.max_steps}"] if options.max_steps else []
+    epochs = getattr(options, "epochs", None)
+    arguments += [f"--trainer.max_epochs={epochs}", f"--lr_scheduler.init_args.T_max={epochs}"] if epochs else []
     with _quiet():
         cli = PolyStepCLI(
             pl.LightningModule,

@@ -74,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments; ``--quick`` takes digits and a few steps."""
     parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "mnist_spiking.yaml")
+    parser.add_argument("--epochs", type=int, help="of ours, its cosine schedule included (default: the config's)")
     parser.add_argument("--runs", type=int, default=1, help="seeds: --seed and those that follow")
     parser.add_argument("--every", type=float, default=1.0, help="seconds of training between points of a curve")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.95, 0.96, 0.97, 0.972])

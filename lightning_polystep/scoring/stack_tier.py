@@ -20,6 +20,8 @@ from lightning_polystep.scoring.stack import Capture, Pass, Stack
 # Shifts of all steps at once would grow with the number of steps. So many bytes of them keep the kernels busy, and the
 # allocator keeps such blocks instead of asking the system for new pages each time.
 SHIFT_BYTES = 16 * 2**20
+# Candidates that the kernels take at once; a count that is no multiple would be padded by a copy.
+_TILE = 64
 
 
 class Part(NamedTuple):
@@ -28,7 +30,8 @@ class Part(NamedTuple):
     Args:
         places: Of their rows among those asked for, (R,).
         vertices: Of each of these rows, (V,).
-        shifts: How they shift the pre-activation, (N, ..., V) for all rows alike, or (R, N, V).
+        shifts: How they shift the pre-activation, (N, ..., V) for all rows alike, or (R, N, V); columns beyond V are
+            padding.
     """
 
     places: Tensor
@@ -69,7 +72,8 @@ class StackTier:
         """Return the loss changes, summed over some samples, of all candidates of some rows, (R, vertices), float64."""
         costs = reach.new_empty(len(rows), proposal.vertices_per_row, dtype=torch.float64)
         for part in self._parts(seen, proposal, rows, reach):
-            costs[part.places[:, None], part.vertices] = self._costs(seen, rows[part.places], part.shifts)
+            scored = self._costs(seen, rows[part.places], part.shifts)
+            costs[part.places[:, None], part.vertices] = scored[:, : len(part.vertices)]
         return costs
 
     def _inputs(self, seen: Pass) -> Tensor:
@@ -111,8 +115,7 @@ class StackTier:
             weight, bias = (chosen[:, :-1], chosen[:, -1]) if proposal.block.has_bias else (chosen, None)
             shifts = nn.functional.linear(inputs, weight, bias)
             if proposal.mirrored:
-                # Rounding is symmetric: minus a product is the product with minus, to the bit.
-                yield torch.cat([some, some + count // 2]), torch.cat([shifts, -shifts], dim=-1)
+                yield torch.cat([some, some + count // 2]), _mirrored(shifts)
             else:
                 yield some, shifts
 
@@ -138,6 +141,19 @@ class SpikingTier(StackTier):
     def currents(self, seen: Pass, index: int) -> Tensor:
         """Return what drives a layer's neurons, (N, T, H)."""
         return over_time(seen.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
+
+
+def _mirrored(shifts: Tensor) -> Tensor:
+    """Return shifts, minus shifts, and zeros up to whole tiles, in one pass: these are the largest tensors of a step.
+
+    Rounding is symmetric: minus a product is the product with minus, to the bit.
+    """
+    half = shifts.shape[-1]
+    both = shifts.new_empty(*shifts.shape[:-1], 2 * half + -2 * half % _TILE)
+    both[..., :half] = shifts
+    torch.neg(shifts, out=both[..., half : 2 * half])
+    both[..., 2 * half :] = 0
+    return both
 
 
 def over_time(values: Tensor, neurons: LIF) -> Tensor:
