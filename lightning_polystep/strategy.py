@@ -158,10 +158,6 @@ class PolyStepStrategy(DDPStrategy):
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
             trainer_guards.check_fit(trainer, module, sync_batchnorm=self._layer_sync is not None)
-        if self.world_size == 1:
-            # Lightning replaces the sampler of whatever subclasses DDPStrategy; on one device that would only shuffle
-            # what the user's loader does not, in an order that no seed changes.
-            trainer._accelerator_connector.use_distributed_sampler = False
         accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()

@@ -364,30 +364,6 @@ def test_validate_test_and_predict_need_no_process_group(tmp_path, fit_first):
     assert not torch.distributed.is_initialized()
 
 
-class Recorder(Boring):
-    """Keeps the order in which samples arrive."""
-
-    def __init__(self):
-        super().__init__()
-        self.order = []
-
-    def on_train_batch_start(self, batch, batch_idx):
-        self.order.append(batch[0])
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_one_device_takes_the_samples_in_the_order_of_the_users_loader(tmp_path, shuffle):
-    orders = []
-    for seed in (0, 1):
-        module = Recorder()
-        torch.manual_seed(seed)
-        trainer(tmp_path).fit(module, loader(batches=4, shuffle=shuffle))
-        orders.append(torch.cat(module.order))
-    as_given = separable(4 * BATCH).tensors[0]
-    assert [torch.equal(order, as_given) for order in orders] == [not shuffle] * 2
-    assert torch.equal(*orders) is not shuffle
-
-
 def test_validation_inside_and_outside_of_fit_agree(tmp_path):
     run, module = trainer(tmp_path, max_epochs=2), Boring(polystep)
     run.fit(module, loader(), loader(batches=3))
