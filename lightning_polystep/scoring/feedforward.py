@@ -15,21 +15,15 @@ from torch import Tensor, nn
 from lightning_polystep.functional import quantise_weight
 from lightning_polystep.functional.quantisers import per_output
 from lightning_polystep.layers import QuantLinear, StepFunction
-from lightning_polystep.scoring.stack import (
-    Criterion,
-    NotAStackError,
-    Stack,
-)
+from lightning_polystep.scoring.stack import Criterion, Layer, NotAStackError, Stack
 
-_LINEARS = {nn.Linear: nn.Linear, QuantLinear: QuantLinear}
 _LOSSES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse"}
 
 
 @dataclass(frozen=True)
-class FeedforwardLayer:
+class FeedforwardLayer(Layer):
     """A Linear layer and the activation behind it, None behind the last."""
 
-    linear: nn.Linear
     activation: StepFunction | nn.ReLU | None
 
 
@@ -50,11 +44,6 @@ class FeedforwardStack(Stack):
     rounded = 2
 
     @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        """The Linear layers, first to last."""
-        return tuple(layer.linear for layer in self.layers)
-
-    @property
     def loss(self) -> str:
         """What the kernels call the criterion."""
         return _LOSSES[type(self.criterion)]
@@ -71,6 +60,16 @@ class FeedforwardStack(Stack):
         quantiser = following.input_quant if isinstance(following, QuantLinear) else None
         activation = self.layers[place].activation
         return quantiser or (activation if isinstance(activation, StepFunction) else None)
+
+    def levels(self, place: int, dtype: torch.dtype) -> Tensor:
+        """Return the levels of every step function between a layer and the next: what a layer hands on follows them.
+
+        Args:
+            place: Of the layer, not the last.
+            dtype: Of its pre-activations.
+        """
+        functions = (self.layers[place].activation, self.steps(place))
+        return torch.cat([f.levels(dtype) for f in functions if isinstance(f, StepFunction)])
 
     def hand_on(self, place: int, preactivation: Tensor) -> Tensor:
         """Return what the next layer multiplies its weights with.
@@ -108,7 +107,7 @@ def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: C
         children = children[1:]
     layers = []
     for place, linear in enumerate(children[::2]):
-        if type(linear) not in _LINEARS or not isinstance(linear, nn.Linear):
+        if not isinstance(linear, nn.Linear) or type(linear) not in {nn.Linear, QuantLinear}:
             raise NotAStackError(f"{type(linear).__name__} is no Linear or QuantLinear where one should be")
         after = children[2 * place + 1] if 2 * place + 1 < len(children) else None
         if not (after is None or isinstance(after, StepFunction) or type(after) is nn.ReLU):

@@ -96,12 +96,11 @@ class FeedforwardTier(StackTier):
         if steps is None:
             nothing = torch.empty(1, 0, dtype=dtype, device=device)
             return nothing, nothing
-        promised = steps.levels(dtype)
-        known = self._dictionaries.get(place)
+        promised, known = self.stack.levels(place, dtype), self._dictionaries.get(place)
         if known is None or not torch.equal(known[0], promised):
             with torch.no_grad():
                 boundaries, levels = step_function_dictionary(
-                    lambda x: self.stack.hand_on(place, x.to(device)).cpu(), len(promised), dtype
+                    lambda x: self.stack.hand_on(place, x.to(device)).cpu(), len(steps.levels(dtype)), dtype
                 )
             known = promised, boundaries[None].to(device), levels[None].to(device)
             self._dictionaries[place] = known

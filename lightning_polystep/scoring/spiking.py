@@ -11,7 +11,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
-from lightning_polystep.scoring.stack import Criterion, NotAStackError, Stack
+from lightning_polystep.scoring.stack import Criterion, Layer, NotAStackError, Stack
 
 Readout = SpikeCount | SpikeRate | LastMembrane
 
@@ -24,10 +24,9 @@ _LOSSES: dict[tuple[type[nn.Module], type[nn.Module]], str] = {
 
 
 @dataclass(frozen=True)
-class SpikingLayer:
+class SpikingLayer(Layer):
     """A Linear layer and the neurons that it drives."""
 
-    linear: nn.Linear
     neurons: LIF
 
 
@@ -47,11 +46,6 @@ class SpikingStack(Stack):
 
     between = "LIF layer"
     rounded = 0
-
-    @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        """The Linear layers, first to last."""
-        return tuple(layer.linear for layer in self.layers)
 
     @property
     def loss(self) -> str:

@@ -30,16 +30,25 @@ Criterion = nn.CrossEntropyLoss | nn.MSELoss
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A Linear layer; a subclass for each family adds what follows it."""
+
+    linear: nn.Linear
+
+
+@dataclass(frozen=True)
 class Stack:
     """A recognised network with its loss; a subclass for each family of networks.
 
     Args:
         network: The whole network.
         criterion: The loss.
+        layers: Its layers, first to last.
     """
 
     network: nn.Module
     criterion: Criterion
+    layers: tuple[Layer, ...]
 
     # What stands between two Linear layers, for messages, and how many of its outputs rounding may change.
     between: ClassVar[str]
@@ -48,7 +57,7 @@ class Stack:
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
         """The Linear layers, first to last."""
-        raise NotImplementedError
+        return tuple(layer.linear for layer in self.layers)
 
     @property
     def loss(self) -> str:

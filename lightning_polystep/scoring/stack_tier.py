@@ -94,7 +94,7 @@ class StackTier:
         raise NotImplementedError
 
     def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
-        """Cut the candidates of some rows into parts that fit the cache."""
+        """Cut the candidates of some rows into parts of at most ``SHIFT_BYTES``."""
         del rows  # the same directions act alike on all
         for vertices, shifts in self._shifts(proposal, self._inputs(seen)):
             for wide in reach.unique():

@@ -128,6 +128,21 @@ def test_a_scale_that_was_calibrated_anew_is_followed():
     assert not torch.allclose(losses, first)
 
 
+def test_a_scale_before_the_next_layers_own_quantiser_is_followed():
+    """That quantiser decides the levels, but where each of them begins follows what comes before it."""
+    before, own = QuantActivation(3, scale=0.25), QuantActivation(3, scale=0.25)
+    module = Stacked(nn.Linear(4, 6), before, QuantLinear(6, 3, input_quant=own))
+    prepared = prepare(Case("scaled", lambda: module, batch, {}))
+    tier, proposal = prepared.stack_tier("network.0"), prepared.proposals["network.0"]
+    first = losses_of(tier, prepared, proposal)
+    before.scale.fill_(1.0)
+    again = prepare(Case("scaled", lambda: module, batch, {}))
+    tier.capture = again.capture
+    losses = losses_of(tier, again, proposal)
+    torch.testing.assert_close(losses, losses_of(LoopTier(), again, proposal), **EXACT)
+    assert not torch.allclose(losses, first)
+
+
 @pytest.mark.parametrize("activation", [Staircase, Sign, nn.ReLU], ids=lambda a: a.__name__)
 @pytest.mark.parametrize("weights", ["float", "int8", "binary"])
 def test_a_feedforward_network_learns(activation, weights):
