@@ -123,7 +123,7 @@ def test_a_checkpoint_loads_with_weights_only_and_without_the_package(tmp_path):
     assert list(saved["state_dict"]) == [name for name, _ in module.named_parameters()]
     assert "lightning_polystep" not in repr(saved["callbacks"])
     (state,) = saved["optimizer_states"]
-    assert state["polystep"]["format"] == 1
+    assert state["polystep"]["format"] == 2
     assert state["polystep"]["progress"]["step"] == 2
     plain = Boring.load_from_checkpoint(path, weights_only=True)
     assert parameters_sha256(plain) == parameters_sha256(module)
