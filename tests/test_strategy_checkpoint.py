@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     saved = torch.load(tmp_path / "now.ckpt", weights_only=True)
     saved["optimizer_states"][0]["polystep"]["format"] = 99
     torch.save(saved, tmp_path / "later.ckpt")
-    with pytest.raises(ValueError, match="state format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="state format 99, this version reads 2"):
         trainer(tmp_path, max_epochs=2).fit(Boring(polystep), loader(batches=2), ckpt_path=tmp_path / "later.ckpt")
 
 
