@@ -1,4 +1,6 @@
-"""Costs of ReLU candidates: against brute force, whole networks, and bit for bit against themselves."""
+"""Costs of candidates of ReLU and of linear units: against brute force, whole networks, and bit for bit against themselves."""
+
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -54,6 +56,16 @@ def test_equals_networks_that_run_candidate_by_candidate(loss, behind, relu):
     found = relu_direct_costs(current, shifts, hidden, *layers[1:], scores, *tail)
     assert found.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(loss=st.sampled_from(LOSSES), **OPTIONS)
+def test_linear_units_change_by_their_shift(sizes, loss, own_shifts, own_tables, dtype, seed):
+    """Whatever their pre-activation, as ReLUs do that are far from silent."""
+    torch.manual_seed(seed)
+    current, *rest = case(NAME, sizes, loss, dtype, dyadic=True, own_shifts=own_shifts, own_tables=own_tables)
+    linear = [run(kind, NAME, (current, *rest, -math.inf)) for kind in ("cpu", "reference")]
+    torch.testing.assert_close(*linear, rtol=1e-11, atol=1e-11)
+    assert torch.equal(linear[0], run("cpu", NAME, (current + 1024, *rest)))
 
 
 def test_silent_units_cost_nothing():

@@ -1,4 +1,4 @@
-"""Costs of candidates for a layer of ReLU, each evaluated on its own."""
+"""Costs of candidates for a layer of ReLU or of linear units, each evaluated on its own."""
 
 from collections.abc import Sequence
 
@@ -24,11 +24,12 @@ def relu_direct_costs(
     target: Tensor,
     loss: str = "cross_entropy",
     label_smoothing: float = 0.0,
+    floor: float = 0.0,
 ) -> Tensor:
     r"""Sum over the batch how each candidate of one ReLU changes the loss.
 
-    Candidate (u, v) changes the value of unit u by :math:`\max(0, a_{nu} + s_{nv}) - \max(0, a_{nu})` on sample n. The
-    change travels through the layers behind as in
+    Candidate (u, v) changes the value of unit u by :math:`\max(f, a_{nu} + s_{nv}) - \max(f, a_{nu})` on sample n,
+    where f is ``floor``: 0 for ReLU, minus infinity for a linear unit. The change travels through the layers behind as in
     :func:`~lightning_polystep.kernels.step_outcome_costs.step_outcome_costs`, whose other arguments are the same;
     where it is 0, as for a unit that stays silent, nothing is evaluated. Results do not depend on the number of
     threads; memory does not grow with the number of candidates.
@@ -44,6 +45,7 @@ def relu_direct_costs(
         target: (N,) int64 classes, or (N, C) in any float dtype.
         loss: ``"cross_entropy"``, or ``"mse"``, the mean over classes.
         label_smoothing: Of a cross-entropy.
+        floor: f, the least value of a unit.
 
     Returns:
         C, (U, V), float64.
@@ -73,7 +75,7 @@ def relu_direct_costs(
     behind = Behind(tuple(behind_preactivations), tuple(behind_boundaries), tuple(behind_levels), tuple(weights))
     check_scores(head, _NAME)
     check_behind(behind, head, preactivation, shifts, _NAME)
-    return _KERNEL(preactivation, shifts, behind, *head)
+    return _KERNEL(preactivation, shifts, behind, floor, *head)
 
 
 @relu_direct_costs.register_fake

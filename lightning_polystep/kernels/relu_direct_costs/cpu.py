@@ -1,4 +1,4 @@
-"""Direct costs of ReLU on the CPU: each candidate that changes a sample is carried through the layers behind.
+"""Direct costs of ReLU and of linear units on the CPU: each candidate that changes a sample is carried through the layers behind.
 
 A thread owns whole rows of the costs and goes through the samples in their order, so that the sums have one order.
 """
@@ -19,39 +19,44 @@ from lightning_polystep.kernels.simd import compiled
 _UNITS_AT_ONCE = 4
 
 
-def relu_direct_costs(preactivation: Tensor, shifts: Tensor, behind: Behind, *head_arguments: object) -> Tensor:
+def relu_direct_costs(
+    preactivation: Tensor, shifts: Tensor, behind: Behind, floor: float, *head_arguments: object
+) -> Tensor:
     """See :func:`lightning_polystep.kernels.relu_direct_costs`."""
     costs = np.zeros((preactivation.shape[1], shifts.shape[-1]))
     if costs.size:
         shifts = shifts.reshape(-1, *shifts.shape[-2:]).contiguous()
         network = pack(behind, Scores(*head_arguments))  # type: ignore[arg-type]
-        _score(preactivation.contiguous().numpy(), shifts.numpy(), network, costs)
+        _score(preactivation.contiguous().numpy(), shifts.numpy(), floor, network, costs)
     return torch.from_numpy(costs)
 
 
 @compiled(parallel=True)
-def _score(preactivation: NDArray[Any], shifts: NDArray[Any], network: Network, costs: NDArray[np.float64]) -> None:
+def _score(
+    preactivation: NDArray[Any], shifts: NDArray[Any], floor: float, network: Network, costs: NDArray[np.float64]
+) -> None:
     units = len(costs)
     for part in prange((units + _UNITS_AT_ONCE - 1) // _UNITS_AT_ONCE):
         start = part * _UNITS_AT_ONCE
-        _score_units(preactivation, shifts, network, costs, start, min(start + _UNITS_AT_ONCE, units))
+        _score_units(preactivation, shifts, floor, network, costs, start, min(start + _UNITS_AT_ONCE, units))
 
 
 @compiled()
 def _score_units(
     preactivation: NDArray[Any],
     shifts: NDArray[Any],
+    floor: float,
     network: Network,
     costs: NDArray[np.float64],
     start: int,
     stop: int,
 ) -> None:
-    wave, zero = make_wave(network), shifts.dtype.type(0)
+    wave, least = make_wave(network), shifts.dtype.type(floor)
     for sample in range(len(preactivation)):
         for unit in range(start, stop):
             own, x = min(unit, len(shifts) - 1), preactivation[sample, unit]
-            before = max(x, zero)
+            before = max(x, least)
             for v in range(costs.shape[1]):
-                change = max(x + shifts[own, sample, v], zero) - before
+                change = max(x + shifts[own, sample, v], least) - before
                 if change != 0:
                     costs[unit, v] += loss_change(network, sample, unit, change, wave)
