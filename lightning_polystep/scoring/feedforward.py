@@ -1,11 +1,12 @@
 """Score: recognise a feed-forward network of Linear layers and hard activations, and read its layers.
 
 Such a network maps each sample on its own: Linear (or QuantLinear) layers with an element-wise step function
-(:class:`~lightning_polystep.layers.StepFunction`) or ReLU between two of them, and no activation after the last.
+(:class:`~lightning_polystep.layers.StepFunction`), ReLU or nothing between two of them, and none after the last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,7 +23,7 @@ _LOSSES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse"}
 
 @dataclass(frozen=True)
 class FeedforwardLayer(Layer):
-    """A Linear layer and the activation behind it, None behind the last."""
+    """A Linear layer and the activation behind it; None behind the last, and where the next Linear follows at once."""
 
     activation: StepFunction | nn.ReLU | None
 
@@ -61,6 +62,14 @@ class FeedforwardStack(Stack):
         activation = self.layers[place].activation
         return quantiser or (activation if isinstance(activation, StepFunction) else None)
 
+    def is_linear(self, place: int) -> bool:
+        """Tell whether a layer hands on its pre-activations as they are.
+
+        Args:
+            place: Of the layer, not the last.
+        """
+        return self.steps(place) is None and self.layers[place].activation is None
+
     def levels(self, place: int, dtype: torch.dtype) -> Tensor:
         """Return the levels of every step function between a layer and the next: what a layer hands on follows them.
 
@@ -78,10 +87,15 @@ class FeedforwardStack(Stack):
             place: Of the layer, not the last.
             preactivation: Of its units, any shape.
         """
-        return effective_inputs(self.layers[place + 1].linear, self.passed_on(place, preactivation))
+        return effective_inputs(self.layers[place + 1].linear, self.activated(place, preactivation))
 
-    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+    def passed_on(self, place: int, inputs: Tensor, currents: Tensor) -> Tensor:
         """Return what a layer's activation makes of its pre-activations; those of the last are the scores."""
+        del inputs
+        return self.activated(place, currents)
+
+    def activated(self, place: int, currents: Tensor) -> Tensor:
+        """Return what a layer's activation makes of its pre-activations."""
         activation = self.layers[place].activation
         return currents if activation is None else cast("Tensor", activation.forward(currents))
 
@@ -105,17 +119,33 @@ def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: C
     # What acts on the data before the first Linear is not scored, and the check of the pass sees its output alone.
     while children and (isinstance(children[0], StepFunction) or type(children[0]) is nn.ReLU):
         children = children[1:]
-    layers = []
-    for place, linear in enumerate(children[::2]):
-        if not isinstance(linear, nn.Linear) or type(linear) not in {nn.Linear, QuantLinear}:
-            raise NotAStackError(f"{type(linear).__name__} is no Linear or QuantLinear where one should be")
-        after = children[2 * place + 1] if 2 * place + 1 < len(children) else None
-        if not (after is None or isinstance(after, StepFunction) or type(after) is nn.ReLU):
-            raise NotAStackError(f"{type(after).__name__} behind a Linear is neither a StepFunction nor ReLU")
-        layers.append(FeedforwardLayer(linear, after))
+    layers = read_layers(children)
     if not layers or layers[-1].activation is not None:
         raise NotAStackError("the network does not end in a Linear layer, whose outputs are the scores")
-    return FeedforwardStack(network, criterion, tuple(layers))
+    return FeedforwardStack(network, criterion, layers)
+
+
+def read_layers(children: Sequence[nn.Module]) -> tuple[FeedforwardLayer, ...]:
+    """Read Linear layers and the activations behind them.
+
+    Args:
+        children: In the order in which they run.
+
+    Raises:
+        NotAStackError: Naming what is neither.
+    """
+    layers: list[FeedforwardLayer] = []
+    for child in children:
+        after_linear = bool(layers) and layers[-1].activation is None
+        if isinstance(child, nn.Linear) and type(child) in {nn.Linear, QuantLinear}:
+            layers.append(FeedforwardLayer(child, None))
+        elif after_linear and (isinstance(child, StepFunction) or type(child) is nn.ReLU):
+            layers[-1] = FeedforwardLayer(layers[-1].linear, child)
+        elif after_linear:
+            raise NotAStackError(f"{type(child).__name__} behind a Linear is neither a StepFunction nor ReLU")
+        else:
+            raise NotAStackError(f"{type(child).__name__} is no Linear or QuantLinear where one should be")
+    return tuple(layers)
 
 
 def effective_rows(linear: nn.Linear, rows: Tensor, weights: Tensor) -> Tensor:

@@ -2,8 +2,8 @@ r"""Score feed-forward networks: candidates of a layer of step functions, of ReL
 
 * :class:`StepOutcomeTier`: a unit that steps between a few levels. The loss of each level that some candidate reaches
   is found once per sample and unit, and a candidate's cost is a look-up.
-* :class:`ReLUTier`: a unit with a continuous response. Each candidate's change is followed through the layers behind,
-  where it is not zero.
+* :class:`ReLUTier` and :class:`LinearTier`: a unit with a continuous response. Each candidate's change is followed
+  through the layers behind, where it is not zero.
 * :class:`ScoreTier`: the last layer. One score changes, by the shift itself.
 
 All agree with running the network again, up to float rounding; none runs it again. Layers with quantised weights shift
@@ -12,8 +12,10 @@ by what the requantised row does, which differs from row to row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from lightning_polystep.scoring.feedforward import (
     effective_rows,
     effective_weight,
 )
-from lightning_polystep.scoring.stack import Pass
+from lightning_polystep.scoring.stack import Captured, Pass
 from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
 
 
@@ -75,9 +77,15 @@ class FeedforwardTier(StackTier):
 
     def _behind(self, seen: Pass, rows: Tensor) -> dict[str, Any]:
         """Return the kernels' arguments for the layers behind, and the loss."""
-        behind = range(self.index + 1, len(self.stack.layers) - 1)
+        last = len(self.stack.layers) - 1
+        behind = [place for place in range(self.index + 1, last) if not self.stack.is_linear(place)]
         tables = [self._dictionary(place, seen.currents[place]) for place in behind]
-        weights = [effective_weight(layer.linear) for layer in self.stack.layers[self.index + 1 :]]
+        # A change passes Linear layers without an activation between them as it passes their product.
+        weights, start = [], self.index + 1
+        for place in [*behind, last]:
+            factors = [effective_weight(layer.linear) for layer in self.stack.layers[start : place + 1]]
+            weights.append(reduce(lambda before, following: following @ before, factors))
+            start = place + 1
         weights[0] = weights[0][:, rows]
         return {
             "behind_preactivations": [seen.currents[place] for place in behind],
@@ -130,6 +138,15 @@ class ReLUTier(FeedforwardTier):
 
 
 @dataclass
+class LinearTier(ReLUTier):
+    """Units that hand on their pre-activations as they are."""
+
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        nothing = seen.currents[self.index].new_zeros(len(seen.scores), len(rows))
+        return relu_direct_costs(nothing, shifts, **self._behind(seen, rows), floor=-math.inf)
+
+
+@dataclass
 class ScoreTier(FeedforwardTier):
     """The last layer."""
 
@@ -141,3 +158,18 @@ class ScoreTier(FeedforwardTier):
         every = shifts.new_zeros(scores.shape[1], *shifts.shape[1:])
         every[rows] = shifts
         return score_direct_costs(every, scores, targets, **options)[rows]
+
+
+def feedforward_tier(place: int, stack: FeedforwardStack, capture: Captured) -> FeedforwardTier:
+    """Return the tier for the candidates of a layer.
+
+    Args:
+        place: Of the layer.
+        stack: The stack.
+        capture: What its layers saw in the latest commit pass.
+    """
+    if place == len(stack.layers) - 1:
+        return ScoreTier(stack, capture, place)
+    if stack.is_linear(place):
+        return LinearTier(stack, capture, place)
+    return (ReLUTier if stack.steps(place) is None else StepOutcomeTier)(stack, capture, place)

@@ -52,8 +52,9 @@ class SpikingStack(Stack):
         """What the kernels call readout and criterion together."""
         return _LOSSES[type(self.readout), type(self.criterion)]
 
-    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+    def passed_on(self, place: int, inputs: Tensor, currents: Tensor) -> Tensor:
         """Return the spikes that a layer's neurons fire, or the scores that are read from the last ones."""
+        del inputs
         layer = self.layers[place]
         output = LIF.forward(layer.neurons, currents)
         return cast("Tensor", self.readout.forward(output) if layer is self.layers[-1] else output)  # type: ignore[arg-type]

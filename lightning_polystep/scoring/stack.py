@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,26 @@ class Stack:
         """What the kernels call the loss."""
         raise NotImplementedError
 
-    def passed_on(self, place: int, currents: Tensor) -> Tensor:
+    def passed_on(self, place: int, inputs: Tensor, currents: Tensor) -> Tensor:
         """Return what follows a Linear layer: the next one's inputs, or the scores.
 
         Args:
             place: Of the Linear layer.
+            inputs: Its inputs.
             currents: Its output.
         """
         raise NotImplementedError
+
+    def agree(self, place: int, own: Tensor, seen: Tensor) -> bool:
+        """Tell whether what follows a Linear layer, computed again, is what was seen.
+
+        Args:
+            place: Of the Linear layer.
+            own: As :meth:`passed_on` returns it.
+            seen: The same of the commit pass.
+        """
+        del place
+        return int((own != seen).sum()) <= self.rounded
 
     def has_time(self, place: int) -> bool:
         """Tell whether a Linear layer's output is one per time step, (T, N, H), or one, (N, H)."""
@@ -100,7 +112,7 @@ class Stack:
         """
         seen = Pass([inputs], [currents], scores, targets)
         for place, following in enumerate(self.linears[1:]):
-            seen.inputs.append(self.passed_on(place, seen.currents[-1]))
+            seen.inputs.append(self.passed_on(place, seen.inputs[-1], seen.currents[-1]))
             seen.currents.append(type(following).forward(following, seen.inputs[-1]).detach())
         return seen
 
@@ -199,6 +211,23 @@ class Capture:
         outcomes = zip(scores.split(self.slice_size), targets.split(self.slice_size), strict=True)
         for inputs, currents, outcome in zip(self.inputs, self.currents, outcomes, strict=True):
             yield stack.replayed(inputs, currents, *outcome)
+
+
+class Captured(Protocol):
+    """What tiers ask of a pass: of the whole batch, or of the samples that reach a part of the network."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of the pass, over which the loss is the mean."""
+        ...
+
+    def loss(self, stack: Stack) -> Tensor:
+        """Return the incumbent's loss in float64."""
+        ...
+
+    def slices(self, stack: Stack) -> Iterator[Pass]:
+        """Yield what every layer saw, slice by slice; nothing where no sample comes."""
+        ...
 
 
 @contextmanager
@@ -302,11 +331,11 @@ def _intervention(stack: Stack, seen: Pass) -> str | None:
             return problem
         if seen.scores.ndim != 2:
             return f"the criterion was given scores of shape {tuple(seen.scores.shape)}"
-        current = currents[..., every, :]
-        own = type(linear).forward(linear, inputs[..., every, :])
+        given, current = inputs[..., every, :], currents[..., every, :]
+        own = type(linear).forward(linear, given)
         if not bool((own - current).abs().max() <= _LINEAR_ROUNDING * current.abs().max()):
             return f"something beside Linear layer {place + 1} had a hand in its output"
         following = seen.scores[every] if place == last else seen.inputs[place + 1][..., every, :]
-        if int((stack.passed_on(place, current) != following).sum()) > stack.rounded:
+        if not stack.agree(place, stack.passed_on(place, given, current), following):
             return f"something beside {stack.between} {place + 1} had a hand in its output"
     return None

@@ -15,7 +15,7 @@ from lightning_polystep.layers import LIF
 from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.spiking import SpikingLayer, SpikingStack
-from lightning_polystep.scoring.stack import Capture, Pass, Stack
+from lightning_polystep.scoring.stack import Captured, Pass, Stack
 
 # Shifts of all steps at once would grow with the number of steps. So many bytes of them keep the kernels busy, and the
 # allocator keeps such blocks instead of asking the system for new pages each time.
@@ -50,7 +50,7 @@ class StackTier:
     """
 
     stack: Stack
-    capture: Capture
+    capture: Captured
     index: int
 
     name: ClassVar[str] = "outcome"
@@ -64,7 +64,8 @@ class StackTier:
         first, last = start // per_row, -(-stop // per_row)
         rows, reach = proposal.rows[first:last], proposal.reach[first:last]
         # Not a loop, whose variable would hold a slice while the next one is replayed.
-        costs = reduce(torch.add, map(partial(self._all_costs, proposal, rows, reach), self.capture.slices(self.stack)))
+        slices = map(partial(self._all_costs, proposal, rows, reach), self.capture.slices(self.stack))
+        costs = reduce(torch.add, slices, reach.new_zeros(len(rows), per_row, dtype=torch.float64))
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 

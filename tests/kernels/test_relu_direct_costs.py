@@ -1,4 +1,4 @@
-"""Costs of candidates of ReLU and of linear units: against brute force, whole networks, and bit for bit against themselves."""
+"""Costs of ReLU and linear units: against brute force, whole networks, and bit for bit against themselves."""
 
 import math
 

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.layers import Heaviside, QuantActivation, QuantLinear, Sign, Staircase
 from lightning_polystep.scoring import stack_tier
-from lightning_polystep.scoring.feedforward_tiers import ReLUTier, ScoreTier, StepOutcomeTier
+from lightning_polystep.scoring.feedforward_tiers import LinearTier, ReLUTier, ScoreTier, StepOutcomeTier
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.vmapped import ParameterTier
 from tests.helpers.parity import Case, Stacked, losses_of, prepare, reference_losses, sites
@@ -48,8 +48,9 @@ def cases(draw):
     sizes = [features, *draw(st.lists(st.sampled_from([1, 2, 7]), max_size=3))]
     layers = [nn.Flatten()]
     for place in range(len(sizes) - 1):
-        activation = ACTIVATIONS[draw(st.sampled_from(list(ACTIVATIONS)))]
-        layers += [linear(draw, sizes[place], sizes[place + 1]), activation()]
+        name = draw(st.sampled_from([*ACTIVATIONS, "none"]))
+        activation = [] if name == "none" else [ACTIVATIONS[name]()]
+        layers += [linear(draw, sizes[place], sizes[place + 1]), *activation]
     layers.append(linear(draw, sizes[-1], CLASSES))
     for layer in layers:
         if type(layer) is nn.Linear:
@@ -85,6 +86,11 @@ def test_stack_parameters_and_the_loop_agree(case, probe_radius, polytope, cut):
         if start < stop:
             part = losses_of(tier, prepared, proposal, start, stop)
             torch.testing.assert_close(part, expected[start:stop], **EXACT)
+
+
+def test_a_layer_without_an_activation_has_its_tier():
+    prepared = prepare(Case("linear", lambda: Stacked(nn.Linear(4, 6), nn.Linear(6, 3)), batch, {}))
+    assert type(prepared.stack_tier("network.0")) is LinearTier
 
 
 def deep(*, quantised=False):

@@ -93,6 +93,11 @@ def test_feedforward_networks_are_a_stack():
     assert stack.loss == "cross_entropy"
 
 
+def test_linear_layers_may_follow_each_other():
+    stack = recognise(Stacked(nn.Linear(4, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
+    assert [stack.is_linear(place) for place in (0, 1)] == [True, False]
+
+
 def test_what_acts_on_the_data_is_passed_over():
     stack = recognise(Stacked(nn.Flatten(), Sign(), nn.Linear(4, 3), criterion=nn.MSELoss()))
     assert len(stack.layers) == 1

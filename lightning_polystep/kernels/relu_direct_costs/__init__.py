@@ -29,8 +29,8 @@ def relu_direct_costs(
     r"""Sum over the batch how each candidate of one ReLU changes the loss.
 
     Candidate (u, v) changes the value of unit u by :math:`\max(f, a_{nu} + s_{nv}) - \max(f, a_{nu})` on sample n,
-    where f is ``floor``: 0 for ReLU, minus infinity for a linear unit. The change travels through the layers behind as in
-    :func:`~lightning_polystep.kernels.step_outcome_costs.step_outcome_costs`, whose other arguments are the same;
+    where f is ``floor``: 0 for ReLU, minus infinity for a linear unit. The change travels through the layers behind as
+    in :func:`~lightning_polystep.kernels.step_outcome_costs.step_outcome_costs`, whose other arguments are the same;
     where it is 0, as for a unit that stays silent, nothing is evaluated. Results do not depend on the number of
     threads; memory does not grow with the number of candidates.
 

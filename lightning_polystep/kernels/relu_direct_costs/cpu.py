@@ -1,4 +1,4 @@
-"""Direct costs of ReLU and of linear units on the CPU: each candidate that changes a sample is carried through the layers behind.
+"""Direct costs of ReLU and linear units on the CPU: each change is carried through the layers behind.
 
 A thread owns whole rows of the costs and goes through the samples in their order, so that the sums have one order.
 """
