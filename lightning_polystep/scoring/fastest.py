@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.feedforward import FeedforwardStack
 from lightning_polystep.scoring.feedforward_tiers import feedforward_tier
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
+from lightning_polystep.scoring.routed import RoutedStack, SeenBehind, SeenByExpert
+from lightning_polystep.scoring.routed_tiers import BeforeChoiceTier, RouterTier
 from lightning_polystep.scoring.spiking import SpikingStack
-from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack
+from lightning_polystep.scoring.stack import Capture, Layer, NotAStackError, Stack
 from lightning_polystep.scoring.stack_tier import StackTier, dynamics
 
 
@@ -23,15 +27,43 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
     Raises:
         NotAStackError: When there is none for that place, saying why.
     """
+    if isinstance(stack, RoutedStack):
+        return _routed_tier(block, stack, capture)
     places = [index for index, linear in enumerate(stack.linears) if linear is block.site]
     if not places:
         raise NotAStackError("it is no Linear weight of the recognised network")
-    if block.shared:
-        raise NotAStackError("its weight belongs to several layers")
+    _check_own(block)
     if isinstance(stack, FeedforwardStack):
         return feedforward_tier(places[0], stack, capture)
     assert isinstance(stack, SpikingStack)
     return _spiking_tier(places[0], stack, capture)
+
+
+def _check_own(block: Block) -> None:
+    if block.shared:
+        raise NotAStackError("its weight belongs to several layers")
+
+
+def _routed_tier(block: Block, stack: RoutedStack, capture: Capture) -> StackTier:
+    def place_in(layers: Sequence[Layer]) -> int | None:
+        return next((place for place, layer in enumerate(layers) if layer.linear is block.site), None)
+
+    _check_own(block)
+    place = place_in(stack.layers)
+    if place is not None and place < stack.place:
+        if place != stack.place - 1:
+            raise NotAStackError("another layer lies between it and the choice of an expert")
+        followers = (feedforward_tier(place, expert, capture) for expert in stack.experts)
+        return BeforeChoiceTier(stack, capture, place, tuple(followers))
+    if place == stack.place:
+        return RouterTier(stack, capture, place)
+    if place is not None and stack.behind is not None:
+        return feedforward_tier(place - stack.place - 1, stack.behind, SeenBehind(capture, stack))
+    for number, expert in enumerate(stack.experts):
+        inside = place_in(expert.layers)
+        if inside is not None:
+            return feedforward_tier(inside, expert, SeenByExpert(capture, stack, number))
+    raise NotAStackError("it is no Linear weight of the recognised network")
 
 
 def _spiking_tier(place: int, stack: SpikingStack, capture: Capture) -> StackTier:

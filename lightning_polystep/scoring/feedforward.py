@@ -116,13 +116,17 @@ def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: C
     Raises:
         NotAStackError: Naming what is unknown.
     """
-    # What acts on the data before the first Linear is not scored, and the check of the pass sees its output alone.
-    while children and (isinstance(children[0], StepFunction) or type(children[0]) is nn.ReLU):
-        children = children[1:]
-    layers = read_layers(children)
+    layers = read_layers(behind_data(children))
     if not layers or layers[-1].activation is not None:
         raise NotAStackError("the network does not end in a Linear layer, whose outputs are the scores")
     return FeedforwardStack(network, criterion, layers)
+
+
+def behind_data(children: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Leave out what acts on the data: it is not scored, and the check of the pass sees its output alone."""
+    while children and (isinstance(children[0], StepFunction) or type(children[0]) is nn.ReLU):
+        children = children[1:]
+    return children
 
 
 def read_layers(children: Sequence[nn.Module]) -> tuple[FeedforwardLayer, ...]:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, HardMoE, LastMembrane, Sliced, SpikeCount, SpikeRate
 from lightning_polystep.scoring.feedforward import read_feedforward
+from lightning_polystep.scoring.mixture import read_mixture
 from lightning_polystep.scoring.spiking import read_spiking
 from lightning_polystep.scoring.stack import NotAStackError, Stack, known_criterion
 
@@ -33,10 +34,22 @@ def recognise(module: nn.Module) -> Stack:
         raise NotAStackError("the module has no attributes network and criterion")
     if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
         raise NotAStackError("a part of the network is Sliced, not the whole of it")
-    children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
+    children, known = _leaves(network), known_criterion(criterion)
+    mixtures = [place for place, child in enumerate(children) if type(child) is HardMoE]
+    if len(mixtures) > 1:
+        raise NotAStackError("the network has more than one mixture of experts")
+    if mixtures:
+        before, mixture, after = children[: mixtures[0]], children[mixtures[0]], children[mixtures[0] + 1 :]
+        assert isinstance(mixture, HardMoE)
+        return read_mixture(network, before, mixture, [_leaves(e) for e in mixture.experts], after, known)
     spiking = any(isinstance(child, LIF | LastMembrane | SpikeCount | SpikeRate) for child in children)
     read = read_spiking if spiking else read_feedforward
-    return read(network, children, known_criterion(criterion))
+    return read(network, children, known)
+
+
+def _leaves(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network that do more than reshape."""
+    return [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
 
 
 def _in_order(network: nn.Module) -> Iterator[nn.Module]:
