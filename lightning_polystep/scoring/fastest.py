@@ -11,6 +11,8 @@ from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.routed import RoutedStack, SeenBehind, SeenByExpert
 from lightning_polystep.scoring.routed_tiers import BeforeChoiceTier, RouterTier
+from lightning_polystep.scoring.slot_tiers import KeyTier, ValueTier
+from lightning_polystep.scoring.slots import SlotStack
 from lightning_polystep.scoring.spiking import SpikingStack
 from lightning_polystep.scoring.stack import Capture, Layer, NotAStackError, Stack
 from lightning_polystep.scoring.stack_tier import StackTier, dynamics
@@ -52,9 +54,13 @@ def _routed_tier(block: Block, stack: RoutedStack, capture: Capture) -> StackTie
     place = place_in(stack.layers)
     if place is not None and place < stack.place:
         if place != stack.place - 1:
-            raise NotAStackError("another layer lies between it and the choice of an expert")
+            raise NotAStackError("another layer lies between it and the choice of an expert or a slot")
         followers = (feedforward_tier(place, expert, capture) for expert in stack.experts)
         return BeforeChoiceTier(stack, capture, place, tuple(followers))
+    if isinstance(stack, SlotStack) and block.parameters[0] is stack.attention.keys:
+        return KeyTier(stack, capture, stack.place)
+    if place == stack.place and isinstance(stack, SlotStack):
+        return ValueTier(stack, capture, place, feedforward_tier(place, stack.experts[0], capture))
     if place == stack.place:
         return RouterTier(stack, capture, place)
     if place is not None and stack.behind is not None:

@@ -117,9 +117,14 @@ def read_feedforward(network: nn.Module, children: list[nn.Module], criterion: C
         NotAStackError: Naming what is unknown.
     """
     layers = read_layers(behind_data(children))
+    check_scores(layers)
+    return FeedforwardStack(network, criterion, layers)
+
+
+def check_scores(layers: Sequence[FeedforwardLayer]) -> None:
+    """Refuse layers whose last outputs are not the scores."""
     if not layers or layers[-1].activation is not None:
         raise NotAStackError("the network does not end in a Linear layer, whose outputs are the scores")
-    return FeedforwardStack(network, criterion, layers)
 
 
 def behind_data(children: Sequence[nn.Module]) -> Sequence[nn.Module]:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lightning_polystep.layers import HardMoE
-from lightning_polystep.scoring.feedforward import FeedforwardLayer, FeedforwardStack, behind_data, read_layers
+from lightning_polystep.scoring.feedforward import (
+    FeedforwardLayer,
+    FeedforwardStack,
+    behind_data,
+    check_scores,
+    read_layers,
+)
 from lightning_polystep.scoring.routed import RoutedStack
 from lightning_polystep.scoring.stack import Criterion, NotAStackError, Pass
 
@@ -58,9 +64,9 @@ def read_mixture(
     front = read_layers(behind_data(before))
     # An activation right behind the mixture is read as that of each expert's last layer.
     routed = [read_layers([*layers, *after]) for layers in experts]
+    for layers in routed:
+        check_scores(layers)
     stacks = tuple(FeedforwardStack(network, criterion, (*front, *layers)) for layers in routed)
-    if any(not layers or layers[-1].activation is not None for layers in routed):
-        raise NotAStackError("the network does not end in a Linear layer, whose outputs are the scores")
     count = sum(isinstance(child, nn.Linear) for child in after)
     back = routed[0][len(routed[0]) - count :]
     return MixtureStack(

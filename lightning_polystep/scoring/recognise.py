@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_polystep.layers import LIF, HardMoE, LastMembrane, Sliced, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, HardMoE, LastMembrane, Sliced, SlotArgmaxAttention, SpikeCount, SpikeRate
 from lightning_polystep.scoring.feedforward import read_feedforward
 from lightning_polystep.scoring.mixture import read_mixture
+from lightning_polystep.scoring.slots import read_slots
 from lightning_polystep.scoring.spiking import read_spiking
 from lightning_polystep.scoring.stack import NotAStackError, Stack, known_criterion
 
@@ -35,13 +36,15 @@ def recognise(module: nn.Module) -> Stack:
     if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
         raise NotAStackError("a part of the network is Sliced, not the whole of it")
     children, known = _leaves(network), known_criterion(criterion)
-    mixtures = [place for place, child in enumerate(children) if type(child) is HardMoE]
-    if len(mixtures) > 1:
-        raise NotAStackError("the network has more than one mixture of experts")
-    if mixtures:
-        before, mixture, after = children[: mixtures[0]], children[mixtures[0]], children[mixtures[0] + 1 :]
-        assert isinstance(mixture, HardMoE)
-        return read_mixture(network, before, mixture, [_leaves(e) for e in mixture.experts], after, known)
+    choices = [place for place, child in enumerate(children) if type(child) in {HardMoE, SlotArgmaxAttention}]
+    if len(choices) > 1:
+        raise NotAStackError("the network makes more than one choice of an expert or a slot")
+    if choices:
+        before, choice, after = children[: choices[0]], children[choices[0]], children[choices[0] + 1 :]
+        if isinstance(choice, HardMoE):
+            return read_mixture(network, before, choice, [_leaves(e) for e in choice.experts], after, known)
+        assert isinstance(choice, SlotArgmaxAttention)
+        return read_slots(network, before, choice, after, known)
     spiking = any(isinstance(child, LIF | LastMembrane | SpikeCount | SpikeRate) for child in children)
     read = read_spiking if spiking else read_feedforward
     return read(network, children, known)

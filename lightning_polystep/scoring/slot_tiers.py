@@ -1,0 +1,94 @@
+r"""Score networks with argmax attention over slots: candidates of its values and of its keys.
+
+* :class:`ValueTier`: a row of the value projection changes one value, by its shift times the gate of the sample's slot.
+* :class:`KeyTier`: a key changes which samples take its slot, and the gates of those that do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.kernels.feedforward import Scores, losses
+from lightning_polystep.particles import Proposal
+from lightning_polystep.scoring.feedforward_tiers import FeedforwardTier
+from lightning_polystep.scoring.slots import SlotStack
+from lightning_polystep.scoring.stack import Pass
+from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, StackTier
+
+
+@dataclass
+class ValueTier(StackTier):
+    """Rows of the value projection.
+
+    Args:
+        stack: The recognised stack.
+        capture: What its layers saw in the latest commit pass.
+        index: Place of the value projection.
+        follower: The tier of that place in the network of any slot: what is behind is the same for all.
+    """
+
+    stack: SlotStack
+    follower: FeedforwardTier
+
+    name = "incremental"
+    default_candidates = 16384
+
+    def _inputs(self, seen: Pass) -> Tensor:
+        return seen.inputs[self.index]
+
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.stack.keys[self.stack.logits(seen).argmax(-1)])
+        currents = [*seen.currents[: self.index], seen.currents[self.index] * gates, *seen.currents[self.index + 1 :]]
+        gated = replace(seen, currents=currents)
+        # Each unit has gates of its own, so that its shifts are too; they are held for a few units at a time.
+        at_once = max(1, SHIFT_BYTES // (shifts.numel() * shifts.element_size()))
+        parts = (
+            self.follower._costs(gated, some, gates[:, some].T[..., None] * shifts) for some in rows.split(at_once)
+        )
+        return torch.cat(list(parts))
+
+
+@dataclass
+class KeyTier(StackTier):
+    """The keys, whose rows are parameters that no Linear layer holds."""
+
+    stack: SlotStack
+
+    name = "incremental"
+    default_candidates = 16384
+
+    def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:
+        logits = self.stack.logits(seen)
+        passes = [self.stack.under(slot, seen) for slot in range(len(self.stack.experts))]
+        table = self.stack.losses(passes)
+        before = table.gather(1, logits.argmax(-1, keepdim=True)).squeeze(1)
+        steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
+        at_once = max(1, SHIFT_BYTES // (seen.inputs[self.index].numel() * steps.element_size()))
+        costs = []
+        for row, wide in zip(rows.tolist(), reach, strict=True):
+            others = logits.clone()
+            others[:, row] = -torch.inf
+            rival, route = others.max(-1)
+            lost = table.gather(1, route[:, None]).squeeze(1)
+            for keys in (self.stack.keys[row] + wide * steps).split(at_once):
+                own = keys @ seen.inputs[self.index].T
+                takes = (own > rival) | ((own == rival) & (row < route))
+                after = torch.where(takes, self._losses(seen, keys), lost)
+                costs.append((after - before).sum(1))
+        return torch.cat(costs).reshape(len(rows), len(steps))
+
+    def _losses(self, seen: Pass, keys: Tensor) -> Tensor:
+        """Return the loss of each sample that takes a slot with some key, (V, N)."""
+        every = len(keys) * len(seen.scores)
+        arriving = (torch.sigmoid(keys)[:, None] * seen.currents[self.index]).reshape(every, -1)
+        arriving = self.stack.activated(self.index, arriving)
+        if self.stack.behind is not None:
+            for place, linear in enumerate(self.stack.behind.linears):
+                currents = type(linear).forward(linear, arriving).detach()
+                arriving = self.stack.behind.passed_on(place, arriving, currents)
+        targets = seen.targets.repeat(len(keys), *[1] * (seen.targets.ndim - 1))
+        head = Scores(arriving, targets, self.stack.loss, self.stack.label_smoothing)
+        return losses(head, arriving).reshape(len(keys), -1)
