@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_polystep.isolation import BufferWatch
-from lightning_polystep.layers import LIF, LastMembrane, SpikeCount
+from lightning_polystep.layers import LIF, HardMoE, LastMembrane, SlotArgmaxAttention, SpikeCount
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import InputStatistics, Proposal
 from lightning_polystep.randomness import noise_frame
@@ -383,6 +383,28 @@ CASES: list[Case] = [
         ),
         lambda: (torch.randn(9, 20, 3), torch.randint(3, (20,))),
         {"network.0": INCREMENTAL, "network.2": INCREMENTAL, "network.4": OUTCOME},
+    ),
+    Case(
+        "a hard mixture of experts and its loss",
+        lambda: Stacked(
+            nn.Linear(4, 6),
+            nn.ReLU(),
+            HardMoE([nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)) for _ in range(2)], router=6),
+            nn.Linear(4, 3),
+        ),
+        lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
+        {
+            "network.0": INCREMENTAL,
+            **{f"network.2.experts.{expert}.{place}": INCREMENTAL for expert in range(2) for place in (0, 2)},
+            "network.2.router": OUTCOME,
+            "network.3": OUTCOME,
+        },
+    ),
+    Case(
+        "argmax attention over slots and its loss",
+        lambda: Stacked(nn.Linear(4, 6), nn.ReLU(), SlotArgmaxAttention(6, 3), nn.Linear(6, 3)),
+        lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
+        {"network.0": INCREMENTAL, "network.2.keys": INCREMENTAL, "network.2.value": INCREMENTAL, "network.3": OUTCOME},
     ),
     Case(
         "attention",

@@ -22,7 +22,7 @@ def test_every_tier_agrees_with_networks_built_by_hand(case):
         assert expected.std() > 1e-6, f"{name}: candidates that all cost the same test nothing"
         tiers = [LoopTier()]
         tiers += [ParameterTier()] if case.tiers[name] != LOOP else []
-        tiers += [ShiftTier()] if case.tiers[name] in {SHIFT, OUTCOME, INCREMENTAL} else []
+        tiers += [ShiftTier()] if proposal.block.site and case.tiers[name] in {SHIFT, OUTCOME, INCREMENTAL} else []
         tiers += [prepared.stack_tier(name)] if case.tiers[name] in {OUTCOME, INCREMENTAL} else []
         for tier in tiers:
             with prepared.probe.isolated():
