@@ -27,7 +27,7 @@ from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.feedforward_tiers import FeedforwardTier
 from lightning_polystep.scoring.routed import RoutedStack
 from lightning_polystep.scoring.stack import Pass
-from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
+from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier, without_padding
 
 
 @dataclass
@@ -63,8 +63,7 @@ class BeforeChoiceTier(FeedforwardTier):
     default_candidates = 16384
 
     def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
-        for part in super()._parts(seen, proposal, rows, reach):
-            yield part._replace(shifts=part.shifts[..., : len(part.vertices)])
+        return without_padding(super()._parts(seen, proposal, rows, reach))
 
     def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
         passes = [self.stack.under(expert, seen) for expert in range(len(self.followers))]

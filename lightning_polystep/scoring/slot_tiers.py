@@ -6,6 +6,7 @@ r"""Score networks with argmax attention over slots: candidates of its values an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.feedforward_tiers import FeedforwardTier
 from lightning_polystep.scoring.slots import SlotStack
 from lightning_polystep.scoring.stack import Pass
-from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, StackTier
+from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier, without_padding
 
 
 @dataclass
@@ -38,6 +39,9 @@ class ValueTier(StackTier):
 
     def _inputs(self, seen: Pass) -> Tensor:
         return seen.inputs[self.index]
+
+    def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+        return without_padding(super()._parts(seen, proposal, rows, reach))
 
     def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
         gates = torch.sigmoid(self.stack.keys[self.stack.logits(seen).argmax(-1)])

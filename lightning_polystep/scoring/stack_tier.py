@@ -144,6 +144,12 @@ class SpikingTier(StackTier):
         return over_time(seen.currents[index], self.stack.layers[index].neurons).transpose(0, 1).contiguous()
 
 
+def without_padding(parts: Iterator[Part]) -> Iterator[Part]:
+    """Cut off the padding, for tiers that make more of the shifts than a kernel's argument."""
+    for part in parts:
+        yield part._replace(shifts=part.shifts[..., : len(part.vertices)])
+
+
 def _mirrored(shifts: Tensor) -> Tensor:
     """Return shifts, minus shifts, and zeros up to whole tiles, in one pass: these are the largest tensors of a step.
 
