@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate
+from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount, SpikeRate, TimeFirst
 from lightning_polystep.scoring.feedforward import read_feedforward
 from lightning_polystep.scoring.spiking import read_spiking
 from lightning_polystep.scoring.stack import NotAStackError, Stack, known_criterion
@@ -34,6 +34,8 @@ def recognise(module: nn.Module) -> Stack:
     if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
         raise NotAStackError("a part of the network is Sliced, not the whole of it")
     children = [child for child in _in_order(network) if type(child) not in {nn.Flatten, nn.Identity}]
+    if children and type(children[0]) is TimeFirst:  # acts on the data, before anything that is scored
+        children = children[1:]
     spiking = any(isinstance(child, LIF | LastMembrane | SpikeCount | SpikeRate) for child in children)
     read = read_spiking if spiking else read_feedforward
     return read(network, children, known_criterion(criterion))
