@@ -3,6 +3,7 @@
 from datamodules.digits import Digits
 from datamodules.events import MNISTEvents
 from datamodules.mnist import MNIST
+from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
 
-__all__ = ["MNIST", "Digits", "MNISTEvents", "TensorImages"]
+__all__ = ["MNIST", "AssociativeRecall", "Digits", "MNISTEvents", "TensorImages"]

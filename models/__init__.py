@@ -4,6 +4,7 @@ from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
 from models.moe_net import MoENet
 from models.quantised_mlp import Int8MLP, IntegerMLP
+from models.recall_net import RecallNet
 from models.slot_attention_net import SlotAttentionNet
 from models.spiking_mlp import SpikingMLP
 from models.staircase_mlp import StaircaseMLP
@@ -14,6 +15,7 @@ __all__ = [
     "Int8MLP",
     "IntegerMLP",
     "MoENet",
+    "RecallNet",
     "SlotAttentionNet",
     "SpikingMLP",
     "StaircaseMLP",

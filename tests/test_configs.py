@@ -11,6 +11,12 @@ from lightning_polystep.cli import main
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
 
+# What else makes a test of a slow configuration short.
+FEWER = {
+    "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
+    "mnist_conv_spiking.yaml": ["--data.batch_size=8", "--trainer.strategy.init_args.max_candidates=100"],
+}
+
 
 def ids(path):
     return path.relative_to(REPOSITORY / "configs").as_posix()
@@ -27,9 +33,10 @@ def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
     monkeypatch.chdir(tmp_path)  # configs log into folders relative to where they are run
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     arguments = ["fit", "--config", str(path)]
-    if settings["data"]["class_path"] == "datamodules.MNIST":
+    if "root" in settings["data"]["init_args"]:
         # A smaller batch: the cost of a step is the configuration's whole point, and nothing to wait for in a test.
         arguments += ["--data.root", str(request.getfixturevalue("data_root")), "--data.batch_size=32"]
+    arguments += FEWER.get(ids(path), [])
     arguments += [
         "--trainer.max_steps=2",
         "--trainer.limit_train_batches=2",
