@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_polystep import guards
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
+from lightning_polystep.non_finite import HardInputs, noticing
 from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import Layout
 from lightning_polystep.particles import Block, Proposal
@@ -30,6 +31,10 @@ from lightning_polystep.step import learn_inputs, observe, propose, score
 # The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
 _MOMENT_PERIOD = 5
+
+# Why random directions take the place of the span of a layer's inputs.
+_UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
+_UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
 
 VERBS = ("observe", "propose", "score", "transport", "move")
 
@@ -128,12 +133,13 @@ class Engine:
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
+        self._hard_inputs = HardInputs()
         self._capture = Capture()
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
-        self._warned_non_finite = False
+        self._warned: set[str] = set()
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
 
@@ -149,6 +155,7 @@ class Engine:
             torch.no_grad(),
             noise_frame(*self._noise_key()),
             observe(self.module, self._blocks, self._due_for_moments()) as self._seen,
+            noticing(self.module) as self._hard_inputs,
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
@@ -170,10 +177,12 @@ class Engine:
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
-        if bool(torch.isfinite(guards.check_loss(loss)).all()):
-            self._gather(evaluate, loss, samples, weight)
+        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
+            self._count_skipped("loss", guards.NON_FINITE_LOSS)
+        elif layers := self._hard_inputs.non_finite():
+            self._count_skipped("inputs", guards.non_finite_inputs(layers))
         else:
-            self._count_skipped()
+            self._gather(evaluate, loss, samples, weight)
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
@@ -263,7 +272,7 @@ class Engine:
         for block in self._blocks:
             if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
                 block.subspace = "gaussian"
-                block.remark = "its inputs were not seen: the module is not called as a layer of floats"
+                block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
         self.plan = make_plan(
             self._blocks,
             self._seen,
@@ -321,11 +330,11 @@ class Engine:
             self.plan = None
             warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=3)
 
-    def _count_skipped(self) -> None:
+    def _count_skipped(self, cause: str, message: str) -> None:
         self.optimizer.progress.skipped += 1
-        if not self._warned_non_finite:
-            self._warned_non_finite = True
-            warnings.warn(guards.NON_FINITE_LOSS, stacklevel=3)
+        if cause not in self._warned:
+            self._warned.add(cause)
+            warnings.warn(message, stacklevel=3)
 
 
 def _recognise(module: nn.Module) -> tuple[Stack | None, str]:

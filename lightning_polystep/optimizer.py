@@ -44,7 +44,7 @@ class Progress:
         micro_batch: Micro-batches gathered for the next update.
         candidates: Candidates scored, once per micro-batch.
         samples: Candidates times samples they were scored on.
-        skipped: Micro-batches left out because their own loss was not finite.
+        skipped: Micro-batches left out because their own loss, or what a hard layer was given, was not finite.
     """
 
     step: int = 0

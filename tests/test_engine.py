@@ -12,8 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_polystep.engine import VERBS, Engine, VerbClock
 from lightning_polystep.isolation import ProbeSideEffectError
-from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, NotCalibratedError, Sliced, SpikeCount
 from lightning_polystep.optimizer import PolyStep
+from models import BinaryMLP, Classifier, IntegerMLP, MoENet, SpikingMLP
 
 
 def digest(module):
@@ -576,6 +577,42 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_is_counted(bad):
     assert digest(module) != before
 
 
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: SpikingMLP((6, 5, 3)), r"network\.2"),
+        (lambda: BinaryMLP((6, 5, 3)), r"network\.1"),
+    ],
+)
+def test_hard_layers_hide_no_broken_sample(build, layer):
+    """Their loss is finite all the same; a network that is scored as a stack stays one."""
+    module, (inputs, targets) = Classifier(build(), 3), problem()
+    engine = engine_of(module)
+    broken = inputs.clone()
+    broken[0, 0] = torch.nan
+    before = digest(module)
+    with pytest.warns(UserWarning, match=f"{layer} got inputs that are not finite.*moves nothing") as caught:
+        losses = [engine.step(lambda: module.criterion(module.network(broken), targets)) for _ in range(2)]
+    assert len(caught) == 1
+    assert torch.isfinite(torch.stack(losses)).all()
+    assert digest(module) == before
+    assert (engine.optimizer.progress.skipped, engine.optimizer.progress.step) == (2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.step(lambda: module.criterion(module.network(inputs), targets))
+    assert digest(module) != before
+    assert {assignment.tier.name for assignment in engine.plan.assignments} == {"outcome"}
+
+
+def test_a_broken_sample_that_the_user_masks_is_no_business_of_ours():
+    module, (inputs, targets) = nn.Linear(6, 3), problem()
+    inputs[0] = torch.nan
+    engine = engine_of(module)
+    losses = [float(engine.step(lambda: F.cross_entropy(module(inputs)[1:], targets[1:]))) for _ in range(5)]
+    assert engine.optimizer.progress.skipped == 0
+    assert losses[-1] < losses[0]
+
+
 def test_inputs_that_are_not_finite_do_not_poison_the_basis():
     module, (inputs, targets) = nn.Linear(6, 3), problem()
     broken = inputs.clone()
@@ -632,6 +669,32 @@ def test_one_bad_micro_batch_of_two_is_left_out():
     assert digest(first) == digest(second)
     assert (progress.skipped, alone.skipped) == (1, 0)
     assert progress.candidates == alone.candidates
+
+
+# What is missing, or has nothing to do.
+
+
+def test_a_missing_calibration_stops_the_first_step():
+    module, (inputs, targets) = Classifier(IntegerMLP((6, 5, 3)), 3), problem()
+    with pytest.raises(NotCalibratedError, match="has no scale yet: calibrate first"):
+        engine_of(module).step(lambda: module.criterion(module.network(inputs), targets))
+
+
+def test_an_expert_that_no_sample_reaches_is_named_and_stays_as_it_is():
+    module, (inputs, targets) = Classifier(MoENet((6, 5, 3), num_experts=2), 3), problem()
+    router, (_, unreached) = module.network[3].router, module.network[3].experts
+    with torch.no_grad():
+        router.bias.copy_(torch.tensor([0.0, -1e6]))
+    engine = engine_of(module)
+    before = {name: value.clone() for name, value in unreached.state_dict().items()}
+    losses = [float(engine.step(lambda: module.criterion(module.network(inputs), targets))) for _ in range(15)]
+    assert losses[-1] < losses[0]
+    notes = {a.block.name: a.note for a in engine.plan.assignments}
+    assert "nothing reached it in the first batch" in notes["network.3.experts.1.0"]
+    assert "nothing reached it" not in notes["network.3.experts.0.0"]
+    assert engine.optimizer.binding.report["flat_rows"] > 0
+    for name, value in unreached.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-5, msg=f"{name} moved without a signal")
 
 
 # Which parameters move.
