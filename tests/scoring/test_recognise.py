@@ -120,6 +120,10 @@ def test_bringing_time_to_the_front_is_passed_over():
     assert layer.linear is linear
 
 
+def test_a_network_that_takes_events_is_a_stack():
+    assert len(recognise(Classifier(SpikingMLP((4, 5, 3), num_steps=None), 3)).layers) == 2
+
+
 # What is not, and why.
 
 _NO_ATTRIBUTES = "the module has no attributes network and criterion"
