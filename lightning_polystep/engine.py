@@ -90,6 +90,7 @@ class Engine:
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
         announce: Receives the plan once it is made; None keeps it silent.
+        count_changed_pairs: Whether to estimate ``optimizer.binding.changed_pairs`` at every step.
 
     Raises:
         ValueError: When the module has no trainable, or lazy, or integer parameters, or not those of the optimizer.
@@ -116,6 +117,7 @@ class Engine:
         mute: Callable[[], AbstractContextManager[None]] = nullcontext,
         profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
         announce: Callable[[Plan], None] | None = print_plan,
+        count_changed_pairs: bool = False,
     ) -> None:
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
@@ -130,6 +132,7 @@ class Engine:
         self._mute = mute
         self._profile = profile
         self._announce = announce
+        self._count_changed_pairs = count_changed_pairs
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
@@ -213,6 +216,12 @@ class Engine:
                 losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
                 total.add_(losses, alpha=weight)
                 incumbent.add_(assignments[proposal.block].incumbent(loss).to(incumbent), alpha=weight)
+            if self._count_changed_pairs:
+                self.optimizer.binding.changed_pairs = {
+                    proposal.block.name: tier.changed_pairs(proposal)
+                    for proposal in pending.proposals
+                    if isinstance(tier := assignments[proposal.block].tier, StackTier)
+                }
         pending.weight += weight
         self.optimizer.binding.pending = pending
         candidates = sum(proposal.candidates for proposal in pending.proposals)

@@ -860,18 +860,18 @@ class SpikingTask(nn.Module):
         self.criterion = nn.CrossEntropyLoss()
 
 
-def candidates_with_the_same_scores(task, proposal, inputs):
-    """The share of candidates that leave every score as it was, by writing each into the weights."""
-    linear, same = proposal.block.site, 0
+def changed(task, proposal, inputs):
+    """Which sample's scores each candidate changes, (candidates, samples), by writing each into the weights."""
+    linear, found = proposal.block.site, []
     before = [parameter.detach().clone() for parameter in (linear.weight, linear.bias)]
     scores = task.network(inputs)
     for row, displacement in zip(*proposal.displacements(0, proposal.candidates), strict=True):
         linear.weight[row] += displacement[:-1]
         linear.bias[row] += displacement[-1]
-        same += torch.equal(task.network(inputs), scores)
+        found.append((task.network(inputs) != scores).any(1))
         for parameter, value in zip((linear.weight, linear.bias), before, strict=True):
             parameter.copy_(value)
-    return same / proposal.candidates
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("evaluation", ["auto", "vmap", "loop"])
@@ -893,10 +893,42 @@ def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, 
     tiers = {assignment.tier.name for assignment in engine.plan.assignments}
     assert tiers == {{"auto": "outcome", "vmap": "vmap (shift)", "loop": "loop"}[evaluation]}
     expected = {
-        proposal.block.name: candidates_with_the_same_scores(task, proposal, inputs.double())
+        proposal.block.name: float((~changed(task, proposal, inputs.double()).any(1)).double().mean())
         for proposal in optimizer.binding.pending.proposals
     }
     optimizer.step()
     shares = {name: float(share) for name, share in optimizer.binding.null_candidates.items()}
     assert shares == pytest.approx(expected)
     assert any(0 < share < 1 for share in shares.values())
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "vmap"])
+@torch.no_grad()
+def test_changed_pairs_are_those_with_other_scores_where_the_tier_can_tell(evaluation):
+    torch.manual_seed(0)
+    task, (inputs, targets) = SpikingTask().double(), problem(8)
+    optimizer = PolyStep(task.parameters(), seed=0, rank=4, probe_radius=0.1)
+    engine = engine_of(task, optimizer=optimizer, evaluation=evaluation, count_changed_pairs=True)
+
+    def closure():
+        return task.criterion(task.network(inputs.double()), targets)
+
+    with engine.observing():
+        loss = closure()
+    engine.probe(closure, loss)
+    found = optimizer.binding.changed_pairs
+    if evaluation == "vmap":
+        assert found == {}
+        return
+    proposals = optimizer.binding.pending.proposals
+    assert found == {
+        p.block.name: pytest.approx(float(changed(task, p, inputs.double()).double().mean())) for p in proposals
+    }
+    assert all(0 < share < 1 for share in found.values())
+
+
+def test_changed_pairs_are_not_counted_unless_asked_for():
+    task, (inputs, targets) = SpikingTask(), problem(8)
+    engine = engine_of(task)
+    engine.step(lambda: task.criterion(task.network(inputs), targets))
+    assert engine.optimizer.binding.changed_pairs == {}
