@@ -6,6 +6,7 @@ from models.moe_net import MoENet
 from models.quantised_mlp import Int8MLP, IntegerMLP
 from models.recall_net import RecallNet
 from models.slot_attention_net import SlotAttentionNet
+from models.spiking_conv_net import SpikingConvNet
 from models.spiking_mlp import SpikingMLP
 from models.staircase_mlp import StaircaseMLP
 
@@ -17,6 +18,7 @@ __all__ = [
     "MoENet",
     "RecallNet",
     "SlotAttentionNet",
+    "SpikingConvNet",
     "SpikingMLP",
     "StaircaseMLP",
 ]
