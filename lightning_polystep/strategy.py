@@ -68,9 +68,9 @@ class PolyStepStrategy(DDPStrategy):
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
         log_per_block: Log ``polystep/null_candidates/<block>``, the share of candidates that cost what the incumbent
-            does, ``polystep/changed_pairs/<block>``, the share of pairs of candidate and sample with another loss, where
-            the tier can tell, and ``polystep/flip_rate/<layer>``, the share of a quantised layer's weight codes that a
-            step changed.
+            does, ``polystep/changed_pairs/<block>``, the share of pairs of candidate and sample with another loss,
+            where the tier can tell, and ``polystep/flip_rate/<layer>``, the share of a quantised layer's weight codes
+            that a step changed.
         accelerator: As in DDPStrategy; the Trainer sets it.
         parallel_devices: As in DDPStrategy; the Trainer sets it.
         cluster_environment: As in DDPStrategy.

@@ -22,8 +22,8 @@ def unit_preactivations_(linear: LayerT, mean_square: float) -> LayerT:
         w \sim U(-b, b), \quad b = \sqrt{3 / (n m)}
 
     where n is the number of inputs of a unit and m their mean square. Steps of hard layers lie about 1 apart, so that
-    is where a probe of some tenths meets some of them: torch's own weights make MNIST's first pre-activations 0.2, which
-    no candidate lifts over a threshold of 1.
+    is where a probe of some tenths meets some of them: torch's own weights make MNIST's first pre-activations 0.2,
+    which no candidate lifts over a threshold of 1.
 
     Args:
         linear: Linear layer or convolution, changed in place.

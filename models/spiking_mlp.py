@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from lightning_polystep.functional.heaviside import SpikeOn
 from lightning_polystep.functional.lif import ResetMechanism
 from lightning_polystep.layers import LIF, Sliced, SpikeCount, TimeFirst
+from models.initialisation import unit_preactivations_
 from models.sizes import check_sizes
 
 # A batch of 1024 with 15 steps of 128 neurons fits. Fewer samples at once would be slower without saving memory that
@@ -34,6 +36,8 @@ class SpikingMLP(Sliced):
         spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``).
         learn_beta: Whether each layer's ``beta`` is a parameter.
         learn_threshold: Whether each layer's ``threshold`` is a parameter.
+        input_mean_square: Of the inputs, for first weights that make the currents of the first layer about 1; None for
+            torch's own, which are an eighth of that on sparse events.
         slice_bytes: What the spikes of the widest layer may take, in torch's default dtype; None for no limit.
 
     Raises:
@@ -59,6 +63,7 @@ class SpikingMLP(Sliced):
         learn_beta: bool = False,
         learn_threshold: bool = False,
         *,
+        input_mean_square: float | None = None,
         slice_bytes: int | None = SLICE_BYTES,
     ) -> None:
         check_sizes(sizes, "SpikingMLP")
@@ -80,4 +85,6 @@ class SpikingMLP(Sliced):
         samples = None
         if slice_bytes is not None and num_steps is not None:
             samples = max(1, slice_bytes // (num_steps * max(sizes[1:]) * torch.get_default_dtype().itemsize))
+        if input_mean_square is not None:
+            unit_preactivations_(cast("nn.Linear", layers[1]), input_mean_square)
         super().__init__(*layers, SpikeCount(), samples=samples)

@@ -14,7 +14,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
 # What else makes a test of a slow configuration short.
 FEWER = {
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
-    "mnist_conv_spiking.yaml": ["--data.batch_size=8", "--trainer.strategy.init_args.max_candidates=100"],
+    "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
 }
 
 # Where it is the point of the configuration.

@@ -86,3 +86,9 @@ def test_inputs_with_a_time_axis_drive_the_first_layer_as_they_are():
     assert counts.sum() > 0
     torch.testing.assert_close(counts, spikes.sum(0))
     assert network.samples is None
+
+
+def test_first_currents_are_about_one_if_the_inputs_are_known():
+    network, events = SpikingMLP((400, 50, 3), num_steps=None, input_mean_square=0.1), torch.rand(20, 5, 400) < 0.1
+    currents = network[1](network[0](events.float()))
+    assert 0.8 < currents.std() < 1.2
