@@ -168,6 +168,7 @@ class Engine:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
         self._adapters.start()
 
+    @torch.no_grad()
     def probe(self, evaluate: Callable[[], Tensor], loss: Tensor, *, samples: int = 0, weight: float = 1.0) -> None:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
 

@@ -15,7 +15,7 @@ from lightning_polystep import guards
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 @dataclass

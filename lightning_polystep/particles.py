@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,13 +76,15 @@ class InputStatistics:
         moment: G = X^T X / N, shape (D, D), float64.
         batches: How many batches the running average has seen.
         basis: Whitened eigenvectors in use, shape (D, K), float64; empty before the first proposal.
-        age: Steps since ``basis`` was computed.
+        basis_moment: The moment that ``basis`` was taken from, shape (D, D), float64; empty likewise.
+        drift: How far the moment has moved since then, relative to its size then (Frobenius norms).
     """
 
     moment: Tensor
     batches: int
     basis: Tensor
-    age: int = 0
+    basis_moment: Tensor
+    drift: float = math.inf
 
 
 @dataclass

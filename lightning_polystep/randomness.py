@@ -65,7 +65,7 @@ def noise_frame(seed: int, step: int, micro_batch: int) -> Iterator[None]:
     """
     value = derive_seed(seed, step, micro_batch, "noise")
     with preserved_generators():
-        torch.manual_seed(value)
+        _seed_torch(value)
         np.random.seed(value & 0xFFFFFFFF)
         random.seed(value)
         yield
@@ -86,5 +86,14 @@ def preserved_generators() -> Iterator[None]:
             torch.cuda.set_rng_state_all(device_states)
 
 
+def _seed_torch(value: int) -> None:
+    """Seed the generators in use: ``torch.manual_seed`` also notes the call stack for those that are not, in 0.5 ms."""
+    if torch.cuda.is_initialized() or torch.xpu.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
+
+
 def _accelerator_states() -> list[Tensor] | Any:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    # Not is_available(), which loads the driver's library again at each call.
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -248,8 +248,10 @@ def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputSta
         moment: The batch's second moment, shape (D, D), float64.
     """
     if known is None or known.moment.shape != moment.shape:  # a bias that is frozen or unfrozen changes D
-        return InputStatistics(moment=moment, batches=1, basis=moment.new_empty(len(moment), 0))
+        return InputStatistics(moment, batches=1, basis=moment.new_empty(len(moment), 0), basis_moment=moment[:0])
     known.batches += 1
-    known.age += 1
     known.moment = torch.lerp(known.moment, moment, 1.0 / min(known.batches, _MOMENT_WINDOW))
+    if len(known.basis_moment):
+        # A layer that was silent gets an infinite drift as soon as it speaks, and before that 0 / 0.
+        known.drift = float((known.moment - known.basis_moment).norm() / known.basis_moment.norm())
     return known

@@ -538,7 +538,7 @@ def test_training_with_slices_is_training(samples):
         module.double()
         engine = engine_of(module, lr=0.3)
         losses = [
-            float(engine.step(lambda: module.criterion(module.network(inputs.double()), targets))) for _ in range(9)
+            float(engine.step(lambda: module.criterion(module.network(inputs.double()), targets))) for _ in range(12)
         ]
         assert [a.tier.name for a in engine.plan.assignments] == ["incremental", "incremental", "outcome"]
         return losses, module.state_dict()

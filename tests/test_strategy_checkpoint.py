@@ -123,7 +123,7 @@ def test_a_checkpoint_loads_with_weights_only_and_without_the_package(tmp_path):
     assert list(saved["state_dict"]) == [name for name, _ in module.named_parameters()]
     assert "lightning_polystep" not in repr(saved["callbacks"])
     (state,) = saved["optimizer_states"]
-    assert state["polystep"]["format"] == 1
+    assert state["polystep"]["format"] == 2
     assert state["polystep"]["progress"]["step"] == 2
     plain = Boring.load_from_checkpoint(path, weights_only=True)
     assert parameters_sha256(plain) == parameters_sha256(module)
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     saved = torch.load(tmp_path / "now.ckpt", weights_only=True)
     saved["optimizer_states"][0]["polystep"]["format"] = 99
     torch.save(saved, tmp_path / "later.ckpt")
-    with pytest.raises(ValueError, match="state format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="state format 99, this version reads 2"):
         trainer(tmp_path, max_epochs=2).fit(Boring(polystep), loader(batches=2), ckpt_path=tmp_path / "later.ckpt")
 
 

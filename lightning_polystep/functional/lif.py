@@ -86,6 +86,8 @@ def lif(  # noqa: PLR0913
     currents = current_per_step(current, num_steps, name)
     leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
     level = per_neuron("threshold", threshold, currents[0], name)
+    if not return_membrane and _is_fused(current):
+        return _fused(current, num_steps, leak, level, reset_mechanism, reset_delay, spike_on)
     fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
     steps = _simulate(currents, leak, level, fires, reset_mechanism, reset_delay)
     return read_out(steps, len(currents), return_membrane)
@@ -209,6 +211,41 @@ def _over_time(steps: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
         for stack, value in zip(stacks, values, strict=True):
             stack[t].copy_(value)
     return stacks
+
+
+def _is_fused(current: Tensor) -> bool:
+    """Tell whether the operator that runs all steps in one pass takes this current; a compiler makes its own.
+
+    It has no gradient, so that with autograd the steps are written out.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and current.dtype in (torch.float32, torch.float64)
+        and current.device.type in ("cpu", "cuda")
+        and current.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def _fused(
+    current: Tensor,
+    num_steps: int | None,
+    leak: Tensor,
+    level: Tensor,
+    reset_mechanism: ResetMechanism,
+    reset_delay: bool,
+    spike_on: SpikeOn,
+) -> Tensor:
+    from lightning_polystep.kernels import lif_spikes  # noqa: PLC0415 - the kernels are made of these equations
+
+    steps, shape = (len(current), current.shape[1:]) if num_steps is None else (num_steps, current.shape)
+    rows = current.reshape(1 if num_steps is not None else steps, -1)
+    constants = (
+        (value.reshape(1) if value.numel() == 1 else value.expand(shape).reshape(-1)).to(current.device)
+        for value in (leak, level)
+    )
+    return lif_spikes(rows, *constants, steps, reset_mechanism, reset_delay, spike_on).reshape(steps, *shape)
 
 
 def _simulate(

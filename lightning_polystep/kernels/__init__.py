@@ -1,4 +1,4 @@
-"""Fused operators that score candidates: each a folder with a plain-torch reference and one file per device.
+"""Fused operators, most of which score candidates: each a folder with a plain-torch reference and one file per device.
 
 ``POLYSTEP_KERNELS`` in {reference, cpu, triton} overrides the choice by device.
 """
@@ -6,6 +6,7 @@
 from lightning_polystep.kernels.lif_direct_costs import lif_direct_costs
 from lightning_polystep.kernels.lif_outcome_costs import lif_outcome_costs
 from lightning_polystep.kernels.lif_outcomes import lif_outcome_dictionary
+from lightning_polystep.kernels.lif_spikes import lif_spikes
 from lightning_polystep.kernels.lif_train_costs import lif_train_costs
 from lightning_polystep.kernels.relu_direct_costs import relu_direct_costs
 from lightning_polystep.kernels.score_direct_costs import score_direct_costs
@@ -16,6 +17,7 @@ __all__ = [
     "lif_direct_costs",
     "lif_outcome_costs",
     "lif_outcome_dictionary",
+    "lif_spikes",
     "lif_train_costs",
     "relu_direct_costs",
     "score_direct_costs",

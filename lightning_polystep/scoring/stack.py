@@ -164,11 +164,12 @@ class Capture:
     calls: int = 0
     linear_calls: int = 0
     slice_size: int | None = None
+    _loss: Tensor | None = None
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
-        self.linear_calls, self.slice_size = 0, None
+        self.linear_calls, self.slice_size, self._loss = 0, None, None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -186,8 +187,10 @@ class Capture:
         return len(self.scored()[0])
 
     def loss(self, stack: Stack) -> Tensor:
-        """Return the incumbent's loss in float64."""
-        return stack.loss_of(*self.scored())
+        """Return the incumbent's loss in float64; computed once, although every layer asks for it."""
+        if self._loss is None:
+            self._loss = stack.loss_of(*self.scored())
+        return self._loss
 
     def slices(self, stack: Stack) -> Iterator[Pass]:
         """Yield what every layer saw, slice by slice; the whole batch at once unless the network took it in slices.

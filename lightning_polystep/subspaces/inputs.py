@@ -17,10 +17,9 @@ from lightning_polystep.polytopes import haar_frame
 _SPAN_FLOOR = 1e-2
 # A moment in float32 is no more exact than this, relative to the strongest direction.
 _ROUNDING_FLOOR = 1e-6
-# The moment of n batches changes like 1/n, so its eigenvectors are refreshed whenever n has doubled, and from here on
-# at every second moment.
-_EARLY_BATCHES = 16
-_REFRESH_AGE = 2
+# The basis is taken anew when the moment has moved by more than this. The moment of pixels does so in the first ten
+# batches only (an eigh of 785 x 785 takes as long as half a step), that of the spikes behind every ten steps or so.
+_MOST_DRIFT = 0.03
 
 
 class InputSubspace:
@@ -36,8 +35,7 @@ class InputSubspace:
     weight space, 1 moves all inputs' directions alike. The factor s makes a unit step along a column of B move the
     pre-activation by 1 (root mean square) on average, so that radii mean the same in every layer.
 
-    The eigenvectors are refreshed at batches 1, 2, 4, 8 and 16, then at every second moment that is seen, and moments
-    are seen at every fifth step (``Engine``).
+    The eigenvectors are refreshed when the moment has moved by more than 3 % (Frobenius norm) since they were taken.
 
     References:
         The design's section 1.1; the softmax step itself is PolyStep, arXiv 2605.01928.
@@ -61,11 +59,9 @@ class InputSubspace:
         return whitened @ frame.to(whitened.device)
 
     def _whitened(self, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
-        early, doubled = statistics.batches <= _EARLY_BATCHES, statistics.batches.bit_count() == 1
-        stale = doubled and statistics.age > 0 if early else statistics.age >= _REFRESH_AGE
-        if statistics.basis.shape[1] == 0 or stale:
+        if statistics.drift > _MOST_DRIFT:
             statistics.basis = whitened_eigenbasis(statistics.moment, group["whitening"])
-            statistics.age = 0
+            statistics.basis_moment, statistics.drift = statistics.moment, 0.0
         return statistics.basis
 
 

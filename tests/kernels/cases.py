@@ -111,4 +111,7 @@ if __name__ == "__main__":
         arguments = case(name, sizes, loss, neuron, torch.float32)
         found, expected = run("triton", name, arguments), run("reference", name, arguments)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for neuron, steps in itertools.product(NEURONS, (1, 6)):
+        arguments = (torch.randn(steps, 300), torch.rand(1), torch.rand(300), 6, *neuron)
+        assert torch.equal(run("triton", "lif_spikes", arguments), run("reference", "lif_spikes", arguments))
     print("triton agrees")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, change_by_logit
 from lightning_polystep.kernels.readout import Readout
-from lightning_polystep.kernels.readout.cpu import GROUP, pack_neurons, step
+from lightning_polystep.kernels.readout.cpu import GROUP, incumbent_scores, pack_neurons, step
 from lightning_polystep.kernels.simd import LANES, borrowing, compiled, increment, load, lookup, splat, store
 
 # Candidates of one task.
@@ -45,13 +45,14 @@ def lif_direct_costs(shifts: Tensor, *readout_arguments: object) -> Tensor:
     count, classes = shifts.shape[2], readout.currents.shape[2]
     by_membrane = readout.loss == "cross_entropy_membrane"
     unused = torch.zeros(1, 1, dtype=torch.float64)
-    pieces = change_by_logit(readout) if by_membrane else (unused,) * 4
+    scores = incumbent_scores(readout)
+    pieces = change_by_logit(readout, scores) if by_membrane else (unused,) * 4
     candidates = Candidates(
         (F.pad(shifts, (0, -count % _TILE)) if count % _TILE else shifts.contiguous()).numpy(),
         readout.currents.contiguous().numpy(),
         *pack_neurons(readout.beta, readout.threshold, readout.reset_mechanism, readout.reset_delay, readout.spike_on),
         by_membrane,
-        (unused[..., None] if by_membrane else change_by_count(readout)).contiguous().numpy(),
+        (unused[..., None] if by_membrane else change_by_count(readout, scores)).contiguous().numpy(),
         *(piece.contiguous().numpy() for piece in pieces),
     )
     costs = np.zeros((classes, count + -count % _TILE))

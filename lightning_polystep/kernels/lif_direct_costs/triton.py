@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, change_by_logit
-from lightning_polystep.kernels.readout import Readout
+from lightning_polystep.kernels.readout import Readout, readout_scores
 from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
 
 _SAMPLES = 64  # per program
@@ -20,8 +20,9 @@ def lif_direct_costs(shifts: Tensor, *readout_arguments: object) -> Tensor:
     classes = readout.currents.shape[2]
     by_membrane = readout.loss == "cross_entropy_membrane"
     unused = shifts.new_zeros(1, 1, dtype=torch.float64)
-    pieces = change_by_logit(readout) if by_membrane else (unused,) * 4
-    change = unused if by_membrane else change_by_count(readout)
+    scores = readout_scores(readout, readout.currents)
+    pieces = change_by_logit(readout, scores) if by_membrane else (unused,) * 4
+    change = unused if by_membrane else change_by_count(readout, scores)
     parts = triton.cdiv(samples, _SAMPLES)
     costs = shifts.new_zeros((parts, classes, count), dtype=torch.float64)
     _kernel[(classes, triton.cdiv(count, _BLOCK), parts)](

@@ -115,6 +115,13 @@ def run_incumbent(readout: Readout) -> Incumbent:
     return incumbent
 
 
+def incumbent_scores(readout: Readout) -> Tensor:
+    """Return what the loss sees of the incumbent, (N, C), float64: spike counts, or last membranes."""
+    incumbent = run_incumbent(readout)
+    kept = incumbent.membranes if incumbent.loss == MEMBRANE_ENTROPY else incumbent.counts
+    return torch.from_numpy(kept[:, -1, : incumbent.classes]).double()
+
+
 @borrowing
 def step(membrane: Any, current: Any, beta: Any, fire_at: Any, level: Any, zero: Any, mode: int) -> tuple[Any, Any]:
     """Advance one vector of neurons: the equations of ``functional.lif``, in the same order of operations.
