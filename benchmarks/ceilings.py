@@ -40,14 +40,21 @@ class Net:
     """A network of the table.
 
     Args:
-        name: Of its config, ``configs/mnist_<name>.yaml``.
+        name: Of its config, ``configs/mnist_<name>.yaml`` unless it has another.
         paper: Test accuracy in the paper, in percent; None if there is none.
         remark: On that figure.
+        config: Name of its config if that is another.
     """
 
     name: str
     paper: float | None
     remark: str = ""
+    config: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Its config."""
+        return REPOSITORY / "configs" / f"{self.config or 'mnist_' + self.name}.yaml"
 
 
 NETS = {
@@ -61,6 +68,8 @@ NETS = {
         Net("tfc", 93.17, "straight-through, 1000 epochs"),
         Net("sfc", 97.81, "straight-through, 1000 epochs"),
         Net("spiking", 93.4),
+        Net("events", None),
+        Net("recall", None, config="associative_recall"),
     )
 }
 
@@ -77,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.nets:
-            options.config = REPOSITORY / "configs" / f"mnist_{name}.yaml"
+            options.config = NETS[name].path
             if options.quick:
                 options.config = small(options.config, Path(folder))
             results[name] = compare(NETS[name], seeds, options)
@@ -109,13 +118,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def small(config: Path, folder: Path) -> Path:
-    """Write a config of the same kind of network for digits, with few units.
+    """Write a config of the same kind of network for digits, with few units; other data than images stays as it is.
 
     Args:
         config: For MNIST.
         folder: To write to.
     """
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if settings["data"]["class_path"] != "datamodules.MNIST":
+        return config
     sizes = settings["model"]["init_args"]["network"]["init_args"]["sizes"]
     settings["model"]["init_args"]["network"]["init_args"]["sizes"] = [64, *[8] * (len(sizes) - 2), sizes[-1]]
     settings["data"] = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 256, "shift": 1}}
@@ -160,10 +171,10 @@ def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
     run = load_run(options, options.seed)
     rows = []
     for rate in options.adam_rates:
-        curve = adam(run, run.network, Choice(rate, "cosine", run.data.shift), options, tuning=True)
+        curve = adam(run, run.network, Choice(rate, "cosine", run.shift), options, tuning=True)
         rows.append({"rate": rate, "val": curve.samples[-1].val})
     best = max(rows, key=lambda found: found["val"])
-    return rows, Choice(best["rate"], "cosine", run.data.shift)
+    return rows, Choice(best["rate"], "cosine", run.shift)
 
 
 def adam(run: Run, start: torch.nn.Sequential, choice: Choice, options: argparse.Namespace, *, tuning: bool) -> Curve:

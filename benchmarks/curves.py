@@ -138,7 +138,7 @@ def accuracy(network: nn.Module, data: TensorImages) -> float:
     training = network.training
     network.eval()
     right = 0
-    for images, labels in zip(data.images.split(_AT_ONCE), data.labels.split(_AT_ONCE), strict=True):
+    for images, labels in data.loader(_AT_ONCE):
         scores: Tensor = network(images)
         right += int((scores.argmax(1) == labels).sum())
     network.train(training)

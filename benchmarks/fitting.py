@@ -22,7 +22,7 @@ from benchmarks.peer import BATCH, Peer
 from benchmarks.straight_through import straight_through
 from benchmarks.surrogate import SurrogateName, with_surrogate
 from datamodules.augment import random_shifts
-from datamodules.images import ImageDataModule
+from datamodules.in_memory import InMemoryDataModule
 from datamodules.tensors import Pair
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.callbacks import Calibrate
@@ -45,9 +45,14 @@ class Run:
 
     trainer: pl.Trainer
     model: Classifier
-    data: ImageDataModule
+    data: InMemoryDataModule
     source: str
     settings: dict[str, Any]
+
+    @property
+    def shift(self) -> int:
+        """Pixels by which training images are moved at random, at the most; 0 where the data has no images."""
+        return int(getattr(self.data, "shift", 0))
 
     @property
     def network(self) -> nn.Sequential:
@@ -92,7 +97,7 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
     arguments = ["--config", str(options.config), f"--seed_everything={seed}", "--trainer.logger=false"]
     arguments += ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
     arguments += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    arguments += [f"--data.root={options.data_root}"] if source == "MNIST" else []
+    arguments += [f"--data.root={options.data_root}"] if "root" in settings["data"]["init_args"] else []
     arguments += [f"--trainer.max_steps={options.max_steps}"] if options.max_steps else []
     epochs = getattr(options, "epochs", None)
     arguments += [f"--trainer.max_epochs={epochs}", f"--lr_scheduler.init_args.T_max={epochs}"] if epochs else []
@@ -106,7 +111,7 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
             args=arguments,
             run=False,
         )
-    data, trainer = cast("ImageDataModule", cli.datamodule), cli.trainer
+    data, trainer = cast("InMemoryDataModule", cli.datamodule), cli.trainer
     data.setup("fit")
     data.setup("test")
     watched: tuple[type[Any], ...] = (ModelCheckpoint, LearningRateMonitor)  # they need validation, or a logger
@@ -148,7 +153,7 @@ def train_ours(run: Run, every: float) -> Curve:
 def _compile(run: Run) -> None:
     """Make a step on a copy, so that kernels are compiled and loaded."""
     task = Task(copy.deepcopy(run.network), run.model.criterion)
-    images, labels = run.data.train_set.images[:8], run.data.train_set.labels[:8]
+    images, labels = run.data.train_set.__getitems__(range(8))
     calibrate(task.network, [images], keep_given=True)
     engine = Engine(task, PolyStep(task.parameters(), seed=0), announce=None)
     engine.step(lambda: cast("torch.Tensor", task(images, labels)))

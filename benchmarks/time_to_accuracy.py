@@ -104,7 +104,7 @@ def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
     """
     run = load_run(options, options.seed)
     rows = []
-    shifts = sorted({0, run.data.shift})
+    shifts = sorted({0, run.shift})
     for setting in itertools.product(options.adam_rates, options.adam_schedules, shifts):
         choice = Choice(*setting)
         curve = adam(run, run.network, choice, options, tuning=True)

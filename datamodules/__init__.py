@@ -1,7 +1,9 @@
 """Data of the worked examples, held whole in memory."""
 
 from datamodules.digits import Digits
+from datamodules.events import MNISTEvents
 from datamodules.mnist import MNIST
+from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
 
-__all__ = ["MNIST", "Digits", "TensorImages"]
+__all__ = ["MNIST", "AssociativeRecall", "Digits", "MNISTEvents", "TensorImages"]

@@ -9,7 +9,7 @@ def random_shifts(images: Tensor, most: int, generator: torch.Generator) -> Tens
     """Move each image by its own random number of whole pixels, and fill with zeros.
 
     Args:
-        images: Shape (N, C, H, W).
+        images: Shape (N, ..., H, W); what is between belongs to one image and is moved alike.
         most: Pixels at the most in each direction, at least 0.
         generator: Source of randomness, on the CPU.
 
@@ -21,11 +21,11 @@ def random_shifts(images: Tensor, most: int, generator: torch.Generator) -> Tens
         >>> bool((random_shifts(images, 0, torch.Generator()) == images).all())
         True
     """
-    samples, channels, height, width = images.shape
+    samples, *_, height, width = images.shape
     down, right = torch.randint(0, 2 * most + 1, (2, samples, 1), generator=generator).to(images.device)
     rows = down + torch.arange(height, device=images.device)
     columns = right + torch.arange(width, device=images.device)
-    padded = functional.pad(images, (most, most, most, most))
+    padded = functional.pad(images, (most, most, most, most)).flatten(1, -3)
     sample = torch.arange(samples, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[:, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    channel = torch.arange(padded.shape[1], device=images.device)[:, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]].reshape(images.shape)

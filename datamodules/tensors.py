@@ -1,6 +1,6 @@
 """Images held whole in memory, from which a batch is one gather."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 class TensorImages(Dataset[Pair]):
-    """Pairs of image and label.
+    """Pairs of image, or of any other input, and label.
 
     Args:
         images: ``(N, ...)``.
         labels: ``(N,)``.
+        transform: What is served in place of a batch of images: for what would take too much memory for all of them.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
         self.images = images
         self.labels = labels
+        self.transform = transform
 
     def __len__(self) -> int:
         """Count the images."""
@@ -28,13 +30,15 @@ class TensorImages(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         """Return one image and its label."""
-        return self.images[index], self.labels[index]
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Pair:
         """Return a whole batch, already stacked; DataLoader calls this with the indices its sampler drew."""
         chosen = torch.as_tensor(indices)
         # On the CPU three times faster than indexing.
-        return self.images.index_select(0, chosen), self.labels.index_select(0, chosen)
+        images = self.images.index_select(0, chosen)
+        return self.transform(images) if self.transform else images, self.labels.index_select(0, chosen)
 
     def loader(
         self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, num_workers: int = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_polystep import guards
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
+from lightning_polystep.non_finite import HardInputs, noticing
 from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import Layout
 from lightning_polystep.particles import Block, Proposal
@@ -30,6 +31,10 @@ from lightning_polystep.step import learn_inputs, observe, propose, score
 # The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
 _MOMENT_PERIOD = 5
+
+# Why random directions take the place of the span of a layer's inputs.
+_UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
+_UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
 
 VERBS = ("observe", "propose", "score", "transport", "move")
 
@@ -85,6 +90,7 @@ class Engine:
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
         announce: Receives the plan once it is made; None keeps it silent.
+        count_changed_pairs: Whether to estimate ``optimizer.binding.changed_pairs`` at every step.
 
     Raises:
         ValueError: When the module has no trainable, or lazy, or integer parameters, or not those of the optimizer.
@@ -111,6 +117,7 @@ class Engine:
         mute: Callable[[], AbstractContextManager[None]] = nullcontext,
         profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
         announce: Callable[[Plan], None] | None = print_plan,
+        count_changed_pairs: bool = False,
     ) -> None:
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
@@ -125,15 +132,17 @@ class Engine:
         self._mute = mute
         self._profile = profile
         self._announce = announce
+        self._count_changed_pairs = count_changed_pairs
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
+        self._hard_inputs = HardInputs()
         self._capture = Capture()
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
-        self._warned_non_finite = False
+        self._warned: set[str] = set()
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
 
@@ -149,6 +158,7 @@ class Engine:
             torch.no_grad(),
             noise_frame(*self._noise_key()),
             observe(self.module, self._blocks, self._due_for_moments()) as self._seen,
+            noticing(self.module) as self._hard_inputs,
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
@@ -171,10 +181,12 @@ class Engine:
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
-        if bool(torch.isfinite(guards.check_loss(loss)).all()):
-            self._gather(evaluate, loss, samples, weight)
+        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
+            self._count_skipped("loss", guards.NON_FINITE_LOSS)
+        elif layers := self._hard_inputs.non_finite():
+            self._count_skipped("inputs", guards.non_finite_inputs(layers))
         else:
-            self._count_skipped()
+            self._gather(evaluate, loss, samples, weight)
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
@@ -205,6 +217,12 @@ class Engine:
                 losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
                 total.add_(losses, alpha=weight)
                 incumbent.add_(assignments[proposal.block].incumbent(loss).to(incumbent), alpha=weight)
+            if self._count_changed_pairs:
+                self.optimizer.binding.changed_pairs = {
+                    proposal.block.name: tier.changed_pairs(proposal)
+                    for proposal in pending.proposals
+                    if isinstance(tier := assignments[proposal.block].tier, StackTier)
+                }
         pending.weight += weight
         self.optimizer.binding.pending = pending
         candidates = sum(proposal.candidates for proposal in pending.proposals)
@@ -264,7 +282,7 @@ class Engine:
         for block in self._blocks:
             if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
                 block.subspace = "gaussian"
-                block.remark = "its inputs were not seen: the module is not called as a layer of floats"
+                block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
         self.plan = make_plan(
             self._blocks,
             self._seen,
@@ -322,11 +340,11 @@ class Engine:
             self.plan = None
             warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=3)
 
-    def _count_skipped(self) -> None:
+    def _count_skipped(self, cause: str, message: str) -> None:
         self.optimizer.progress.skipped += 1
-        if not self._warned_non_finite:
-            self._warned_non_finite = True
-            warnings.warn(guards.NON_FINITE_LOSS, stacklevel=3)
+        if cause not in self._warned:
+            self._warned.add(cause)
+            warnings.warn(message, stacklevel=3)
 
 
 def _recognise(module: nn.Module) -> tuple[Stack | None, str]:

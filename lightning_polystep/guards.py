@@ -23,6 +23,20 @@ NON_FINITE_LOSS = (
 )
 
 
+def non_finite_inputs(layers: list[str]) -> str:
+    """Say which hard layers were given numbers that are not finite.
+
+    Args:
+        layers: Their names, the first call first.
+    """
+    others = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    return (
+        f"{layers[0]}{others} got inputs that are not finite, which a hard layer turns into an ordinary loss, so the "
+        "batch moves nothing and is counted in polystep/skipped: look for bad samples, or for an overflow in the "
+        "network. Further such batches are counted without a warning."
+    )
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Refuse values that are out of range and names that are unknown.
 

@@ -44,7 +44,7 @@ class Progress:
         micro_batch: Micro-batches gathered for the next update.
         candidates: Candidates scored, once per micro-batch.
         samples: Candidates times samples they were scored on.
-        skipped: Micro-batches left out because their own loss was not finite.
+        skipped: Micro-batches left out because their own loss, or what a hard layer was given, was not finite.
     """
 
     step: int = 0
@@ -63,6 +63,8 @@ class Binding:
         pending: Costs gathered for the next step, or None.
         report: Figures of the last step, for logs.
         null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
+        changed_pairs: Share of each block's pairs of candidate and sample with another loss, for the blocks whose tier
+            can tell and if the engine is asked to count; by name.
         verb: Times the body under a verb.
     """
 
@@ -70,6 +72,7 @@ class Binding:
     pending: Pending | None = None
     report: dict[str, Tensor | float] = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
+    changed_pairs: dict[str, float] = field(default_factory=dict)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
 
 

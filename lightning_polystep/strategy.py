@@ -68,7 +68,9 @@ class PolyStepStrategy(DDPStrategy):
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
         log_per_block: Log ``polystep/null_candidates/<block>``, the share of candidates that cost what the incumbent
-            does, and ``polystep/flip_rate/<layer>``, the share of a quantised layer's weight codes that a step changed.
+            does, ``polystep/changed_pairs/<block>``, the share of pairs of candidate and sample with another loss,
+            where the tier can tell, and ``polystep/flip_rate/<layer>``, the share of a quantised layer's weight codes
+            that a step changed.
         accelerator: As in DDPStrategy; the Trainer sets it.
         parallel_devices: As in DDPStrategy; the Trainer sets it.
         cluster_environment: As in DDPStrategy.
@@ -193,6 +195,7 @@ class PolyStepStrategy(DDPStrategy):
                 mute=partial(self._muted, trainer),
                 profile=partial(_profiled, trainer, index if len(self._adoptions) > 1 else None),
                 announce=rank_zero_only(print_plan) if self._show_plan else None,
+                count_changed_pairs=self._log_per_block,
             )
             for index, adoption in enumerate(self._adoptions)
         ]
@@ -340,7 +343,9 @@ class PolyStepStrategy(DDPStrategy):
         suffix = f"/{index}" if len(self.engines) > 1 else ""
         figures = {**report, "skipped": float(progress.skipped)}
         if self._log_per_block:
-            figures |= {f"null_candidates/{name}": v for name, v in engine.optimizer.binding.null_candidates.items()}
+            binding = engine.optimizer.binding
+            figures |= {f"null_candidates/{name}": share for name, share in binding.null_candidates.items()}
+            figures |= {f"changed_pairs/{name}": share for name, share in binding.changed_pairs.items()}
             figures |= {
                 f"flip_rate/{name}": share for name, share in flip_rates(codes, self._weight_codes(index)).items()
             }

@@ -4,7 +4,9 @@ from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
 from models.moe_net import MoENet
 from models.quantised_mlp import Int8MLP, IntegerMLP
+from models.recall_net import RecallNet
 from models.slot_attention_net import SlotAttentionNet
+from models.spiking_conv_net import SpikingConvNet
 from models.spiking_mlp import SpikingMLP
 from models.staircase_mlp import StaircaseMLP
 
@@ -14,7 +16,9 @@ __all__ = [
     "Int8MLP",
     "IntegerMLP",
     "MoENet",
+    "RecallNet",
     "SlotAttentionNet",
+    "SpikingConvNet",
     "SpikingMLP",
     "StaircaseMLP",
 ]

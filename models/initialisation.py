@@ -1,6 +1,7 @@
 """Initial weights for networks that are trained by forward passes."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,20 +11,22 @@ PIXELS = 0.1
 # A ReLU keeps half of the mean square of pre-activations that are as often negative as positive.
 RELU = 0.5
 
+LayerT = TypeVar("LayerT", nn.Linear, nn.Conv2d)
+
 
 @torch.no_grad()
-def unit_preactivations_(linear: nn.Linear, mean_square: float) -> nn.Linear:
+def unit_preactivations_(linear: LayerT, mean_square: float) -> LayerT:
     r"""Draw weights uniformly such that pre-activations have a root mean square of 1, and set the bias to 0.
 
     .. math::
         w \sim U(-b, b), \quad b = \sqrt{3 / (n m)}
 
-    where n is the number of inputs and m their mean square. Steps of hard layers lie about 1 apart, so that is where a
-    probe of some tenths meets some of them: torch's own weights make MNIST's first pre-activations 0.2, which no
-    candidate lifts over a threshold of 1.
+    where n is the number of inputs of a unit and m their mean square. Steps of hard layers lie about 1 apart, so that
+    is where a probe of some tenths meets some of them: torch's own weights make MNIST's first pre-activations 0.2,
+    which no candidate lifts over a threshold of 1.
 
     Args:
-        linear: Changed in place.
+        linear: Linear layer or convolution, changed in place.
         mean_square: Of the layer's inputs.
 
     Returns:
@@ -36,7 +39,7 @@ def unit_preactivations_(linear: nn.Linear, mean_square: float) -> nn.Linear:
         >>> round(float(layer(torch.randn(100, 400)).std().detach()), 1)
         1.0
     """
-    bound = math.sqrt(3 / (linear.in_features * mean_square))
+    bound = math.sqrt(3 / (linear.weight[0].numel() * mean_square))
     nn.init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

@@ -12,8 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_polystep.engine import VERBS, Engine, VerbClock
 from lightning_polystep.isolation import ProbeSideEffectError
-from lightning_polystep.layers import LIF, LastMembrane, Sliced, SpikeCount
+from lightning_polystep.layers import LIF, LastMembrane, NotCalibratedError, Sliced, SpikeCount
 from lightning_polystep.optimizer import PolyStep
+from models import BinaryMLP, Classifier, IntegerMLP, MoENet, SpikingMLP
 
 
 def digest(module):
@@ -576,6 +577,42 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_is_counted(bad):
     assert digest(module) != before
 
 
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: SpikingMLP((6, 5, 3)), r"network\.2"),
+        (lambda: BinaryMLP((6, 5, 3)), r"network\.1"),
+    ],
+)
+def test_hard_layers_hide_no_broken_sample(build, layer):
+    """Their loss is finite all the same; a network that is scored as a stack stays one."""
+    module, (inputs, targets) = Classifier(build(), 3), problem()
+    engine = engine_of(module)
+    broken = inputs.clone()
+    broken[0, 0] = torch.nan
+    before = digest(module)
+    with pytest.warns(UserWarning, match=f"{layer} got inputs that are not finite.*moves nothing") as caught:
+        losses = [engine.step(lambda: module.criterion(module.network(broken), targets)) for _ in range(2)]
+    assert len(caught) == 1
+    assert torch.isfinite(torch.stack(losses)).all()
+    assert digest(module) == before
+    assert (engine.optimizer.progress.skipped, engine.optimizer.progress.step) == (2, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.step(lambda: module.criterion(module.network(inputs), targets))
+    assert digest(module) != before
+    assert {assignment.tier.name for assignment in engine.plan.assignments} == {"outcome"}
+
+
+def test_a_broken_sample_that_the_user_masks_is_no_business_of_ours():
+    module, (inputs, targets) = nn.Linear(6, 3), problem()
+    inputs[0] = torch.nan
+    engine = engine_of(module)
+    losses = [float(engine.step(lambda: F.cross_entropy(module(inputs)[1:], targets[1:]))) for _ in range(5)]
+    assert engine.optimizer.progress.skipped == 0
+    assert losses[-1] < losses[0]
+
+
 def test_inputs_that_are_not_finite_do_not_poison_the_basis():
     module, (inputs, targets) = nn.Linear(6, 3), problem()
     broken = inputs.clone()
@@ -632,6 +669,32 @@ def test_one_bad_micro_batch_of_two_is_left_out():
     assert digest(first) == digest(second)
     assert (progress.skipped, alone.skipped) == (1, 0)
     assert progress.candidates == alone.candidates
+
+
+# What is missing, or has nothing to do.
+
+
+def test_a_missing_calibration_stops_the_first_step():
+    module, (inputs, targets) = Classifier(IntegerMLP((6, 5, 3)), 3), problem()
+    with pytest.raises(NotCalibratedError, match="has no scale yet: calibrate first"):
+        engine_of(module).step(lambda: module.criterion(module.network(inputs), targets))
+
+
+def test_an_expert_that_no_sample_reaches_is_named_and_stays_as_it_is():
+    module, (inputs, targets) = Classifier(MoENet((6, 5, 3), num_experts=2), 3), problem()
+    router, (_, unreached) = module.network[3].router, module.network[3].experts
+    with torch.no_grad():
+        router.bias.copy_(torch.tensor([0.0, -1e6]))
+    engine = engine_of(module)
+    before = {name: value.clone() for name, value in unreached.state_dict().items()}
+    losses = [float(engine.step(lambda: module.criterion(module.network(inputs), targets))) for _ in range(15)]
+    assert losses[-1] < losses[0]
+    notes = {a.block.name: a.note for a in engine.plan.assignments}
+    assert "nothing reached it in the first batch" in notes["network.3.experts.1.0"]
+    assert "nothing reached it" not in notes["network.3.experts.0.0"]
+    assert engine.optimizer.binding.report["flat_rows"] > 0
+    for name, value in unreached.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-5, msg=f"{name} moved without a signal")
 
 
 # Which parameters move.
@@ -797,18 +860,18 @@ class SpikingTask(nn.Module):
         self.criterion = nn.CrossEntropyLoss()
 
 
-def candidates_with_the_same_scores(task, proposal, inputs):
-    """The share of candidates that leave every score as it was, by writing each into the weights."""
-    linear, same = proposal.block.site, 0
+def changed(task, proposal, inputs):
+    """Which sample's scores each candidate changes, (candidates, samples), by writing each into the weights."""
+    linear, found = proposal.block.site, []
     before = [parameter.detach().clone() for parameter in (linear.weight, linear.bias)]
     scores = task.network(inputs)
     for row, displacement in zip(*proposal.displacements(0, proposal.candidates), strict=True):
         linear.weight[row] += displacement[:-1]
         linear.bias[row] += displacement[-1]
-        same += torch.equal(task.network(inputs), scores)
+        found.append((task.network(inputs) != scores).any(1))
         for parameter, value in zip((linear.weight, linear.bias), before, strict=True):
             parameter.copy_(value)
-    return same / proposal.candidates
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("evaluation", ["auto", "vmap", "loop"])
@@ -830,10 +893,42 @@ def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, 
     tiers = {assignment.tier.name for assignment in engine.plan.assignments}
     assert tiers == {{"auto": "outcome", "vmap": "vmap (shift)", "loop": "loop"}[evaluation]}
     expected = {
-        proposal.block.name: candidates_with_the_same_scores(task, proposal, inputs.double())
+        proposal.block.name: float((~changed(task, proposal, inputs.double()).any(1)).double().mean())
         for proposal in optimizer.binding.pending.proposals
     }
     optimizer.step()
     shares = {name: float(share) for name, share in optimizer.binding.null_candidates.items()}
     assert shares == pytest.approx(expected)
     assert any(0 < share < 1 for share in shares.values())
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "vmap"])
+@torch.no_grad()
+def test_changed_pairs_are_those_with_other_scores_where_the_tier_can_tell(evaluation):
+    torch.manual_seed(0)
+    task, (inputs, targets) = SpikingTask().double(), problem(8)
+    optimizer = PolyStep(task.parameters(), seed=0, rank=4, probe_radius=0.1)
+    engine = engine_of(task, optimizer=optimizer, evaluation=evaluation, count_changed_pairs=True)
+
+    def closure():
+        return task.criterion(task.network(inputs.double()), targets)
+
+    with engine.observing():
+        loss = closure()
+    engine.probe(closure, loss)
+    found = optimizer.binding.changed_pairs
+    if evaluation == "vmap":
+        assert found == {}
+        return
+    proposals = optimizer.binding.pending.proposals
+    assert found == {
+        p.block.name: pytest.approx(float(changed(task, p, inputs.double()).double().mean())) for p in proposals
+    }
+    assert all(0 < share < 1 for share in found.values())
+
+
+def test_changed_pairs_are_not_counted_unless_asked_for():
+    task, (inputs, targets) = SpikingTask(), problem(8)
+    engine = engine_of(task)
+    engine.step(lambda: task.criterion(task.network(inputs), targets))
+    assert engine.optimizer.binding.changed_pairs == {}

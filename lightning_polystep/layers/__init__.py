@@ -14,6 +14,7 @@ from lightning_polystep.layers.sliced import Sliced
 from lightning_polystep.layers.staircase import Staircase
 from lightning_polystep.layers.step_function import StepFunction
 from lightning_polystep.layers.synaptic import Synaptic
+from lightning_polystep.layers.time_first import TimeFirst
 
 __all__ = [
     "LIF",
@@ -34,5 +35,6 @@ __all__ = [
     "Staircase",
     "StepFunction",
     "Synaptic",
+    "TimeFirst",
     "calibrate",
 ]

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_polystep.layers import LIF, HardMoE, LastMembrane, Sliced, SlotArgmaxAttention, SpikeCount, SpikeRate
+from lightning_polystep.layers import (
+    LIF,
+    HardMoE,
+    LastMembrane,
+    Sliced,
+    SlotArgmaxAttention,
+    SpikeCount,
+    SpikeRate,
+    TimeFirst,
+)
 from lightning_polystep.scoring.feedforward import read_feedforward
 from lightning_polystep.scoring.mixture import read_mixture
 from lightning_polystep.scoring.slots import read_slots
@@ -36,6 +45,8 @@ def recognise(module: nn.Module) -> Stack:
     if any(isinstance(part, Sliced) for part in network.modules() if part is not network):
         raise NotAStackError("a part of the network is Sliced, not the whole of it")
     children, known = _leaves(network), known_criterion(criterion)
+    if children and type(children[0]) is TimeFirst:  # acts on the data, before anything that is scored
+        children = children[1:]
     choices = [place for place, child in enumerate(children) if type(child) in {HardMoE, SlotArgmaxAttention}]
     if len(choices) > 1:
         raise NotAStackError("the network makes more than one choice of an expert or a slot")

@@ -89,6 +89,6 @@ def read_spiking(network: nn.Module, children: list[nn.Module], criterion: Crite
         raise NotAStackError("the network is not a sequence of Linear and LIF layers")
     if (type(readout), type(criterion)) not in _LOSSES:
         raise NotAStackError(f"{type(criterion).__name__} of {type(readout).__name__} is not among the known losses")
-    if isinstance(network, Sliced) and layers[0].neurons.num_steps is None:
-        raise NotAStackError("the network is Sliced, but what drives its first LIF layer has time first, not the batch")
+    if isinstance(network, Sliced) and network.samples is not None and layers[0].neurons.num_steps is None:
+        raise NotAStackError("the network is Sliced, but what drives its first LIF layer changes over time")
     return SpikingStack(network, criterion, tuple(layers), readout)

@@ -148,6 +148,12 @@ class Pass:
     scores: Tensor
     targets: Tensor
 
+    def alone(self, sample: int) -> Pass:
+        """Return what the layers saw of one sample."""
+        only = slice(sample, sample + 1)
+        inputs, currents = ([seen[..., only, :] for seen in part] for part in (self.inputs, self.currents))
+        return Pass(inputs, currents, self.scores[only], self.targets[only])
+
 
 @dataclass
 class Capture:

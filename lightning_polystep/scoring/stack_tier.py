@@ -22,6 +22,8 @@ from lightning_polystep.scoring.stack import Captured, Pass, Stack
 SHIFT_BYTES = 16 * 2**20
 # Candidates that the kernels take at once; a count that is no multiple would be padded by a copy.
 _TILE = 64
+# Samples on which changed pairs are counted: of thousands of candidates each, so the share is off by little.
+_COUNTED_SAMPLES = 8
 
 
 class Part(NamedTuple):
@@ -68,6 +70,21 @@ class StackTier:
         costs = reduce(torch.add, slices, reach.new_zeros(len(rows), per_row, dtype=torch.float64))
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
+
+    def changed_pairs(self, proposal: Proposal) -> float:
+        """Estimate the share of pairs of a candidate and a sample in which the candidate changes the sample's loss.
+
+        The kernels skip the others as they meet them and do not count; a few samples of the batch, each scored alone,
+        tell the share at little cost.
+
+        Args:
+            proposal: All candidates of the block.
+        """
+        seen = next(self.capture.slices(self.stack))
+        every = max(1, len(seen.scores) // _COUNTED_SAMPLES)
+        samples = range(0, len(seen.scores), every)[:_COUNTED_SAMPLES]
+        costs = [self._all_costs(proposal, proposal.rows, proposal.reach, seen.alone(sample)) for sample in samples]
+        return float((torch.stack(costs) != 0).double().mean())
 
     def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:
         """Return the loss changes, summed over some samples, of all candidates of some rows, (R, vertices), float64."""

@@ -2,7 +2,6 @@ import pytest
 import yaml
 
 from benchmarks.ceilings import NETS
-from benchmarks.common import REPOSITORY
 
 COMMAND_KEYS = {
     "net",
@@ -41,5 +40,11 @@ def test_both_ways_of_training_are_compared(quick, tmp_path):
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_network_has_its_config(name):
-    path = REPOSITORY / "configs" / f"mnist_{name}.yaml"
-    assert "sizes" in yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["network"]["init_args"]
+    settings = yaml.safe_load(NETS[name].path.read_text(encoding="utf-8"))
+    if settings["data"]["class_path"] == "datamodules.MNIST":
+        assert "sizes" in settings["model"]["init_args"]["network"]["init_args"]
+
+
+@pytest.mark.filterwarnings("ignore:Seed")
+def test_tokens_are_compared_too(quick):
+    check(quick("ceilings", "--nets", "recall", "--seeds", 2, "--adam-rates", 0.001)["recall"])

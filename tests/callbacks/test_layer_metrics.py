@@ -174,3 +174,13 @@ def test_the_strategy_logs_blocks_on_request(tmp_path, log_per_block):
     # Ternary weights: some candidates leave every code as it was. The float layer behind notices every candidate.
     assert max(logger.history["polystep/null_candidates/net.0"]) > 0.1
     assert max(logger.history["polystep/null_candidates/net.2"]) == 0.0
+
+
+def test_the_strategy_logs_changed_pairs_of_a_stack(tmp_path):
+    logger, module = CountingLogger(), spiking(Boring)()
+    strategy = PolyStepStrategy(show_plan=False, log_per_block=True)
+    trainer(tmp_path, strategy=strategy, logger=logger, log_every_n_steps=1).fit(module, loader(batches=4))
+    for name in ("network.1", "network.3"):
+        shares = logger.history[f"polystep/changed_pairs/{name}"]
+        assert len(shares) == 4
+        assert all(0 < share < 1 for share in shares)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_polystep.isolation import BufferWatch
-from lightning_polystep.layers import LIF, HardMoE, LastMembrane, SlotArgmaxAttention, SpikeCount
+from lightning_polystep.layers import LIF, HardMoE, LastMembrane, SlotArgmaxAttention, SpikeCount, TimeFirst
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import InputStatistics, Proposal
 from lightning_polystep.randomness import noise_frame
@@ -405,6 +405,12 @@ CASES: list[Case] = [
         lambda: Stacked(nn.Linear(4, 6), nn.ReLU(), SlotArgmaxAttention(6, 3), nn.Linear(6, 3)),
         lambda: (torch.randn(40, 4), torch.randint(3, (40,))),
         {"network.0": INCREMENTAL, "network.2.keys": INCREMENTAL, "network.2.value": INCREMENTAL, "network.3": OUTCOME},
+    ),
+    Case(
+        "hard LIF on events, batch first, and its loss",
+        lambda: Stacked(TimeFirst(), nn.Linear(6, 5), LIF(0.8, 0.3), nn.Linear(5, 3), LIF(0.9, 0.4), SpikeCount()),
+        lambda: (torch.rand(20, 7, 2, 3).round(), torch.randint(3, (20,))),
+        {"network.1": INCREMENTAL, "network.3": OUTCOME},
     ),
     Case(
         "attention",

@@ -76,3 +76,19 @@ def test_slices_change_nothing():
     assert sliced.samples == 2
     torch.testing.assert_close(sliced(images), network(images), rtol=0, atol=1)
     assert torch.equal(sliced.double()(images.double()), network.double()(images.double()))
+
+
+def test_inputs_with_a_time_axis_drive_the_first_layer_as_they_are():
+    network, events = SpikingMLP((12, 7, 3), num_steps=None, beta=0.8, threshold=0.3), torch.rand(4, 6, 2, 2, 3).round()
+    first, second = (layer for layer in network if isinstance(layer, torch.nn.Linear))
+    spikes = lif(second(lif(first(events.flatten(2).transpose(0, 1)), 0.8, 0.3)), 0.8, 0.3)
+    counts = network(events)
+    assert counts.sum() > 0
+    torch.testing.assert_close(counts, spikes.sum(0))
+    assert network.samples is None
+
+
+def test_first_currents_are_about_one_if_the_inputs_are_known():
+    network, events = SpikingMLP((400, 50, 3), num_steps=None, input_mean_square=0.1), torch.rand(20, 5, 400) < 0.1
+    currents = network[1](network[0](events.float()))
+    assert 0.8 < currents.std() < 1.2

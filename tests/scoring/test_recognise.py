@@ -5,7 +5,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.layers import LIF, LastMembrane, QuantLinear, Sign, Sliced, SpikeCount, SpikeRate, Staircase
+from lightning_polystep.layers import (
+    LIF,
+    LastMembrane,
+    QuantLinear,
+    Sign,
+    Sliced,
+    SpikeCount,
+    SpikeRate,
+    Staircase,
+    TimeFirst,
+)
 from lightning_polystep.scoring.feedforward import FeedforwardStack
 from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import NotAStackError
@@ -109,6 +119,16 @@ def test_a_sliced_network_is_read_as_its_layers():
     assert [pair.linear for pair in recognise(with_network(Sliced(*parts, samples=2))).layers] == [parts[0], parts[2]]
 
 
+def test_bringing_time_to_the_front_is_passed_over():
+    linear, *rest = nn.Linear(4, 3), LIF(), SpikeCount()
+    (layer,) = recognise(Stacked(TimeFirst(), linear, *rest)).layers
+    assert layer.linear is linear
+
+
+def test_a_network_that_takes_events_is_a_stack():
+    assert len(recognise(Classifier(SpikingMLP((4, 5, 3), num_steps=None), 3)).layers) == 2
+
+
 # What is not, and why.
 
 _NO_ATTRIBUTES = "the module has no attributes network and criterion"
@@ -147,7 +167,11 @@ def _normed():
         ),
         (
             lambda: with_network(Sliced(nn.Linear(4, 3), LIF(), SpikeCount(), samples=2)),
-            "the network is Sliced, but what drives its first LIF layer has time first, not the batch",
+            "the network is Sliced, but what drives its first LIF layer changes over time",
+        ),
+        (
+            lambda: with_network(nn.Sequential(nn.Linear(4, 3), TimeFirst(), LIF(), SpikeCount())),
+            "Linear followed by TimeFirst is not Linear followed by LIF",
         ),
         (lambda: with_network(nn.Sequential()), _NO_SCORES),
         (lambda: with_network(nn.Sequential(*layers()[:-1])), _NO_READOUT),

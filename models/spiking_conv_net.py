@@ -1,0 +1,103 @@
+"""A small convolutional network of hard spiking neurons."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_polystep.layers import LIF
+from models.initialisation import PIXELS, unit_preactivations_
+
+# Of ones and zeros: how often one of four pooled neurons fires at first, on MNIST.
+_POOLED = 0.3
+# Of their means over time.
+_RATES = 0.2
+_KERNEL, _NEXT_KERNEL, _POOL = 5, 3, 2
+
+
+class OverTime(nn.Module):
+    """Apply a layer for images to every time step, ``(T, N, C, H, W)`` to ``(T, N, C, H, W)`` of its own.
+
+    Args:
+        layer: Takes ``(N, C, H, W)`` and treats each sample for itself.
+
+    Example:
+        >>> import torch
+        >>> from models.spiking_conv_net import OverTime
+        >>> OverTime(torch.nn.MaxPool2d(2))(torch.ones(3, 5, 1, 4, 4)).shape
+        torch.Size([3, 5, 1, 2, 2])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Apply it once, to all steps as if they were samples."""
+        output: Tensor = self.layer(spikes.flatten(0, 1))
+        return output.unflatten(0, spikes.shape[:2])
+
+
+class MeanOverTime(nn.Module):
+    """Take the mean over the first dimension, that of time, and flatten each sample."""
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        """Average, ``(T, N, ...)`` to ``(N, features)``."""
+        return spikes.mean(0).flatten(1)
+
+
+class SpikingConvNet(nn.Sequential):
+    """Two convolutions, each with hard LIF neurons and a max-pooling of spikes, and a linear layer on their rates.
+
+    The first convolution sees the image unchanged at every step. All but the last layer has no gradient.
+
+    Args:
+        image_shape: Channels, height and width.
+        channels: Of the two convolutions, the first of which takes every second pixel.
+        num_classes: Number of classes.
+        num_steps: Time steps.
+        beta: Share of the membrane kept per step.
+        threshold: Membrane at which a neuron fires.
+
+    Raises:
+        ValueError: If ``channels`` are not two, or the image is too small for two poolings.
+
+    Example:
+        >>> import torch
+        >>> from models import SpikingConvNet
+        >>> SpikingConvNet()(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+
+    Source:
+        Eshraghian et al. 2023, *Training spiking neural networks using lessons from deep learning*, has a network of
+        this kind; here without a surrogate gradient.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: Sequence[int] = (4, 8),
+        num_classes: int = 10,
+        num_steps: int = 4,
+        beta: float = 0.9,
+        threshold: float = 1.0,
+    ) -> None:
+        if len(channels) != 2:
+            raise ValueError(f"SpikingConvNet: channels must be two, of two convolutions, got {tuple(channels)}.")
+        colours, *sides = image_shape
+        # Every second pixel, rounded up, then two poolings, rounded down.
+        height, width = ((side + 1) // 2 // _POOL // _POOL for side in sides)
+        if height * width == 0:
+            raise ValueError(f"SpikingConvNet: images need at least 7 x 7 pixels, got {tuple(image_shape)}.")
+        first = nn.Conv2d(colours, channels[0], _KERNEL, stride=2, padding=_KERNEL // 2)
+        second = nn.Conv2d(channels[0], channels[1], _NEXT_KERNEL, padding=_NEXT_KERNEL // 2)
+        scores = nn.Linear(channels[1] * height * width, num_classes)
+        super().__init__(
+            unit_preactivations_(first, PIXELS),
+            LIF(beta, threshold, num_steps=num_steps),
+            OverTime(nn.MaxPool2d(_POOL)),
+            OverTime(unit_preactivations_(second, _POOLED)),
+            LIF(beta, threshold),
+            OverTime(nn.MaxPool2d(_POOL)),
+            MeanOverTime(),
+            unit_preactivations_(scores, _RATES),
+        )
