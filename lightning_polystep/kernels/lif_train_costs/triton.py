@@ -19,7 +19,7 @@ from lightning_polystep.kernels.sweep.triton import sum_over_samples
 
 _SAMPLES, _BLOCK = 16, 128  # samples and candidates per program
 _ROWS, _NEURONS = 16, 32  # of a layer, per program
-_LANES = 1024  # rows times padded classes of the readout, per program
+_LANES = 512  # rows times padded classes of the readout, per program
 _MOST_CLASSES = 4096  # of which a program holds one row
 _WORDS = 2**22  # of trains at once; more units than fit take turns
 _SPIKES = 2**24  # of one layer at once; more rows than fit take turns
@@ -334,7 +334,7 @@ def _readout_kernel(
     target = tl.load(target_ptr + sample[:, None] * classes + c[None, :], mask=inside, other=0.0)
     before = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
     after = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
-    old, new = tl.zeros([ROWS, NEURONS], tl.float64), tl.zeros([ROWS, NEURONS], tl.float64)
+    old, new = tl.zeros([ROWS, NEURONS], tl.int32), tl.zeros([ROWS, NEURONS], tl.int32)
     for t in range(steps):
         drive = (sample * steps + t)[:, None] * classes + c[None, :]
         drive = tl.load(currents_ptr + drive, mask=inside, other=0.0)
@@ -342,8 +342,8 @@ def _readout_kernel(
         busy = tl.where(t < first, 0, senders)
         drive = _feed(drive, changes_ptr, weight_ptr, t, senders, busy, rows, row, sender, classes, c, inside)
         after, fires = step(after, drive, beta, fire_at, level, MODE)
-        old, new = old + fired.to(tl.float64), new + fires.to(tl.float64)
+        old, new = old + fired.to(tl.int32), new + fires.to(tl.int32)
     # The incumbent's loss in the same way, so that what changes nothing costs exactly nothing.
-    loss = loss_of(new, after, target, real[None, :], steps, classes, LOSS)
-    loss -= loss_of(old, before, target, real[None, :], steps, classes, LOSS)
+    loss = loss_of(new.to(tl.float64), after, target, real[None, :], steps, classes, LOSS)
+    loss -= loss_of(old.to(tl.float64), before, target, real[None, :], steps, classes, LOSS)
     tl.store(out_ptr + row, loss, mask=alive)
