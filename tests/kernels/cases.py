@@ -14,7 +14,6 @@ from lightning_polystep.kernels import lif_outcome_dictionary
 
 LOSSES = ("cross_entropy_count", "cross_entropy_membrane", "mse_rate")
 NEURONS = list(itertools.product(("zero", "subtract", "none"), (False, True), ("ge", "gt")))
-WITH_TRITON = ("lif_outcome_costs", "lif_direct_costs")
 
 
 class Sizes(NamedTuple):
@@ -101,17 +100,3 @@ def network_losses(currents, beta, threshold, target, loss, *neuron_and_smoothin
     logits = (spikes.sum(0) if loss == "cross_entropy_count" else membrane[-1]).double()
     target = target.double() if target.is_floating_point() else target
     return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
-
-
-if __name__ == "__main__":
-    # Started by the tests with TRITON_INTERPRET=1, which Triton reads once, when it is imported.
-    torch.manual_seed(0)
-    shapes = (Sizes(3, 4, 3, 5, 2), Sizes(1, 1, 1, 1, 1))
-    for name, loss, neuron, sizes in itertools.product(WITH_TRITON, LOSSES, NEURONS[::5], shapes):
-        arguments = case(name, sizes, loss, neuron, torch.float32)
-        found, expected = run("triton", name, arguments), run("reference", name, arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    for neuron, steps in itertools.product(NEURONS, (1, 6)):
-        arguments = (torch.randn(steps, 300), torch.rand(1), torch.rand(300), 6, *neuron)
-        assert torch.equal(run("triton", "lif_spikes", arguments), run("reference", "lif_spikes", arguments))
-    print("triton agrees")

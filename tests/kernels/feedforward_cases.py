@@ -140,18 +140,3 @@ def assert_cpu_is_close(name, sizes, loss, dtype, tolerance, **options):
 def assert_cpu_is_equal(name, sizes, dtype, **options):
     arguments = case(name, sizes, "mse", dtype, dyadic=True, **options)
     assert torch.equal(run("cpu", name, arguments), run("reference", name, arguments))
-
-
-if __name__ == "__main__":
-    # Started by the tests with TRITON_INTERPRET=1, which Triton reads once, when it is imported.
-    torch.manual_seed(0)
-    shapes = (Sizes(3, 3, 5, 2, (3, 4), steps=2), Sizes(2, 3, 4, 2, steps=1), Sizes(1, 1, 1, 1, (1,), steps=0))
-    kernels = ("step_outcome_costs", "score_direct_costs")
-    for name, loss, sizes, own in itertools.product(kernels, LOSSES, shapes, (False, True)):
-        arguments = case(name, sizes, loss, torch.float32, dense=own, own_shifts=own, own_tables=own)
-        found, expected = run("triton", name, arguments), run("reference", name, arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    for name, dtype in itertools.product(kernels, DTYPES):
-        arguments = case(name, Sizes(3, 4, 5, 2, (3, 4), relu=(True, False)), "mse", dtype, dyadic=True)
-        assert torch.equal(run("triton", name, arguments), run("reference", name, arguments))
-    print("triton agrees")

@@ -1,5 +1,7 @@
 """Costs of hidden layers on currents that change over time: against brute force, whole networks and other operators."""
 
+from importlib import import_module
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 
 from lightning_polystep.functional import lif
 from lightning_polystep.kernels import lif_outcome_costs, lif_train_costs
+from lightning_polystep.kernels.lif_train_costs.reference import Hidden
 from tests.kernels.cases import (
     LOSSES,
     NEURONS,
@@ -166,6 +169,15 @@ def test_the_number_of_threads_changes_no_bit():
 @pytest.mark.parametrize("hidden", [(), (4, 2)])
 def test_the_operator_is_declared_correctly(hidden):
     torch.library.opcheck(lif_train_costs, case(NAME, Sizes(hidden=hidden), "mse_rate", ("zero", False, "ge")))
+
+
+def test_more_classes_than_a_program_on_a_gpu_holds_are_refused():
+    pytest.importorskip("triton")
+    kernel = import_module("lightning_polystep.kernels.lif_train_costs.triton")
+    shifts, *lists = (arguments := case(NAME, Sizes(1, 1, 5000), "mse_rate", NEURONS[0]))[:5]
+    readout = arguments[5:14]
+    with pytest.raises(ValueError, match=r"at most 4096 classes, got 5000; set POLYSTEP_KERNELS=reference"):
+        kernel.lif_train_costs(shifts, Hidden(*map(tuple, lists), *NEURONS[0]), *readout)
 
 
 def test_wrong_arguments_are_refused():

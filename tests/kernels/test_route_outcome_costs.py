@@ -9,19 +9,10 @@ from hypothesis import given
 
 from lightning_polystep.kernels import route_outcome_costs
 from lightning_polystep.kernels.route_outcome_costs.reference import routes
-from tests.kernels.cases import run, values
+from tests.kernels.cases import run
+from tests.kernels.route_cases import case
 
 NAME = "route_outcome_costs"
-
-
-def case(samples=5, outcomes=4, units=3, candidates=6, dtype=torch.float64, own=True):
-    """Multiples of 1/8, among which ties are common and no sum rounds."""
-    dyadic = {"dtype": dtype, "dyadic": True}
-    changes = values(*((units,) if own else ()), samples, candidates, **dyadic)
-    losses = values(samples, outcomes, dtype=torch.float64, dyadic=True)
-    return values(samples, outcomes, **dyadic), changes, values(outcomes, units, **dyadic), losses
-
-
 CASES = st.builds(
     case,
     samples=st.sampled_from((1, 2, 67)),

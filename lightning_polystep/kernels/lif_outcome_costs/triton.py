@@ -9,12 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_polystep.kernels.readout import Readout, readout_losses, target_weights
-from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
+from lightning_polystep.kernels.readout.triton import LOSSES, fire_at, load_constants, loss_of, reset_mode, step
 from lightning_polystep.kernels.sweep.triton import look_up, outcome_of
 
 _TABLE_SAMPLES = 16  # samples, times padded classes, that a program of the first kernel runs at once
 _TABLE_ENTRIES = 2**25  # at most, 256 MB; more units than fit take turns
-_LOSSES = {"cross_entropy_count": 0, "cross_entropy_membrane": 1, "mse_rate": 2}
 
 
 def lif_outcome_costs(
@@ -64,7 +63,7 @@ def _score(
         weight,
         readout.currents.contiguous(),
         readout.beta.clamp(0, 1).contiguous(),
-        fire_at(readout).contiguous(),
+        fire_at(readout.threshold, readout.spike_on).contiguous(),
         readout.threshold.contiguous(),
         target_weights(readout).contiguous(),
         readout_losses(readout, readout.currents),
@@ -75,8 +74,8 @@ def _score(
         steps,
         classes,
         stride,
-        MODE=reset_mode(readout),
-        LOSS=_LOSSES[readout.loss],
+        MODE=reset_mode(readout.reset_mechanism, readout.reset_delay),
+        LOSS=LOSSES[readout.loss],
         LANES=triton.next_power_of_2(classes),
         SAMPLES=_TABLE_SAMPLES,
         enable_fp_fusion=False,
@@ -115,9 +114,7 @@ def _tabulate(
     c = tl.arange(0, LANES)
     alive, real = n < samples, c < classes
     both = alive[:, None] & real[None, :]
-    beta = tl.load(beta_ptr + c, mask=real, other=0.0)[None, :]
-    fire_at = tl.load(fire_at_ptr + c, mask=real, other=float("inf"))[None, :]
-    level = tl.load(level_ptr + c, mask=real, other=0.0)[None, :]
+    beta, fire_at, level = load_constants(beta_ptr, fire_at_ptr, level_ptr, c, real)
     weight = tl.load(weight_ptr + c * units + unit, mask=real, other=0.0)[None, :]
     target = tl.load(target_ptr + n[:, None] * classes + c[None, :], mask=both, other=0.0)
     before = tl.load(loss_ptr + n, mask=alive, other=0.0)
@@ -136,15 +133,6 @@ def _tabulate(
             drive = tl.load(currents_ptr + row, mask=both, other=0.0) + change[:, None] * weight
             membrane, spike = step(membrane, drive, beta, fire_at, level, MODE)
             spikes += spike.to(tl.float64)
-        if LOSS == 2:
-            error = tl.where(both, spikes / steps - target, 0.0)
-            loss = tl.sum(error * error, 1) / classes
-        else:
-            logits = spikes if LOSS == 0 else membrane.to(tl.float64)
-            highest = tl.max(tl.where(real[None, :], logits, -float("inf")), 1)
-            terms = tl.where(real[None, :], tl.exp(logits - highest[:, None]), 0.0)
-            partition = highest + tl.log(tl.sum(terms, 1))
-            gain = tl.sum(target * logits, 1)
-            loss = tl.sum(target, 1) * partition - gain
+        loss = loss_of(spikes, membrane, target, real[None, :], steps, classes, LOSS)
         reached = alive & (q >= low) & (q <= high) & (q != here)
         tl.store(table_ptr + (n * units + unit) * (most + 1) + q, loss - before, mask=reached)

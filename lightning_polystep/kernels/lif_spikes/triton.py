@@ -1,13 +1,10 @@
 """Spikes on CUDA: a program runs a block of neurons through all steps."""
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_polystep.kernels.readout.triton import MODES, step
+from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
 
 _BLOCK = 256
 
@@ -23,17 +20,15 @@ def lif_spikes(
 ) -> Tensor:
     """See :func:`lightning_polystep.kernels.lif_spikes`."""
     count = current.shape[1]
-    fire_at = threshold if spike_on == "ge" else torch.nextafter(threshold, torch.full_like(threshold, math.inf))
-    mode = MODES[reset_mechanism]
     spikes = current.new_empty(num_steps, count)
     _kernel[(triton.cdiv(count, _BLOCK),)](
         current.contiguous(),
-        *(value.expand(count).contiguous() for value in (beta.clamp(0, 1), fire_at, threshold)),
+        *(value.expand(count).contiguous() for value in (beta.clamp(0, 1), fire_at(threshold, spike_on), threshold)),
         spikes,
         num_steps,
         count,
         0 if len(current) == 1 else count,
-        MODE=mode + 1 if reset_delay and mode else mode,
+        MODE=reset_mode(reset_mechanism, reset_delay),
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
     )

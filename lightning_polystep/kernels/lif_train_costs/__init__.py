@@ -12,7 +12,7 @@ from lightning_polystep.kernels.lif_train_costs.reference import Hidden
 from lightning_polystep.kernels.readout.reference import Readout, check_readout, check_tensor
 
 _NAME = "lif_train_costs"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::lif_train_costs", mutates_args=())

@@ -9,7 +9,7 @@ from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores
 
 _NAME = "relu_direct_costs"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::relu_direct_costs", mutates_args=())

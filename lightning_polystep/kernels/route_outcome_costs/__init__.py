@@ -7,7 +7,7 @@ from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.readout.reference import check_tensor
 
 _NAME = "route_outcome_costs"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::route_outcome_costs", mutates_args=())

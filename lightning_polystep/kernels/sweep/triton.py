@@ -1,4 +1,4 @@
-"""Outcomes of a number for Triton kernels, and the sum of a table's entries over the samples, for each candidate."""
+"""Outcomes of a number for Triton kernels, and sums over the samples, for each candidate."""
 
 import torch
 import triton
@@ -43,6 +43,20 @@ def look_up(preactivation: Tensor, shifts: Tensor, boundaries: Tensor, table: Te
     return costs.sum(0)
 
 
+def sum_over_samples(table: Tensor) -> Tensor:
+    """Sum a table (U, N, V), contiguous and float64, to (U, V); of a fixed number of parts, in a fixed order.
+
+    How torch splits such a sum may depend on the number of units and candidates.
+    """
+    units, samples, count = table.shape
+    parts = triton.cdiv(samples, _SAMPLES)
+    sums = table.new_zeros((parts, units, count))
+    if sums.numel():
+        grid = (units, triton.cdiv(count, _BLOCK), parts)
+        _sum_over_samples[grid](table, sums, samples, units, count, SAMPLES=_SAMPLES, BLOCK=_BLOCK)
+    return sums.sum(0)
+
+
 @triton.jit
 def outcome_of(current, boundaries_ptr, most):
     """Count the boundaries at or below each current; a pointer may be one for all, or one for each."""
@@ -79,3 +93,15 @@ def _look_up(
         q = outcome_of(current + shift, boundaries_ptr + unit * stride * most, most)
         cost += tl.load(table_ptr + (n * units + unit) * (most + 1) + q, mask=inside, other=0.0)
     tl.store(costs_ptr + (part * units + unit) * count + v, cost, mask=inside)
+
+
+@triton.jit
+def _sum_over_samples(table_ptr, sums_ptr, samples, units, count, SAMPLES: tl.constexpr, BLOCK: tl.constexpr):
+    unit, part = tl.program_id(0), tl.program_id(2)
+    v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = v < count
+    total = tl.zeros([BLOCK], tl.float64)
+    first = unit.to(tl.int64) * samples
+    for n in range(part * SAMPLES, tl.minimum(part * SAMPLES + SAMPLES, samples)):
+        total += tl.load(table_ptr + (first + n) * count + v, mask=inside, other=0.0)
+    tl.store(sums_ptr + (part * units + unit) * count + v, total, mask=inside)
