@@ -37,6 +37,7 @@ from torch.optim import Optimizer
 from lightning_polystep import guards, trainer_guards
 from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
+from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.engine import Engine, print_plan
 from lightning_polystep.isolation import silenced
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
@@ -72,7 +73,7 @@ class PolyStepStrategy(DDPStrategy):
         accelerator: As in DDPStrategy; the Trainer sets it.
         parallel_devices: As in DDPStrategy; the Trainer sets it.
         cluster_environment: As in DDPStrategy.
-        checkpoint_io: As in DDPStrategy.
+        checkpoint_io: As in DDPStrategy; by default files with a checksum, written atomically.
         precision_plugin: As in DDPStrategy; the Trainer sets it.
         process_group_backend: As in DDPStrategy; unused on one device, which needs no process group.
         timeout: As in DDPStrategy, as a timedelta or in seconds.
@@ -348,6 +349,20 @@ class PolyStepStrategy(DDPStrategy):
         module.log_dict(named, on_step=True, on_epoch=False, batch_size=max(1, self._samples))
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """How checkpoints are written: with a checksum, unless the Trainer or the user gave something else."""
+        # Decided late: a plugin of the Trainer and one of the strategy are a conflict to Lightning.
+        if self._checkpoint_io is None:
+            self._checkpoint_io = CheckedCheckpointIO()
+        elif getattr(self._checkpoint_io, "checkpoint_io", self) is None:  # AsyncCheckpointIO wraps another
+            vars(self._checkpoint_io)["checkpoint_io"] = CheckedCheckpointIO()
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state, with the step radius that the schedule has reached."""
