@@ -234,9 +234,7 @@ _warned_of: set[str] = set()
 def _warn_remote(protocol: str) -> None:
     if protocol not in _warned_of:
         _warned_of.add(protocol)
-        rank_zero_warn(
-            f"Checkpoints on {protocol}:// are written by Lightning, without a checksum: keep a local copy if it counts."
-        )
+        rank_zero_warn(f"Checkpoints on {protocol}:// are written by Lightning, without a checksum: keep a local copy.")
 
 
 def _first_sentence(error: Exception) -> str:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -196,7 +197,7 @@ class Engine:
         probe.live_metrics = plan.live_metrics
         if pending is None:
             with self.verb("propose"):
-                pending = self._propose(plan)
+                pending = self._loaded_pending(plan) or self._propose(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for proposal, total, incumbent in zip(pending.proposals, pending.costs, pending.incumbents, strict=True):
@@ -260,6 +261,8 @@ class Engine:
             self.plan = None
 
     def _make_plan(self, probe: Probe) -> Plan:
+        # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
+        known = {name: replace(statistics) for name, statistics in self.optimizer.statistics.items()}
         for block in self._blocks:
             if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
                 block.subspace = "gaussian"
@@ -278,6 +281,7 @@ class Engine:
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
         self.plan.last_candidates = {p.block.name: p.candidates for p in pending.proposals}
+        self.optimizer.statistics.update(known)
         if self._announce is not None:
             self._announce(self.plan)
         return self.plan
@@ -290,6 +294,17 @@ class Engine:
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+
+    def _loaded_pending(self, plan: Plan) -> Pending | None:
+        """Return what a checkpoint from the middle of an accumulation window had gathered, once."""
+        state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
+        if state is None:
+            return None
+        try:
+            return Pending.restored(state, [a.block for a in plan.assignments if a.block.trainable])
+        except KeyError as error:
+            warnings.warn(guards.LOST_WINDOW.format(error.args[0]), stacklevel=4)
+            return None
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer
