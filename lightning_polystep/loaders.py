@@ -15,6 +15,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_polystep.randomness import noise_frame
 
+_MIXED_LOADERS = (
+    "Some training loaders keep their position and some do not, so the epoch cannot be continued where it stopped: use "
+    "torchdata's StatefulDataLoader for all of them, or for none."
+)
+
 
 class ReplayableLoader:
     """A loader whose batches are a function of the run's seed, the epoch and their place in it.
@@ -140,19 +145,19 @@ def fast_forward(trainer: pl.Trainer) -> None:
     seen = _batches_seen(trainer)
     for loader in known:
         loader.rewind(to_epoch_start=seen > 0)
-    if not known or not seen:
+    if not known:
         return
     if len(known) < len(loaders):
-        rank_zero_warn(
-            "Some training loaders keep their position and some do not, so the epoch cannot be continued where it "
-            "stopped: use torchdata's StatefulDataLoader for all of them, or for none."
-        )
+        if seen:
+            rank_zero_warn(_MIXED_LOADERS)
         return
-    rank_zero_info(
-        f"Fetching the first {seen} batches of the epoch again, to drop them: the loader keeps no position of its own "
-        "(torchdata's StatefulDataLoader does)."
-    )
+    # Anew, because of a loader without a length one batch is fetched ahead, which happened in an earlier epoch's name.
     fetcher = iter(loop._data_fetcher)
+    if seen:
+        rank_zero_info(
+            f"Fetching the first {seen} batches of the epoch again, to drop them: the loader keeps no position of its "
+            "own (torchdata's StatefulDataLoader does)."
+        )
     for _ in range(seen):
         next(fetcher)
     loop._data_fetcher.fetched -= seen  # Lightning adds them when the epoch goes on

@@ -1,9 +1,7 @@
 """Stop anywhere, resume, and go on with the same data to the same bits."""
 
-import random
 from datetime import timedelta
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -11,68 +9,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from datamodules import Digits
-from lightning_polystep import PolyStep
-from lightning_polystep.results import parameters_sha256
 from tests.helpers.boring import Boring, loader, polystep, spiking, trainer
+from tests.helpers.resume import BATCHES, EPOCHS, STEPS, Hashes, Noisy, run_rest, run_whole, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
-
-BATCHES, EPOCHS = 5, 4
-STEPS = BATCHES * EPOCHS
-
-
-class Noisy(Boring):
-    """Dropout and BatchNorm of another library, and a hook that draws from every global generator."""
-
-    def __init__(self, optimizer=polystep):
-        super().__init__(optimizer, dropout=0.2)
-        self.net.insert(1, nn.BatchNorm1d(6))
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        if not self.trainer.training:
-            return batch
-        inputs, labels = batch
-        noise = 0.1 * torch.randn_like(inputs) + 0.1 * np.random.randn() + 0.1 * random.gauss(0, 1)
-        return inputs + noise, labels
-
-
-def seeded(kind):
-    """A module whose optimizer takes the seed of the process."""
-    return kind(lambda module: PolyStep(module.parameters(), rank=4))
-
-
-class Hashes(pl.Callback):
-    """The hash of all parameters and buffers after every batch."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.seen.append(parameters_sha256(pl_module))
-
-
-def run_whole(folder, module, data, **options):
-    """Train without a stop and save after every batch; return the hashes."""
-    hashes = Hashes()
-
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            trainer.save_checkpoint(folder / f"{len(hashes.seen)}.ckpt")
-
-    run = trainer(folder, max_epochs=EPOCHS, callbacks=[hashes, Save()], **options)
-    pl.seed_everything(7, verbose=False)
-    run.fit(module, data)
-    return hashes.seen
-
-
-def run_rest(path, module, data, **options):
-    """Go on from a checkpoint, in a process that drew other numbers before; return the hashes."""
-    hashes = Hashes()
-    pl.seed_everything(99, verbose=False)
-    options = {"enable_model_summary": False, **options}
-    trainer(path.parent, max_epochs=EPOCHS, callbacks=[hashes], **options).fit(module, data, ckpt_path=path)
-    return hashes.seen
-
 
 EVERY_BATCH = range(1, STEPS)
 SOME_BATCHES = (1, 4, 5, 6, 13)
