@@ -36,11 +36,12 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_polystep import guards, trainer_guards
+from lightning_polystep import guards, interruption, trainer_guards
 from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.engine import Engine, print_plan
+from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
 from lightning_polystep.loaders import fast_forward, replayable
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
@@ -133,6 +134,7 @@ class PolyStepStrategy(DDPStrategy):
         self._log_per_block = log_per_block
         self._adoptions: list[Adoption] = []
         self._autograd_off = AutogradOff()
+        self._finish_batch_first = FinishBatchFirst()
         # The user code that a probe runs again, how many backward calls it has made, and which one a replay stops at.
         self._replay: Callable[[], Any] = do_nothing_closure
         self._backwards = 0
@@ -177,6 +179,7 @@ class PolyStepStrategy(DDPStrategy):
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})
             _optimizers_to_device(self.optimizers, self.root_device)
             _callbacks(trainer).insert(0, self._autograd_off)
+            _callbacks(trainer).append(self._finish_batch_first)  # after those that save
             torch.set_grad_enabled(False)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
@@ -224,11 +227,19 @@ class PolyStepStrategy(DDPStrategy):
         """Stop the clock of the fit; validation counts, setting up does not."""
         self.fit_seconds = time.perf_counter() - self._started
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Save what can be saved."""
+        super().on_exception(exception)
+        if self.lightning_module is not None and self.lightning_module._trainer is not None:
+            interruption.on_exception(self._module.trainer, exception)
+
     def teardown(self) -> None:
         """Give autograd and the callback list back."""
         trainer = self.lightning_module._trainer if self.lightning_module is not None else None
         if trainer is not None and self._autograd_off in _callbacks(trainer):
             _callbacks(trainer).remove(self._autograd_off)
+            _callbacks(trainer).remove(self._finish_batch_first)
+            self._finish_batch_first.release()
             torch.set_grad_enabled(True)
         super().teardown()
 
@@ -392,6 +403,8 @@ class PolyStepStrategy(DDPStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         """Save, with the seed of the data's order and the generators that a resumed run goes on with."""
+        if interruption.refuse_half_a_step(self._module.trainer, filepath):
+            return
         if "optimizer_states" in checkpoint:  # else weights only
             checkpoint[_RUN_STATE] = {"data_seed": self._data_seed, "generators": generator_states()}
         super().save_checkpoint(checkpoint, filepath, storage_options)

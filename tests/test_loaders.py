@@ -124,6 +124,7 @@ def test_a_loader_that_keeps_its_position_is_left_alone(tmp_path):
         assert run_rest(tmp_path / f"{stop}.ckpt", Noisy(), Positioned()) == whole[stop:]
 
 
+@pytest.mark.filterwarnings("ignore:.*set_vital. is deprecated")
 def test_torchdatas_loader_resumes(tmp_path):
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
