@@ -140,6 +140,7 @@ def fast_forward(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop
     if not loop.restarting or loop._combined_loader is None or loop._data_fetcher is None:
         return
+    _leave_finished_epoch(trainer)
     loaders = loop._combined_loader.flattened
     known = [loader for loader in loaders if isinstance(loader, ReplayableLoader)]
     seen = _batches_seen(trainer)
@@ -161,6 +162,18 @@ def fast_forward(trainer: pl.Trainer) -> None:
     for _ in range(seen):
         next(fetcher)
     loop._data_fetcher.fetched -= seen  # Lightning adds them when the epoch goes on
+
+
+def _leave_finished_epoch(trainer: pl.Trainer) -> None:
+    """Let a run that was saved after an epoch's last batch begin the next epoch as such.
+
+    Lightning 2.6 counts the epoch as finished then, but goes on as if it were in the middle of it: the next epoch is
+    not counted as begun, nor are its hooks called, and a second resume from there trains an epoch too many.
+    """
+    loop = trainer.fit_loop
+    current: Any = loop.epoch_progress.current
+    if loop.restarted_mid_epoch and current.processed == current.started:
+        loop.reset_restart_stage()
 
 
 def _batches_seen(trainer: pl.Trainer) -> int:

@@ -1,5 +1,6 @@
 """Stop anywhere, resume, and go on with the same data to the same bits."""
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -33,6 +34,22 @@ def test_a_run_resumed_after_any_batch_has_the_same_hashes_from_there_on(tmp_pat
     for stop in stops:
         rest = run_rest(tmp_path / f"{stop}.ckpt", kind(), loader(BATCHES, shuffle=shuffle), **options)
         assert rest == whole[stop:], f"stopped after batch {stop}"
+
+
+@pytest.mark.parametrize("stops", [(3, 5, 9, 11), (5, 10, 11), (1, 2, 15, 16, 19)], ids=str)
+def test_a_run_resumed_again_and_again_has_the_same_hashes(tmp_path, stops):
+    class Epochs(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            begun.append(trainer.current_epoch)
+
+    whole, begun = run_whole(tmp_path, Noisy(), loader(BATCHES, shuffle=True)), []
+    path = tmp_path / f"{stops[0]}.ckpt"
+    for at, stop in itertools.pairwise((*stops, STEPS)):
+        folder = tmp_path / f"after-{at}"
+        rest = run_rest(path, Noisy(), loader(BATCHES, shuffle=True), save_in=folder, more=[Epochs()])
+        assert rest == whole[at:], f"stopped after batch {at} of {stops}"
+        path = folder / f"{stop - at}.ckpt"
+    assert begun[-1] == EPOCHS - 1 or stops[-1] > STEPS - BATCHES
 
 
 def drop(path):

@@ -45,24 +45,31 @@ class Hashes(pl.Callback):
         self.seen.append(parameters_sha256(pl_module))
 
 
+class SaveEveryBatch(pl.Callback):
+    """Writes 1.ckpt, 2.ckpt, ... as batches end."""
+
+    def __init__(self, folder):
+        self.folder, self.batches = folder, 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches += 1
+        trainer.save_checkpoint(self.folder / f"{self.batches}.ckpt")
+
+
 def run_whole(folder, module, data, **options):
     """Train without a stop and save after every batch; return the hashes."""
     hashes = Hashes()
-
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            trainer.save_checkpoint(folder / f"{len(hashes.seen)}.ckpt")
-
-    run = trainer(folder, max_epochs=EPOCHS, callbacks=[hashes, Save()], **options)
+    run = trainer(folder, max_epochs=EPOCHS, callbacks=[hashes, SaveEveryBatch(folder)], **options)
     pl.seed_everything(7, verbose=False)
     run.fit(module, data)
     return hashes.seen
 
 
-def run_rest(path, module, data, **options):
+def run_rest(path, module, data, *, save_in=None, more=(), **options):
     """Go on from a checkpoint, in a process that drew other numbers before; return the hashes."""
     hashes = Hashes()
+    savers = [] if save_in is None else [SaveEveryBatch(save_in)]
     pl.seed_everything(99, verbose=False)
-    options = {"enable_model_summary": False, **options}
-    trainer(path.parent, max_epochs=EPOCHS, callbacks=[hashes], **options).fit(module, data, ckpt_path=path)
+    run = trainer(path.parent, max_epochs=EPOCHS, callbacks=[hashes, *savers, *more], **options)
+    run.fit(module, data, ckpt_path=path)
     return hashes.seen
