@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,10 @@ def run_to_the_end(
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    with (folder / "log").open("a") as log, redirect_stdout(log), redirect_stderr(log), warnings.catch_warnings():
+    log = os.open(folder / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             _train(folder, network, checkpoint, _PhaseProfiler(fault, cell, pipe))

@@ -137,6 +137,7 @@ class Engine:
         self._warned_non_finite = False
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
+        optimizer.binding.tiers = self._tiers
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -276,7 +277,9 @@ class Engine:
             evaluation=self._evaluation,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
+            known_tiers=self.optimizer.binding.loaded_tiers,
         )
+        self.optimizer.binding.loaded_tiers = {}
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
@@ -294,6 +297,9 @@ class Engine:
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+
+    def _tiers(self) -> dict[str, str]:
+        return {} if self.plan is None else {a.block.name: a.tier.name for a in self.plan.assignments}
 
     def _loaded_pending(self, plan: Plan) -> Pending | None:
         """Return what a checkpoint from the middle of an accumulation window had gathered, once."""

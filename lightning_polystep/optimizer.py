@@ -98,6 +98,8 @@ class Binding:
         attached: Whether an engine scores candidates for this optimizer.
         pending: Costs gathered for the next step, or None.
         loaded: State of the costs that a checkpoint had gathered for the next step, until an engine knows the blocks.
+        tiers: Returns the names of the tiers that score the blocks, by block.
+        loaded_tiers: Those of the run that a checkpoint came from.
         report: Figures of the last step, for logs.
         null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
         verb: Times the body under a verb.
@@ -106,6 +108,8 @@ class Binding:
     attached: bool = False
     pending: Pending | None = None
     loaded: dict[str, Any] | None = None
+    tiers: Callable[[], dict[str, str]] = dict
+    loaded_tiers: dict[str, str] = field(default_factory=dict)
     report: dict[str, Tensor | float] = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
@@ -310,6 +314,7 @@ class PolyStep(Optimizer):
             "progress": dict(vars(self.progress)),
             "statistics": {name: dict(vars(known)) for name, known in self.statistics.items()},
             "pending": self.binding.pending.state_dict() if self.binding.pending is not None else self.binding.loaded,
+            "tiers": self.binding.tiers() or self.binding.loaded_tiers,
         }
         return state
 
@@ -332,3 +337,4 @@ class PolyStep(Optimizer):
         self.statistics.clear()
         self.statistics.update({name: InputStatistics(**known) for name, known in own["statistics"].items()})
         self.binding.pending, self.binding.loaded = None, own.get("pending")
+        self.binding.loaded_tiers = own.get("tiers", {})
