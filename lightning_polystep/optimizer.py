@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Pending:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered, as tensors and numbers by the name of the block."""
-        columns = zip(self.proposals, self.costs, self.incumbents, strict=True)
+        columns = itertools.zip_longest(self.proposals, self.costs, self.incumbents)
         return {
             "weight": self.weight,
             "blocks": {
@@ -67,7 +68,8 @@ class Pending:
             }
             proposals.append(Proposal(block=known[name], **values))
             costs.append(saved["costs"].to(device, copy=True))
-            incumbents.append(saved["incumbent"].to(device, copy=True))
+            if saved["incumbent"] is not None:
+                incumbents.append(saved["incumbent"].to(device, copy=True))
         return cls(proposals, costs, state["weight"], incumbents)
 
 
