@@ -384,7 +384,7 @@ def test_the_callback_list_is_given_back(tmp_path):
     before = list(run.callbacks)
     run.fit(Boring(polystep), loader(batches=2))
     assert run.callbacks == before
-    assert len(mine.seen) == len(before) + 1
+    assert len(mine.seen) == len(before) + 2
 
 
 def test_fit_twice_with_the_same_trainer(tmp_path):
