@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -145,6 +146,7 @@ class Engine:
         self._warned: set[str] = set()
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
+        optimizer.binding.tiers = self._tiers
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -209,7 +211,7 @@ class Engine:
         probe.live_metrics = plan.live_metrics
         if pending is None:
             with self.verb("propose"):
-                pending = self._propose(plan)
+                pending = self._loaded_pending(plan) or self._propose(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for proposal, total, incumbent in zip(pending.proposals, pending.costs, pending.incumbents, strict=True):
@@ -279,6 +281,8 @@ class Engine:
             self.plan = None
 
     def _make_plan(self, probe: Probe) -> Plan:
+        # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
+        known = {name: replace(statistics) for name, statistics in self.optimizer.statistics.items()}
         for block in self._blocks:
             if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
                 block.subspace = "gaussian"
@@ -292,11 +296,14 @@ class Engine:
             evaluation=self._evaluation,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
+            known_tiers=self.optimizer.binding.loaded_tiers,
         )
+        self.optimizer.binding.loaded_tiers = {}
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
         self.plan.last_candidates = {p.block.name: p.candidates for p in pending.proposals}
+        self.optimizer.statistics.update(known)
         if self._announce is not None:
             self._announce(self.plan)
         return self.plan
@@ -309,6 +316,20 @@ class Engine:
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+
+    def _tiers(self) -> dict[str, str]:
+        return {} if self.plan is None else {a.block.name: a.tier.name for a in self.plan.assignments}
+
+    def _loaded_pending(self, plan: Plan) -> Pending | None:
+        """Return what a checkpoint from the middle of an accumulation window had gathered, once."""
+        state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
+        if state is None:
+            return None
+        try:
+            return Pending.restored(state, [a.block for a in plan.assignments if a.block.trainable])
+        except KeyError as error:
+            warnings.warn(guards.LOST_WINDOW.format(error.args[0]), stacklevel=4)
+            return None
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer

@@ -17,6 +17,11 @@ DETACHED_OPTIMIZER = (
     'Trainer(strategy="polystep"), or in plain PyTorch call Engine(model, optimizer).step(closure).'
 )
 
+LOST_WINDOW = (
+    "The checkpoint was saved between the micro-batches of a step, and {!r} is probed in only one of the two runs: "
+    "those micro-batches are left out of the step, so the run differs from the uninterrupted one."
+)
+
 NON_FINITE_LOSS = (
     "The loss of a batch is not finite, so the batch moves nothing and is counted in polystep/skipped: look for bad "
     "samples, or for an overflow in the network. Further such batches are counted without a warning."

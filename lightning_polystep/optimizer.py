@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -34,6 +35,43 @@ class Pending:
     weight: float = 0.0
     incumbents: list[Tensor] = field(default_factory=list)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered, as tensors and numbers by the name of the block."""
+        columns = itertools.zip_longest(self.proposals, self.costs, self.incumbents)
+        return {
+            "weight": self.weight,
+            "blocks": {
+                proposal.block.name: {
+                    "costs": costs,
+                    "incumbent": incumbent,
+                    "proposal": {name: value for name, value in vars(proposal).items() if name != "block"},
+                }
+                for proposal, costs, incumbent in columns
+            },
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], blocks: list[Block]) -> Pending:
+        """Return what :meth:`state_dict` described, for the same blocks of another process.
+
+        Raises:
+            KeyError: When a block is missing in the state, or one of the state's is not among the blocks.
+        """
+        known = {block.name: block for block in blocks}
+        if known.keys() != state["blocks"].keys():
+            raise KeyError(*(known.keys() ^ state["blocks"].keys()))
+        proposals, costs, incumbents = [], [], []
+        for name, saved in state["blocks"].items():
+            device = known[name].parameters[0].device
+            values: dict[str, Any] = {
+                k: v.to(device) if isinstance(v, Tensor) else v for k, v in saved["proposal"].items()
+            }
+            proposals.append(Proposal(block=known[name], **values))
+            costs.append(saved["costs"].to(device, copy=True))
+            if saved["incumbent"] is not None:
+                incumbents.append(saved["incumbent"].to(device, copy=True))
+        return cls(proposals, costs, state["weight"], incumbents)
+
 
 @dataclass
 class Progress:
@@ -61,6 +99,9 @@ class Binding:
     Args:
         attached: Whether an engine scores candidates for this optimizer.
         pending: Costs gathered for the next step, or None.
+        loaded: State of the costs that a checkpoint had gathered for the next step, until an engine knows the blocks.
+        tiers: Returns the names of the tiers that score the blocks, by block.
+        loaded_tiers: Those of the run that a checkpoint came from.
         report: Figures of the last step, for logs.
         null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
         changed_pairs: Share of each block's pairs of candidate and sample with another loss, for the blocks whose tier
@@ -70,6 +111,9 @@ class Binding:
 
     attached: bool = False
     pending: Pending | None = None
+    loaded: dict[str, Any] | None = None
+    tiers: Callable[[], dict[str, str]] = dict
+    loaded_tiers: dict[str, str] = field(default_factory=dict)
     report: dict[str, Tensor | float] = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     changed_pairs: dict[str, float] = field(default_factory=dict)
@@ -176,7 +220,7 @@ class PolyStep(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the costs gathered for the next step; there are no gradients to clear."""
         del set_to_none
-        self.binding.pending = None
+        self.binding.pending = self.binding.loaded = None
         self.progress.micro_batch = 0
 
     @torch.no_grad()
@@ -196,6 +240,7 @@ class PolyStep(Optimizer):
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
         pending, self.binding.pending = self.binding.pending, None
+        self.binding.loaded = None
         if pending is not None and pending.weight > 0:
             self.binding.null_candidates = {
                 proposal.block.name: null_candidates(costs, incumbent)
@@ -273,6 +318,8 @@ class PolyStep(Optimizer):
             "seed": self.seed,
             "progress": dict(vars(self.progress)),
             "statistics": {name: dict(vars(known)) for name, known in self.statistics.items()},
+            "pending": self.binding.pending.state_dict() if self.binding.pending is not None else self.binding.loaded,
+            "tiers": self.binding.tiers() or self.binding.loaded_tiers,
         }
         return state
 
@@ -294,4 +341,5 @@ class PolyStep(Optimizer):
         vars(self.progress).update(own["progress"])
         self.statistics.clear()
         self.statistics.update({name: InputStatistics(**known) for name, known in own["statistics"].items()})
-        self.binding.pending = None
+        self.binding.pending, self.binding.loaded = None, own.get("pending")
+        self.binding.loaded_tiers = own.get("tiers", {})

@@ -52,8 +52,8 @@ def generator(seed: int, step: int, role: str, micro_batch: int = 0) -> torch.Ge
 
 
 @contextmanager
-def noise_frame(seed: int, step: int, micro_batch: int) -> Iterator[None]:
-    """Run the body on the noise of one micro-batch and leave every global generator as it was found.
+def noise_frame(seed: int, step: int, micro_batch: int, role: str = "noise") -> Iterator[None]:
+    """Run the body on noise of its own and leave every global generator as it was found.
 
     The commit pass and all candidates of a micro-batch enter the same frame, so that dropout masks and other noise are
     common to all of them: a difference of two losses then comes from the parameters alone.
@@ -62,8 +62,9 @@ def noise_frame(seed: int, step: int, micro_batch: int) -> Iterator[None]:
         seed: Seed of the run.
         step: Optimizer step.
         micro_batch: Micro-batch inside the step.
+        role: What the noise is for.
     """
-    value = derive_seed(seed, step, micro_batch, "noise")
+    value = derive_seed(seed, step, micro_batch, role)
     with preserved_generators():
         _seed_torch(value)
         np.random.seed(value & 0xFFFFFFFF)
@@ -97,3 +98,45 @@ def _seed_torch(value: int) -> None:
 def _accelerator_states() -> list[Tensor] | Any:
     # Not is_available(), which loads the driver's library again at each call.
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of the global generators of Python, NumPy and torch, as tensors and numbers.
+
+    They load with ``weights_only=True``, which arrays of NumPy do not.
+
+    Example:
+        >>> states = generator_states()
+        >>> drawn = random.random(), np.random.rand(), float(torch.rand(()))
+        >>> restore_generators(states)
+        >>> drawn == (random.random(), np.random.rand(), float(torch.rand(())))
+        True
+    """
+    version, words, gauss = random.getstate()
+    array: Any = np.random.get_state(legacy=False)
+    return {
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "numpy": {
+            "kind": array["bit_generator"],
+            "keys": torch.from_numpy(array["state"]["key"].astype(np.int64)),
+            "position": int(array["state"]["pos"]),
+            "has_gauss": int(array["has_gauss"]),
+            "cached": float(array["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": list(_accelerator_states()),
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set the global generators to states that :func:`generator_states` returned.
+
+    CUDA's are left alone when the states come from another number of devices.
+    """
+    python, array = states["python"], states["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    keys = array["keys"].numpy().astype(np.uint32)
+    np.random.set_state((array["kind"], keys, array["position"], array["has_gauss"], array["cached"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])

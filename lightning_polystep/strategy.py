@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,6 +26,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.core.optimizer import do_nothing_closure
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins import Precision
+from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.data import extract_batch_size
@@ -34,12 +36,16 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_polystep import guards, trainer_guards
+from lightning_polystep import guards, interruption, trainer_guards
 from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
+from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.engine import Engine, print_plan
+from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
+from lightning_polystep.loaders import fast_forward, replayable
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
+from lightning_polystep.randomness import generator_states, restore_generators
 from lightning_polystep.scoring.plan import Evaluation
 
 
@@ -74,7 +80,7 @@ class PolyStepStrategy(DDPStrategy):
         accelerator: As in DDPStrategy; the Trainer sets it.
         parallel_devices: As in DDPStrategy; the Trainer sets it.
         cluster_environment: As in DDPStrategy.
-        checkpoint_io: As in DDPStrategy.
+        checkpoint_io: As in DDPStrategy; by default files with a checksum, written atomically.
         precision_plugin: As in DDPStrategy; the Trainer sets it.
         process_group_backend: As in DDPStrategy; unused on one device, which needs no process group.
         timeout: As in DDPStrategy, as a timedelta or in seconds.
@@ -130,12 +136,16 @@ class PolyStepStrategy(DDPStrategy):
         self._log_per_block = log_per_block
         self._adoptions: list[Adoption] = []
         self._autograd_off = AutogradOff()
+        self._finish_batch_first = FinishBatchFirst()
         # The user code that a probe runs again, how many backward calls it has made, and which one a replay stops at.
         self._replay: Callable[[], Any] = do_nothing_closure
         self._backwards = 0
         self._stop_at: int | None = None
         self._samples = 0
         self._started = 0.0
+        self._data_seed = 0
+        # What a loaded checkpoint says of the run beside modules and optimizers, until training starts.
+        self._resume: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Name the package: the Trainer of lightning.pytorch prints this when it refuses the object."""
@@ -171,11 +181,13 @@ class PolyStepStrategy(DDPStrategy):
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})
             _optimizers_to_device(self.optimizers, self.root_device)
             _callbacks(trainer).insert(0, self._autograd_off)
+            _callbacks(trainer).append(self._finish_batch_first)  # after those that save
             torch.set_grad_enabled(False)
 
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Ask the module for its optimizers, adopt them, and give each an engine."""
         guards.check_parameters(self._module)
+        self._data_seed = torch.initial_seed()
         with warnings.catch_warnings():
             # None means PolyStep with its defaults here, not "no optimizer" as Lightning's warning says.
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
@@ -201,18 +213,36 @@ class PolyStepStrategy(DDPStrategy):
         ]
 
     def on_train_start(self) -> None:
-        """Start the clock of the fit."""
+        """Start the clock of the fit; a resumed one goes on where its data and its generators were."""
+        if self._resume is not None:
+            fast_forward(self._module.trainer)
+            if self._resume:
+                restore_generators(self._resume["generators"])
+            self._resume = None
         self._started = time.perf_counter()
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """Make the order of training data repeatable."""
+        trainer = self._module.trainer
+        return replayable(dataloader, trainer, self._data_seed) if trainer.training else dataloader
 
     def on_train_end(self) -> None:
         """Stop the clock of the fit; validation counts, setting up does not."""
         self.fit_seconds = time.perf_counter() - self._started
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Save what can be saved."""
+        super().on_exception(exception)
+        if self.lightning_module is not None and self.lightning_module._trainer is not None:
+            interruption.on_exception(self._module.trainer, exception)
 
     def teardown(self) -> None:
         """Give autograd and the callback list back."""
         trainer = self.lightning_module._trainer if self.lightning_module is not None else None
         if trainer is not None and self._autograd_off in _callbacks(trainer):
             _callbacks(trainer).remove(self._autograd_off)
+            _callbacks(trainer).remove(self._finish_batch_first)
+            self._finish_batch_first.release()
             torch.set_grad_enabled(True)
         super().teardown()
 
@@ -354,14 +384,45 @@ class PolyStepStrategy(DDPStrategy):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """How checkpoints are written: with a checksum, unless the Trainer or the user gave something else."""
+        # Decided late: a plugin of the Trainer and one of the strategy are a conflict to Lightning.
+        if self._checkpoint_io is None:
+            self._checkpoint_io = CheckedCheckpointIO()
+        elif isinstance(self._checkpoint_io, _WrappingCheckpointIO):
+            self._checkpoint_io.checkpoint_io = CheckedCheckpointIO()  # ignored where it wraps another already
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state, with the step radius that the schedule has reached."""
         for adoption in self._adoptions:
             adoption.follow_schedule()
         return super().optimizer_state(optimizer)
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save, with the seed of the data's order and the generators that a resumed run goes on with."""
+        if interruption.refuse_half_a_step(self._module.trainer, filepath):
+            return
+        if "optimizer_states" in checkpoint:  # else weights only
+            checkpoint[_RUN_STATE] = {"data_seed": self._data_seed, "generators": generator_states()}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore the module in its final precision; Lightning converts it later, when float64 would have been cut."""
+        self.precision_plugin.convert_module(self._module)
+        super().load_model_state_dict(checkpoint, strict)
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore the optimizers, and the schedules of those that were replaced."""
+        """Restore the optimizers, the schedules of those that were replaced, and the order of the data."""
+        self._resume = checkpoint.get(_RUN_STATE, {})
+        self._data_seed = self._resume.get("data_seed", self._data_seed)
         super().load_optimizer_state_dict(checkpoint)
         for adoption in self._adoptions:
             adoption.restore_schedule()
@@ -382,6 +443,8 @@ class PolyStepStrategy(DDPStrategy):
             )
 
 
+# Entry of a checkpoint for what belongs to no module, optimizer, loop or callback.
+_RUN_STATE = "polystep_run"
 _MODULE_SIDE_EFFECTS = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
 

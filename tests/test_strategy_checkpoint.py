@@ -170,7 +170,7 @@ def test_testing_the_best_checkpoint_of_a_fit(tmp_path):
     assert metrics["test_loss"] == pytest.approx(float(best.best_model_score))
 
 
-def test_saving_in_the_middle_of_an_accumulation_window_loses_only_that_window(tmp_path):
+def test_what_an_accumulation_window_has_gathered_is_saved_with_the_rest(tmp_path):
     run = trainer(tmp_path, accumulate_grad_batches=4, limit_train_batches=8)
     path = tmp_path / "middle.ckpt"
 
@@ -182,5 +182,8 @@ def test_saving_in_the_middle_of_an_accumulation_window_loses_only_that_window(t
     run.callbacks.append(Save())
     run.fit(Boring(polystep), loader(batches=8))
     saved = torch.load(path, weights_only=True)
-    progress = saved["optimizer_states"][0]["polystep"]["progress"]
+    own = saved["optimizer_states"][0]["polystep"]
+    progress = own["progress"]
+    assert own["pending"]["weight"] == 2
+    assert own["pending"]["blocks"].keys() == {"net.0", "net.3"}
     assert (saved["global_step"], progress["step"], progress["micro_batch"]) == (1, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
@@ -170,7 +170,7 @@ ProposeTrial = Callable[[Block, int, int], Proposal]
 FastestTier = Callable[[Block], Tier]
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - keyword-only options
     blocks: list[Block],
     seen: Observation,
     probe: Probe,
@@ -180,6 +180,7 @@ def make_plan(
     evaluation: Evaluation = "auto",
     memory_budget: int,
     max_candidates: int | None = None,
+    known_tiers: Mapping[str, str] | None = None,
 ) -> Plan:
     """Try the tiers on a few candidates of each block, fastest first, and keep the first that agrees with the loop.
 
@@ -193,6 +194,8 @@ def make_plan(
         memory_budget: Bytes that a chunk of candidates may take.
         max_candidates: Candidates per step for blocks of a group without ``rank``; by default 16,384
             (incremental tier), 2,048 (vmap) or 256 (loop).
+        known_tiers: Names of the tiers by block that the run used before it was resumed: tiers agree only to rounding,
+            and another batch might lead to another choice.
 
     Returns:
         The plan.
@@ -204,7 +207,8 @@ def make_plan(
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
         for block in blocks:
-            tier, reason = _choose_tier(block, seen, probe, propose_trial, fastest_tier, evaluation)
+            known = (known_tiers or {}).get(block.name)
+            tier, reason = _choose_tier(block, seen, probe, propose_trial, fastest_tier, evaluation, known)
             plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
     _share_candidates(plan.assignments, max_candidates)
     return plan
@@ -241,6 +245,7 @@ def _choose_tier(
     propose_trial: ProposeTrial,
     fastest_tier: FastestTier,
     evaluation: Evaluation,
+    known: str | None,
 ) -> tuple[Tier, str]:
     if evaluation == "loop":
         return LoopTier(), "asked for"
@@ -255,6 +260,9 @@ def _choose_tier(
             tiers.insert(0, fastest_tier(block))
         except NotAStackError as error:
             reasons.append(f"not as part of a stack: {error}")
+    same = _named(known, [*tiers, LoopTier()]) if evaluation == "auto" else None
+    if same is not None:
+        return same, "; ".join([*reasons, "as before the resume"])
     for tier in tiers:
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
@@ -265,6 +273,10 @@ def _choose_tier(
         msg = f"{block.name} cannot be scored by vmap ({'; '.join(reasons)}): use evaluation='auto' or 'loop'."
         raise RuntimeError(msg)
     return LoopTier(), "; ".join(reasons)
+
+
+def _named(name: str | None, tiers: list[Tier]) -> Tier | None:
+    return next((tier for tier in tiers if tier.name == name), None)
 
 
 def _vmap_tiers(block: Block, seen: Observation) -> Iterable[Tier]:

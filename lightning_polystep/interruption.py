@@ -1,0 +1,109 @@
+"""Save when a fit is interrupted, at a point from which it can go on exactly."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+FILE_NAME = "interrupted.ckpt"
+# What shells report of a process that SIGTERM ended; Lightning 2.6 would exit with 0, as if the run were finished.
+_SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+
+
+class FinishBatchFirst(Callback):
+    """The strategy's own callback: Ctrl+C during a batch waits for its end, so that no half-made step is saved.
+
+    A second Ctrl+C stops at once. SIGTERM needs no such care: Lightning notes it and stops between batches.
+    """
+
+    def __init__(self) -> None:
+        self._interrupted = False
+        self._handler: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over Ctrl+C, where it is Python's own and this is the thread that gets it."""
+        del trainer, pl_module
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._interrupted, self._handler = False, signal.signal(signal.SIGINT, self._note)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_batch: Any) -> None:
+        """Stop now if Ctrl+C was pressed."""
+        del trainer
+        if self._interrupted:
+            self.release()
+            raise KeyboardInterrupt
+
+    def release(self) -> None:
+        """Give Ctrl+C back."""
+        self._interrupted = False
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        if self._interrupted:
+            self.release()
+            raise KeyboardInterrupt
+        self._interrupted = True
+        rank_zero_info("Ctrl+C: stopping after this batch; press it again to stop at once.")
+
+
+def in_mid_batch(trainer: pl.Trainer) -> bool:
+    """Tell whether a training batch was begun and not ended: its state is neither before nor after the step."""
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(current.started > current.processed)
+
+
+def on_exception(trainer: pl.Trainer, exception: BaseException) -> None:
+    """Save ``interrupted.ckpt`` beside the other checkpoints, and let SIGTERM end the process with code 143.
+
+    Nothing is saved where the user wants no checkpoints, before the first batch, or in the middle of a batch; a
+    ``ModelCheckpoint(save_on_exception=True)`` has saved already.
+
+    Args:
+        trainer: The trainer.
+        exception: What ended the fit.
+    """
+    if isinstance(exception, SIGTERMException):
+        exception.code = _SIGTERM_EXIT_CODE
+    savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    trained: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    if not savers or not fitting or trained.processed == 0 or any(saver.save_on_exception for saver in savers):
+        return
+    # Saving waits for all processes, of which only a signal stops every one.
+    alone = trainer.world_size > 1 and not isinstance(exception, SIGTERMException)
+    if alone or in_mid_batch(trainer):
+        return
+    folder = savers[0].dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
+    path = Path(folder) / FILE_NAME
+    try:
+        trainer.save_checkpoint(path)
+    except OSError as error:
+        rank_zero_warn(f"{path} could not be saved ({error}): the last checkpoint before it is still there.")
+    else:
+        rank_zero_info(
+            f"Saved {path}: resume with fit(..., ckpt_path={str(path)!r}), or --ckpt_path of the command line."
+        )
+
+
+def refuse_half_a_step(trainer: pl.Trainer, path: str | Path) -> bool:
+    """Tell, and say, that a callback wants to save while an exception has just cut a batch in two."""
+    if not (trainer.interrupted and trainer.state.fn == TrainerFn.FITTING and in_mid_batch(trainer)):
+        return False
+    rank_zero_warn(
+        f"{Path(path).name} was not saved: the exception came in the middle of a batch, whose state is neither before "
+        "nor after the step; resume from the last checkpoint before it."
+    )
+    return True

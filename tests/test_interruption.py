@@ -1,0 +1,149 @@
+"""SIGTERM, Ctrl+C and exceptions: what is saved, and that it goes on exactly."""
+
+import errno
+import os
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lightning_polystep.checkpoints import CheckedCheckpointIO
+from tests.helpers.boring import BATCH, loader, separable, trainer
+from tests.helpers.resume import BATCHES, EPOCHS, Hashes, Noisy, run_rest, run_whole
+
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
+
+
+def data():
+    return loader(BATCHES, shuffle=True)
+
+
+def interrupted(folder, module, batches=None, *, save_on_exception=False, **options):
+    """Run until something stops the fit; return what ended it, and the hashes until then."""
+    hashes = Hashes()
+    saver = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", save_on_exception=save_on_exception)
+    run = trainer(folder, max_epochs=EPOCHS, callbacks=[hashes, saver], enable_checkpointing=True, **options)
+    pl.seed_everything(7, verbose=False)
+    with pytest.raises(BaseException) as ended:  # noqa: PT011 - signals end a fit by SystemExit and KeyboardInterrupt
+        run.fit(module, batches or data())
+    return ended.value, hashes.seen
+
+
+LEFT = {"training": 0, "validation": 0}  # outside of any module, whose attributes are put back after each probe
+
+
+class Signalled(Noisy):
+    """Sends its process a signal in the middle of a step, while candidates are scored, or of a validation."""
+
+    def __init__(self, number, at=25, stage="training"):
+        super().__init__()
+        self.number = number
+        LEFT.update({"training": 0, "validation": 0, stage: at})
+
+    def loss(self, batch):
+        stage = "training" if self.trainer.training else "validation"
+        LEFT[stage] -= 1
+        if LEFT[stage] == 0:
+            os.kill(os.getpid(), self.number)
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}], ids=["each", "accumulating"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_batch_saves_and_exits(tmp_path, number, code, options):
+    whole = run_whole(tmp_path, Noisy(), data(), **options)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    ended, seen = interrupted(tmp_path, Signalled(number), **options)
+    assert isinstance(ended, SystemExit)
+    assert ended.code == code
+    assert 0 < len(seen) < len(whole)
+    assert seen == whole[: len(seen)]
+    assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), data(), **options) == whole[len(seen) :]
+    assert signal.getsignal(signal.SIGTERM) == handlers[0]
+
+
+def test_a_signal_in_validation_keeps_the_training_exact(tmp_path):
+    whole = run_whole(tmp_path, Noisy(), data())
+    ended, seen = interrupted(tmp_path, Signalled(signal.SIGTERM, at=3, stage="validation"))
+    assert ended.code == 143
+    assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), data()) == whole[len(seen) :]
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    class Impatient(Noisy):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if self.global_step == 2 and torch.is_grad_enabled() is False:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss
+
+    ended, seen = interrupted(tmp_path, Impatient())
+    assert isinstance(ended, SystemExit)
+    assert len(seen) == 2
+    assert not (tmp_path / "interrupted.ckpt").exists()
+
+
+class Bad(torch.utils.data.Dataset):
+    """A sample that cannot be read while ``broken``."""
+
+    def __init__(self, broken):
+        self.data, self.broken = separable(BATCHES * BATCH), broken
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if self.broken and index == 20:
+            raise OSError("sample 20 cannot be read")
+        return self.data[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exception_in_the_loader_saves_what_was_trained(tmp_path, workers):
+    def made(broken):
+        return DataLoader(Bad(broken), batch_size=BATCH, num_workers=workers)
+
+    options = {"use_distributed_sampler": False}
+    whole = run_whole(tmp_path, Noisy(), made(False), **options)
+    ended, seen = interrupted(tmp_path, Noisy(), made(True), **options)
+    assert "sample 20 cannot be read" in str(ended)
+    assert seen == whole[:2]
+    assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), made(False), **options) == whole[2:]
+
+
+class Failing(Noisy):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == 3:
+            raise ValueError("in the middle")
+        return loss
+
+
+def test_half_a_step_is_not_saved(tmp_path):
+    interrupted(tmp_path, Failing())
+    assert not list(tmp_path.glob("*.ckpt"))
+    with pytest.warns(UserWarning, match=r"was not saved: the exception came in the middle of a batch"):
+        ended, _ = interrupted(tmp_path, Failing(), save_on_exception=True)
+    assert str(ended) == "in the middle"
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_who_wants_no_checkpoints_gets_none(tmp_path):
+    run = trainer(tmp_path, max_epochs=EPOCHS)
+    with pytest.raises(SystemExit):
+        run.fit(Signalled(signal.SIGTERM), data())
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_disk_that_is_still_full_does_not_hide_what_happened(tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CheckedCheckpointIO, "save_checkpoint", full)
+    with pytest.warns(UserWarning, match=r"interrupted.ckpt could not be saved .*No space left"):
+        ended, _ = interrupted(tmp_path, Noisy())
+    assert isinstance(ended, OSError)
