@@ -12,11 +12,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_polystep import guards
+from lightning_polystep.agreement import Agreement, Notes
+from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.optimizer import Pending, PolyStep
-from lightning_polystep.parallel import Layout
+from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
@@ -81,7 +84,8 @@ class Engine:
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
         max_candidates: Candidates per step for parameter groups without ``rank``; by default 16,384
             (incremental tier), 2,048 (vmap) or 256 (loop).
-        layout: Which share of the candidates this process scores.
+        processes: This process among others that train the same module; by default it is alone.
+        check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
         announce: Receives the plan once it is made; None keeps it silent.
@@ -107,7 +111,8 @@ class Engine:
         evaluation: Evaluation = "auto",
         memory_budget: int = 256 * 2**20,
         max_candidates: int | None = None,
-        layout: Layout | None = None,
+        processes: Processes | None = None,
+        check_replicas_every_n_steps: int = 50,
         mute: Callable[[], AbstractContextManager[None]] = nullcontext,
         profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
         announce: Callable[[Plan], None] | None = print_plan,
@@ -121,7 +126,9 @@ class Engine:
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
         self._max_candidates = max_candidates
-        self._layout = layout or Layout()
+        self._agreement = Agreement(
+            processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
+        )
         self._mute = mute
         self._profile = profile
         self._announce = announce
@@ -136,6 +143,7 @@ class Engine:
         self._warned_non_finite = False
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
+        optimizer.binding.agree = self._agree
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -158,7 +166,15 @@ class Engine:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
         self._adapters.start()
 
-    def probe(self, evaluate: Callable[[], Tensor], loss: Tensor, *, samples: int = 0, weight: float = 1.0) -> None:
+    def probe(
+        self,
+        evaluate: Callable[[], Tensor],
+        loss: Tensor,
+        *,
+        samples: int = 0,
+        weight: float = 1.0,
+        batch: int = 0,
+    ) -> None:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
 
         Args:
@@ -166,11 +182,16 @@ class Engine:
             loss: The loss of the commit pass.
             samples: Samples in the micro-batch, for the counters.
             weight: Weight of the micro-batch in the step.
+            batch: Fingerprint of the micro-batch, by which processes that share it check that they do.
 
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
-        if bool(torch.isfinite(guards.check_loss(loss)).all()):
+        finite = bool(torch.isfinite(guards.check_loss(loss)).all())
+        self._agreement.notes.see(batch, loss)
+        if self.plan is None:
+            finite = self._agreement.ready(finite)
+        if finite:
             self._gather(evaluate, loss, samples, weight)
         else:
             self._count_skipped()
@@ -199,16 +220,29 @@ class Engine:
                 pending = self._propose(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
-            for proposal, total, incumbent in zip(pending.proposals, pending.costs, pending.incumbents, strict=True):
-                share = self._layout.share(proposal.candidates)
-                losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
-                total.add_(losses, alpha=weight)
-                incumbent.add_(assignments[proposal.block].incumbent(loss).to(incumbent), alpha=weight)
+            for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
+                assignment, started = assignments[proposal.block], time.perf_counter()
+                losses = score(proposal, assignment, probe, share)
+                pending.costs[index][share.start : share.stop].add_(losses, alpha=weight)
+                pending.incumbents[index].add_(assignment.incumbent(loss).to(losses), alpha=weight)
+                pending.seconds[index] += time.perf_counter() - started
         pending.weight += weight
         self.optimizer.binding.pending = pending
         candidates = sum(proposal.candidates for proposal in pending.proposals)
-        progress.candidates += candidates
-        progress.samples += candidates * samples
+        for counters in (progress, self._agreement.notes):
+            counters.candidates += candidates
+            counters.samples += candidates * samples
+
+    def _agree(self, pending: Pending | None) -> Pending | None:
+        """Turn what this process has gathered for a step into what all have, at the optimizer's step."""
+        if not self._agreement.several or self.plan is None:
+            self._agreement.notes = Notes()
+            return pending
+        # Who has nothing to tell, because a loss was not finite, comes to the collective all the same.
+        pending = pending or self._propose(self.plan)
+        with self.verb("score"):
+            self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress)
+        return pending
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Make one step in plain PyTorch.
@@ -273,6 +307,7 @@ class Engine:
             evaluation=self._evaluation,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
+            agree=self._agreement.slowest,
         )
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
@@ -289,7 +324,14 @@ class Engine:
             if assignment.block.trainable
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
-        return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+        assignments = {assignment.block: assignment for assignment in plan.assignments}
+        return Pending(
+            proposals,
+            costs,
+            incumbents=[total.new_zeros(()) for total in costs],
+            shares=divide([assignments[p.block].work(p) for p in proposals], self._agreement.layout.candidates),
+            seconds=[0.0] * len(proposals),
+        )
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer
@@ -323,6 +365,7 @@ class Engine:
 
     def _count_skipped(self) -> None:
         self.optimizer.progress.skipped += 1
+        self._agreement.notes.skipped += 1
         if not self._warned_non_finite:
             self._warned_non_finite = True
             warnings.warn(guards.NON_FINITE_LOSS, stacklevel=3)

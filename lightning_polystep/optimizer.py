@@ -27,12 +27,16 @@ class Pending:
         costs: Summed losses of each proposal's candidates, shape (candidates,), float64.
         weight: Sum of the micro-batches' weights.
         incumbents: The incumbent's summed losses, scored as each proposal's candidates are: scalars; empty if unknown.
+        shares: Which candidates of each proposal this process scores.
+        seconds: What that took, for each proposal.
     """
 
     proposals: list[Proposal]
     costs: list[Tensor]
     weight: float = 0.0
     incumbents: list[Tensor] = field(default_factory=list)
+    shares: list[range] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Binding:
         report: Figures of the last step, for logs.
         null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
         verb: Times the body under a verb.
+        agree: Turns what this process has gathered into what all processes have.
     """
 
     attached: bool = False
@@ -71,6 +76,7 @@ class Binding:
     report: dict[str, Tensor | float] = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
+    agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
 
 
 class PolyStep(Optimizer):
@@ -192,7 +198,7 @@ class PolyStep(Optimizer):
         result = closure() if closure is not None else None
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
-        pending, self.binding.pending = self.binding.pending, None
+        pending, self.binding.pending = self.binding.agree(self.binding.pending), None
         if pending is not None and pending.weight > 0:
             self.binding.null_candidates = {
                 proposal.block.name: null_candidates(costs, incumbent)
