@@ -14,7 +14,24 @@ from lightning_polystep.optimizer import Pending, Progress
 from lightning_polystep.processes import Processes
 from lightning_polystep.scoring.plan import Assignment
 
+# Multiples of it add up exactly, in any order, as long as sums stay below 2^53 of them (8,192): the number of shards
+# that a batch is divided into then changes no bit. A loss in float32 is far coarser.
+_GRID = 2.0**-40
 _COUNTS = ("weight", "candidates", "samples", "skipped", "objections")
+
+
+def on_grid(losses: Tensor) -> Tensor:
+    """Round losses to multiples of 2^-40, so that their sums do not depend on the order of the terms.
+
+    Args:
+        losses: Any shape, float64; what is not finite stays as it is.
+
+    Example:
+        >>> a, b, c = on_grid(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        >>> bool((a + b) + c == a + (b + c)), 0.1 + 0.2 + 0.3 == 0.1 + (0.2 + 0.3)
+        (True, False)
+    """
+    return torch.round(losses / _GRID) * _GRID
 
 
 @dataclass
@@ -69,6 +86,11 @@ class Agreement:
         """Whether there is anyone to agree with."""
         return self.layout.world_size > 1
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the batch is divided."""
+        return self.layout.data.size > 1
+
     def ready(self, finite: bool) -> bool:
         """Tell whether a plan can be made from this micro-batch: its loss must be finite on all processes.
 
@@ -89,13 +111,48 @@ class Agreement:
         mine[self.layout.rank] = torch.tensor(choices)
         return [int(choice) for choice in self.processes.sum({"choices": mine})["choices"].amax(0)]
 
-    def settle(self, assignments: Sequence[Assignment], pending: Pending, progress: Progress) -> bool:
+    def shards(self, own: dict[str, Tensor], sizes: dict[str, int], count: int) -> list[dict[str, Tensor]]:
+        """Return what the first shards of the batch know, the same list on all processes.
+
+        Args:
+            own: Square matrices that this process knows, by name.
+            sizes: Rows of all matrices that are asked for.
+            count: How many shards are asked.
+        """
+        data, candidates = self.layout.data, self.layout.candidates
+        message = {}
+        for name, size in sizes.items():
+            message[name] = torch.zeros(count, 1 + size * size, dtype=torch.float64)
+            if name in own and candidates.index == 0 and data.index < count:
+                message[name][data.index, 0] = 1.0
+                message[name][data.index, 1:] = own[name].flatten()
+        if not message or count < 1:
+            return []
+        told = self.processes.sum(message)
+        device = next(iter(own.values())).device if own else torch.device("cpu")
+        return [
+            {
+                name: told[name][shard, 1:].reshape(size, size).to(device)
+                for name, size in sizes.items()
+                if told[name][shard, 0]
+            }
+            for shard in range(count)
+        ]
+
+    def settle(
+        self,
+        assignments: Sequence[Assignment],
+        pending: Pending,
+        progress: Progress,
+        buffers: Sequence[Tensor] = (),
+    ) -> bool:
         """Turn what this process has gathered for a step into what all have, by the step's one collective.
 
         Args:
             assignments: Those of the plan; they fix the size of the message, whatever a process has to tell.
             pending: Its own share of the costs, zero elsewhere; replaced in place by the sums of all.
             progress: Its counters, to which the work of the others is added.
+            buffers: What shards write differently; all take those of the first, as in DistributedDataParallel.
 
         Returns:
             Whether some process objected to the stack.
@@ -103,7 +160,10 @@ class Agreement:
         Raises:
             RuntimeError: When candidate groups saw different batches or parameters have drifted apart.
         """
-        told = self.processes.sum(self._message(assignments, pending, progress.step))
+        message = self._message(assignments, pending, progress.step)
+        first = float(self.layout.rank == 0)
+        message |= {f"buffer {place}": first * buffer.double() for place, buffer in enumerate(buffers)}
+        told = self.processes.sum(message)
         self._check(told["marks"], progress.step)
         own, self.notes = self.notes, Notes()
         places = {assignment.block: place for place, assignment in enumerate(assignments)}
@@ -116,6 +176,8 @@ class Agreement:
         for assignment, demoted in zip(assignments, told["demoted"].tolist(), strict=True):
             if demoted:
                 assignment.step_down(guards.FAILED_ELSEWHERE)
+        for place, buffer in enumerate(buffers):
+            buffer.copy_(told[f"buffer {place}"])
         counts = dict(zip(_COUNTS, told["counts"].tolist(), strict=True))
         pending.weight = counts["weight"]
         progress.candidates += int(counts["candidates"]) - own.candidates

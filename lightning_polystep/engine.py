@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_polystep import guards
-from lightning_polystep.agreement import Agreement, Notes
+from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
@@ -33,6 +33,8 @@ from lightning_polystep.step import learn_inputs, observe, propose, score
 # The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
 _MOMENT_PERIOD = 5
+# So many micro-batches of a step show enough of its inputs; more shards would only make the message longer.
+_MOMENT_BATCHES = 4
 
 VERBS = ("observe", "propose", "score", "transport", "move")
 
@@ -140,6 +142,8 @@ class Engine:
         self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
+        self._shared_buffers: frozenset[str] = frozenset()
+        self._problem = ""
         self._warned_non_finite = False
         optimizer.binding.attached = True
         optimizer.binding.verb = self.verb
@@ -160,7 +164,8 @@ class Engine:
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
-            learn_inputs(self._seen, self.optimizer.statistics)
+            if not self._agreement.sharded:
+                learn_inputs(self._seen.take_moments(), self.optimizer.statistics)
 
     def start_pass(self) -> None:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
@@ -189,20 +194,48 @@ class Engine:
         """
         finite = bool(torch.isfinite(guards.check_loss(loss)).all())
         self._agreement.notes.see(batch, loss)
+        moments = self._moments()
         if self.plan is None:
             finite = self._agreement.ready(finite)
         if finite:
-            self._gather(evaluate, loss, samples, weight)
+            self._gather(evaluate, loss, samples, weight, moments)
         else:
             self._count_skipped()
+        self._learn(moments)
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
 
-    def _gather(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float) -> None:
-        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+    def _moments(self) -> list[dict[str, Tensor]]:
+        """Return what the shards of this micro-batch have shown of the sites' inputs, in the order of the shards."""
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
-        learn_inputs(self._seen, self.optimizer.statistics)
+        seen = self._seen.take_moments()
+        if not self._agreement.sharded:
+            return [seen]
+        sizes = {b.name: b.dim for b in self._blocks if b.name in self._due_for_moments() and b.subspace == "inputs"}
+        shards = self._agreement.layout.data.size
+        asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
+        return self._agreement.shards(seen, sizes, asked)
+
+    def _learn(self, moments: list[dict[str, Tensor]], most: int | None = None) -> None:
+        """Fold the next shards' moments into the running statistics, as one process would that saw them in turn."""
+        for _ in range(len(moments) if most is None else min(most, len(moments))):
+            due, learnt = self._due_for_moments(), moments.pop(0)
+            if self._agreement.sharded:
+                learnt = {name: moment for name, moment in learnt.items() if name in due}
+            learn_inputs(learnt, self.optimizer.statistics)
+
+    def _gather(
+        self,
+        evaluate: Callable[[], Tensor],
+        loss: Tensor,
+        samples: int,
+        weight: float,
+        moments: list[dict[str, Tensor]],
+    ) -> None:
+        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+        # A step's directions come from its first shard, however many there are.
+        self._learn(moments, most=1 if pending is None else None)
         self._written_buffers |= self._buffers.written(self.module)
         probe = Probe(
             self.module,
@@ -212,7 +245,8 @@ class Engine:
             mute=self._silenced,
             vectorised=self._adapters.vectorised,
         )
-        self._check_stack(loss)
+        if self._objects(loss):
+            return
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
@@ -223,8 +257,8 @@ class Engine:
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
                 assignment, started = assignments[proposal.block], time.perf_counter()
                 losses = score(proposal, assignment, probe, share)
-                pending.costs[index][share.start : share.stop].add_(losses, alpha=weight)
-                pending.incumbents[index].add_(assignment.incumbent(loss).to(losses), alpha=weight)
+                pending.costs[index][share.start : share.stop] += on_grid(weight * losses)
+                pending.incumbents[index] += on_grid(weight * assignment.incumbent(loss).to(losses))
                 pending.seconds[index] += time.perf_counter() - started
         pending.weight += weight
         self.optimizer.binding.pending = pending
@@ -240,8 +274,12 @@ class Engine:
             return pending
         # Who has nothing to tell, because a loss was not finite, comes to the collective all the same.
         pending = pending or self._propose(self.plan)
+        named = dict(self.module.named_buffers())
+        buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]
         with self.verb("score"):
-            self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress)
+            objected = self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress, buffers)
+        if objected and self._stack is not None:
+            self._give_up(self._problem or "it does not explain the loss of another process")
         return pending
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
@@ -274,11 +312,19 @@ class Engine:
 
     def _noise_key(self) -> tuple[int, int, int]:
         progress = self.optimizer.progress
-        return self.optimizer.seed, progress.step, progress.micro_batch
+        return self.optimizer.seed, progress.step, self._micro_batch
+
+    @property
+    def _micro_batch(self) -> int:
+        """The micro-batch, counted over all shards of the step: processes take them in turn."""
+        data = self._agreement.layout.data
+        return self.optimizer.progress.micro_batch * data.size + data.index
 
     def _due_for_moments(self) -> set[str]:
         """Return the blocks whose running second moment takes this batch in: all at first, then every fifth step."""
         known, step = self.optimizer.statistics, self.optimizer.progress.step
+        if self.optimizer.progress.micro_batch * self._agreement.layout.data.size >= _MOMENT_BATCHES:
+            return set()
         early = {b.name for b in self._blocks if b.name not in known or known[b.name].batches < _EARLY_BATCHES}
         return {b.name for b in self._blocks} if step % _MOMENT_PERIOD == 0 else early
 
@@ -309,6 +355,10 @@ class Engine:
             max_candidates=self._max_candidates,
             agree=self._agreement.slowest,
         )
+        if self._agreement.sharded:
+            names = [name for name, _ in self.module.named_buffers()]
+            written = self._agreement.slowest([int(name in self._written_buffers) for name in names])
+            self._shared_buffers = frozenset(name for name, one in zip(names, written, strict=True) if one)
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
@@ -351,17 +401,27 @@ class Engine:
             raise NotAStackError(self._no_stack)
         return fastest_tier(block, self._stack, self._capture)
 
-    def _check_stack(self, loss: Tensor) -> None:
-        """Give the stack up, once and with the reason, when it does not explain the loss of the commit pass."""
-        if self._stack is None:
-            return
-        problem = disagreement(self._stack, self._capture, loss)
+    def _objects(self, loss: Tensor) -> bool:
+        """Tell whether this shard is to be left out, because the stack does not explain the loss of its commit pass.
+
+        The stack is given up then, once and with the reason: at once where all processes see the same, else with the
+        step.
+        """
+        problem = None if self._stack is None else disagreement(self._stack, self._capture, loss)
         if problem is None:
-            return
+            return False
+        if self._agreement.sharded and self.plan is not None:
+            self._problem = problem
+            self._agreement.notes.objections += 1
+            return True
+        self._give_up(problem)
+        return False
+
+    def _give_up(self, problem: str) -> None:
         self._stack, self._no_stack = None, problem
         if self.plan is not None:
             self.plan = None
-            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=3)
+            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=4)
 
     def _count_skipped(self) -> None:
         self.optimizer.progress.skipped += 1

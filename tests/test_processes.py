@@ -38,8 +38,8 @@ def meet(rank, rounds, store, queue):
 def told(tmp_path, rounds):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    size = len(rounds)
-    ranks = [context.Process(target=meet, args=(rank, size, tmp_path / "store", rounds, queue)) for rank in range(size)]
+    store = tmp_path / "store"
+    ranks = [context.Process(target=meet, args=(rank, rounds, store, queue)) for rank in range(len(rounds))]
     for process in ranks:
         process.start()
     answers = dict(queue.get(timeout=60) for _ in ranks)

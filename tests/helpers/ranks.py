@@ -15,13 +15,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader, Sampler
 
 # Imported by the server, so that no process has to; no kernel runs there.
 import lightning_polystep.kernels.lif_direct_costs.cpu
 import lightning_polystep.kernels.lif_outcome_costs.cpu  # noqa: F401
 from lightning_polystep import PolyStepStrategy
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import Boring, Busy, CountingLogger, loader, polystep, spiking, trainer
+from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, spiking, trainer
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.ranks"])
@@ -146,3 +147,42 @@ def spiking_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
 def foreign_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     """Batch normalisation and dropout by vmap, trained by an Adam that is replaced."""
     return Busy(), loader(6, shuffle=True), {"logger": CountingLogger()}
+
+
+class Dealt(Sampler):
+    """Deals whole micro-batches to the shards of the data in turn; for tasks with ``use_distributed_sampler=False``.
+
+    One process that accumulates over n of them sees in a step what n shards see, or n / 2 that accumulate over two.
+
+    Args:
+        batches: Number of micro-batches, over all shards.
+        size: Samples of each.
+        shares: Processes that see the same shard.
+    """
+
+    def __init__(self, batches, size, shares=1):
+        self.batches = batches
+        self.size = size
+        self.shares = shares
+
+    @property
+    def place(self):
+        alone = not torch.distributed.is_initialized()
+        rank, world_size = (0, 1) if alone else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return rank // self.shares, world_size // self.shares
+
+    def __len__(self):
+        return self.batches // self.place[1]
+
+    def __iter__(self):
+        shard, shards = self.place
+        for batch in range(len(self)):
+            first = (batch * shards + shard) * self.size
+            yield list(range(first, first + self.size))
+
+
+def dealt(module, shares=1, **options):
+    """Return a task's values with micro-batches dealt in turn."""
+    sampler = Dealt(24, BATCH, shares)
+    loader = DataLoader(separable(24 * BATCH), batch_sampler=sampler)
+    return module, loader, {"use_distributed_sampler": False, **options}
