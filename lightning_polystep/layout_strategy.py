@@ -24,7 +24,7 @@ StartMethod = Literal["popen", "spawn", "fork"]
 
 _TITLE = "Gradient-free training by PolyStep: forward passes only"
 # Each name with what its processes do, and the arguments that make them do so.
-_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "polystep": ("processes divide the candidates", {}),
     "polystep_ddp": ("processes divide the batch", {"data_parallel_size": "auto", "candidate_parallel_size": 1}),
     "polystep_spawn": ("processes divide the candidates, and are spawned", {"start_method": "spawn"}),
@@ -152,6 +152,6 @@ class LayoutStrategy(DDPStrategy):
     @classmethod
     def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
         """Register the names; safe to call again, as on a reload."""
-        for name, (description, options) in _NAMES.items():
+        for name, (description, options) in NAMES.items():
             if name not in strategy_registry:
                 strategy_registry.register(name, cls, description=f"{_TITLE}; {description}", **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import numba
@@ -175,8 +175,13 @@ def wrong_namespace(*_args: object, **_kwargs: object) -> None:
     raise MisconfigurationException(WRONG_NAMESPACE)
 
 
-def register_refusal() -> None:
-    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded."""
+def register_refusal(names: Iterable[str] = ("polystep",)) -> None:
+    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded.
+
+    Args:
+        names: All names of the strategy.
+    """
     other = sys.modules.get("lightning.pytorch.strategies")
-    if other is not None and "polystep" not in other.StrategyRegistry:
-        other.StrategyRegistry.register("polystep", wrong_namespace, description=WRONG_NAMESPACE)
+    for name in names:
+        if other is not None and name not in other.StrategyRegistry:
+            other.StrategyRegistry.register(name, wrong_namespace, description=WRONG_NAMESPACE)

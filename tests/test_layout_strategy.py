@@ -1,5 +1,11 @@
 """Several processes: the same bits on 1, 2 and 4 of them, by every launcher, and clear errors where they disagree."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -7,9 +13,12 @@ from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from lightning_polystep import PolyStepStrategy
+from lightning_polystep import PolyStep, PolyStepStrategy
+from lightning_polystep.cli import main
 from tests.helpers.boring import BATCH, FEATURES, Boring, loader, polystep, separable, spiking, trainer
 from tests.helpers.ranks import alike, dealt, fit, foreign_task, spiking_task
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*does not have many workers")]
 
@@ -42,8 +51,6 @@ def test_a_shuffled_batch_stops_all_processes_in_its_step(tmp_path):
     assert [len(rank.hashes) for rank in seen] == [2, 2]
     for rank in seen:
         assert rank.error.startswith("At step 2 rank(s) 1 saw another batch than rank 0")
-
-
 
 
 # --- data and hybrid layouts ------------------------------------------------------------------------------------------
@@ -118,7 +125,7 @@ class Drifting(Boring):
 
 
 def drifting():
-    return Drifting(polystep), loader(8), {}
+    return Drifting(polystep), loader(16), {}
 
 
 class Communicating(Boring):
@@ -190,7 +197,7 @@ def test_drift_that_no_batch_shows_is_found_by_the_parameters(tmp_path):
     """In the data layout every loss differs anyway."""
     options = {"data_parallel_size": 2, "check_replicas_every_n_steps": 2}
     for rank in fit(drifting, 2, tmp_path, **options):
-        assert rank.error == "" if len(rank.hashes) < 3 else "At step 4 the parameters of rank(s) 1" in rank.error
+        assert rank.error.startswith("At step 4 the parameters of rank(s) 1 differ from those of rank 0")
 
 
 @pytest.mark.parametrize(("task", "data"), [(synced_logging, 1), (communicating, 2)])
@@ -201,3 +208,108 @@ def test_collectives_that_pair_rightly_are_allowed(tmp_path, task, data):
 def test_a_shard_without_a_finite_loss_is_left_out_everywhere(tmp_path):
     seen = fit(not_a_number, 2, tmp_path, data_parallel_size=2)
     assert len(alike(seen)) == 8
+
+
+# --- who sees what ----------------------------------------------------------------------------------------------------
+
+
+class Counting(Boring):
+    """Counts the samples that it is given."""
+
+    def __init__(self):
+        super().__init__(polystep)
+        self.report = {"train": 0, "val": 0}
+
+    def training_step(self, batch, batch_idx):
+        self.counted = ("train", len(batch[0]))
+        return self.loss(batch)
+
+    def on_train_batch_end(self, *_):
+        self.report["train"] += self.counted[1]
+
+    def validation_step(self, batch, batch_idx):
+        self.report["val"] += len(batch[0])
+
+
+def counting():
+    return Counting(), loader(8), {"num_sanity_val_steps": 0}
+
+
+@pytest.mark.parametrize(("shards", "train"), [(1, 8 * BATCH), (2, 4 * BATCH)])
+def test_training_is_divided_along_the_data_and_validation_among_all(tmp_path, shards, train):
+    for rank in fit(counting, 2, tmp_path, data_parallel_size=shards):
+        assert rank.report == {"train": train, "val": BATCH}
+
+
+def test_ranks_start_from_the_parameters_and_the_seed_of_rank_0(tmp_path):
+    assert alike(fit(unseeded, 2, tmp_path))
+
+
+class Unseeded(Boring):
+    """Every process makes and draws its own numbers, unless they are told."""
+
+    def configure_optimizers(self):
+        torch.manual_seed(100 + self.global_rank)
+        return PolyStep(self.parameters(), rank=4)
+
+    def setup(self, stage):
+        torch.manual_seed(self.global_rank)
+        torch.nn.init.normal_(self.net[0].weight)
+
+
+def unseeded():
+    return Unseeded(), loader(3), {}
+
+
+# --- launchers and names ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "start_method", "shape"),
+    [
+        ("polystep", "popen", (1, 2)),
+        ("polystep_ddp", "popen", (2, 1)),
+        ("polystep_spawn", "spawn", (1, 2)),
+        ("polystep_fork", "fork", (1, 2)),
+        ("polystep_notebook", "fork", (1, 2)),
+    ],
+)
+def test_names(tmp_path, name, start_method, shape):
+    assert name in StrategyRegistry
+    strategy = trainer(tmp_path, strategy=name, devices=2).strategy
+    assert strategy._start_method == start_method
+    assert (strategy.layout.data.size, strategy.layout.candidates.size) == shape
+    assert trainer(tmp_path, strategy=name, devices=1).strategy.launcher is None
+
+
+def test_spawned_processes_make_the_same_steps(tmp_path):
+    assert alike(fit(foreign_task, 2, tmp_path, start_method="spawn")) == alike(fit(foreign_task, 1, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:The verbose parameter", "ignore:.*is deprecated")
+def test_processes_of_the_command_line_make_the_same_steps(tmp_path):
+    """Lightning runs the command again for the second process."""
+    options = ["fit", "--config", str(REPOSITORY / "configs" / "digits_spiking.yaml"), "--test_after_fit", "false"]
+    options += ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
+
+    def folder(name):
+        return ["--trainer.logger.init_args.save_dir", str(tmp_path / name)]
+
+    def sha256(name):
+        (results,) = (tmp_path / name).rglob("results.json")
+        return json.loads(results.read_text(encoding="utf-8"))["parameters_sha256"]
+
+    main([*options, *folder("one")])
+    command = [sys.executable, "-m", "lightning_polystep", *options, *folder("two"), "--trainer.devices", "2"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sha256("one") == sha256("two")
+
+
+def test_forking_after_kernels_is_refused_before_any_process_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba.threading_layer", lambda: "omp")
+    monkeypatch.setattr("sys.platform", "linux")
+    strategy = PolyStepStrategy(start_method="fork", show_plan=False)
+    with pytest.raises(MisconfigurationException, match="NUMBA_THREADING_LAYER=workqueue"):
+        trainer(tmp_path, strategy=strategy, devices=2).fit(Boring(polystep), loader())

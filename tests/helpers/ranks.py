@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 import lightning_polystep.kernels.lif_direct_costs.cpu
 import lightning_polystep.kernels.lif_outcome_costs.cpu  # noqa: F401
 from lightning_polystep import PolyStepStrategy
+from lightning_polystep.layout_strategy import ForkLauncher
 from lightning_polystep.results import parameters_sha256
 from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, spiking, trainer
 
@@ -88,6 +89,22 @@ class Reported:
             raise
 
 
+class ReportingLauncher(ForkLauncher):
+    """Forks or spawns processes that report how they end."""
+
+    def launch(self, function, *args, trainer=None, **options):
+        return super().launch(Reported(function, trainer), *args, trainer=trainer, **options)
+
+
+class ReportingStrategy(PolyStepStrategy):
+    """Starts its processes by that launcher."""
+
+    def _configure_launcher(self):
+        super()._configure_launcher()
+        if self._launcher is not None:
+            self._launcher = ReportingLauncher(self, start_method=self._start_method)
+
+
 def fit(task, ranks, folder, *, options=None, start_method="fork", **strategy) -> list[Rank]:
     """Run a task on so many processes and return what each of them saw.
 
@@ -118,13 +135,9 @@ def _parent(task, ranks, folder, options, start_method, settings):
     torch.set_num_threads(1)
     try:
         module, loader, more = task()
-        strategy = PolyStepStrategy(start_method=start_method, **settings)
+        strategy = ReportingStrategy(start_method=start_method, **settings)
         callbacks = [Watch(folder), *more.pop("callbacks", [])]
         run = trainer(folder, strategy=strategy, devices=ranks, callbacks=callbacks, **{**more, **options})
-        launcher = strategy.launcher
-        if launcher is not None:
-            launch = launcher.launch
-            launcher.launch = lambda function, *args, **kept: launch(Reported(function, run), *args, **kept)
         run.fit(module, loader)
     except BaseException:
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
