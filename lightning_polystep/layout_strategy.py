@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning_fabric.strategies.registry import _StrategyRegistry
+from lightning_fabric.utilities.distributed import _destroy_dist_connection
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.plugins import Precision
@@ -123,6 +125,8 @@ class LayoutStrategy(DDPStrategy):
             self.set_world_ranks()
         else:
             super().setup_distributed()
+            # Lightning sees to it for NCCL alone; a thread of gloo that outlives the interpreter aborts the process.
+            atexit.register(_destroy_dist_connection)
 
     def start_alike(self, *, fitting: bool) -> None:
         """Start from the parameters and buffers of rank 0, and give the sums of a fit a process group of their own."""

@@ -97,7 +97,10 @@ def step(answer, layout):
     def everything(parts):
         if "costs" in parts:
             return answer(parts)
-        return {"choices": parts["choices"].flip(0)} if "choices" in parts else same(parts)
+        if "marks" in parts:
+            return same(parts)
+        # The other needs the tiers that we need; it has nothing to add about the inputs.
+        return {"choices": parts["choices"].flip(0)} if "choices" in parts else {n: 0 * p for n, p in parts.items()}
 
     engine = Engine(model, optimizer, announce=None, processes=Played(everything, layout))
 
