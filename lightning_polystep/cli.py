@@ -50,8 +50,9 @@ class PolyStepCLI(LightningCLI):
             record["tested"] = "best checkpoint" if best else "last weights"
             record["test_metrics"] = {name: float(value) for results in metrics for name, value in results.items()}
         if not trainer.fast_dev_run:  # type: ignore[attr-defined] # leaves no files; Lightning sets it by setattr
-            folder = trainer.log_dir or trainer.default_root_dir
-            rank_zero_info(f"Results: {write_results(folder, record)}")
+            folder = trainer.log_dir or trainer.default_root_dir  # asked of all processes, because rank 0 tells it
+            if trainer.is_global_zero:
+                rank_zero_info(f"Results: {write_results(folder, record)}")
 
     def _has_test_set(self) -> bool:
         data = self.datamodule if self.datamodule is not None else self.model

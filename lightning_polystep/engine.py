@@ -13,12 +13,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_polystep import guards
+from lightning_polystep.agreement import Agreement, Notes, on_grid
+from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.non_finite import HardInputs, noticing
 from lightning_polystep.optimizer import Pending, PolyStep
-from lightning_polystep.parallel import Layout
+from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
@@ -32,6 +35,8 @@ from lightning_polystep.step import learn_inputs, observe, propose, score
 # The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
 _MOMENT_PERIOD = 5
+# So many micro-batches of a step show enough of its inputs; more shards would only make the message longer.
+_MOMENT_BATCHES = 4
 
 # Why random directions take the place of the span of a layer's inputs.
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
@@ -87,7 +92,8 @@ class Engine:
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
         max_candidates: Candidates per step for parameter groups without ``rank``; by default 16,384
             (incremental tier), 2,048 (vmap) or 256 (loop).
-        layout: Which share of the candidates this process scores.
+        processes: This process among others that train the same module; by default it is alone.
+        check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
         announce: Receives the plan once it is made; None keeps it silent.
@@ -114,7 +120,8 @@ class Engine:
         evaluation: Evaluation = "auto",
         memory_budget: int = 256 * 2**20,
         max_candidates: int | None = None,
-        layout: Layout | None = None,
+        processes: Processes | None = None,
+        check_replicas_every_n_steps: int = 50,
         mute: Callable[[], AbstractContextManager[None]] = nullcontext,
         profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
         announce: Callable[[Plan], None] | None = print_plan,
@@ -129,7 +136,9 @@ class Engine:
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
         self._max_candidates = max_candidates
-        self._layout = layout or Layout()
+        self._agreement = Agreement(
+            processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
+        )
         self._mute = mute
         self._profile = profile
         self._announce = announce
@@ -143,10 +152,14 @@ class Engine:
         self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
         self._written_buffers: frozenset[str] = frozenset()
+        self._shared_buffers: frozenset[str] = frozenset()
+        self._problem = ""
         self._warned: set[str] = set()
         optimizer.binding.attached = True
+        optimizer.binding.alone = not self._agreement.several
         optimizer.binding.verb = self.verb
         optimizer.binding.tiers = self._tiers
+        optimizer.binding.agree = self._agree
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -164,14 +177,23 @@ class Engine:
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
-            learn_inputs(self._seen, self.optimizer.statistics)
+            if not self._agreement.sharded:
+                learn_inputs(self._seen.take_moments(), self.optimizer.statistics)
 
     def start_pass(self) -> None:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
         self._adapters.start()
 
     @torch.no_grad()
-    def probe(self, evaluate: Callable[[], Tensor], loss: Tensor, *, samples: int = 0, weight: float = 1.0) -> None:
+    def probe(
+        self,
+        evaluate: Callable[[], Tensor],
+        loss: Tensor,
+        *,
+        samples: int = 0,
+        weight: float = 1.0,
+        batch: int = 0,
+    ) -> None:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
 
         Args:
@@ -179,24 +201,64 @@ class Engine:
             loss: The loss of the commit pass.
             samples: Samples in the micro-batch, for the counters.
             weight: Weight of the micro-batch in the step.
+            batch: Fingerprint of the micro-batch, by which processes that share it check that they do.
 
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
-        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
-            self._count_skipped("loss", guards.NON_FINITE_LOSS)
-        elif layers := self._hard_inputs.non_finite():
-            self._count_skipped("inputs", guards.non_finite_inputs(layers))
+        problem = self._unfit(loss)
+        self._agreement.notes.see(batch, loss)
+        moments = self._moments()
+        fit = problem is None
+        if self.plan is None:
+            fit = self._agreement.ready(fit)
+        if fit:
+            self._gather(evaluate, loss, samples, weight, moments)
         else:
-            self._gather(evaluate, loss, samples, weight)
+            # Of the first micro-batch another process may have had the broken part.
+            self._count_skipped(*(problem or ("loss", guards.NON_FINITE_LOSS)))
+        self._learn(moments)
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
 
-    def _gather(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float) -> None:
-        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+    def _unfit(self, loss: Tensor) -> tuple[str, str] | None:
+        """Return why a micro-batch must not be scored, as a cause and a message; None when it can be."""
+        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
+            return "loss", guards.NON_FINITE_LOSS
+        layers = self._hard_inputs.non_finite()
+        return ("inputs", guards.non_finite_inputs(layers)) if layers else None
+
+    def _moments(self) -> list[dict[str, Tensor]]:
+        """Return what the shards of this micro-batch have shown of the sites' inputs, in the order of the shards."""
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
-        learn_inputs(self._seen, self.optimizer.statistics)
+        seen = self._seen.take_moments()
+        if not self._agreement.sharded:
+            return [seen]
+        sizes = {b.name: b.dim for b in self._blocks if b.name in self._due_for_moments() and b.subspace == "inputs"}
+        shards = self._agreement.layout.data.size
+        asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
+        return self._agreement.shards(seen, sizes, asked)
+
+    def _learn(self, moments: list[dict[str, Tensor]], most: int | None = None) -> None:
+        """Fold the next shards' moments into the running statistics, as one process would that saw them in turn."""
+        for _ in range(len(moments) if most is None else min(most, len(moments))):
+            due, learnt = self._due_for_moments(), moments.pop(0)
+            if self._agreement.sharded:
+                learnt = {name: moment for name, moment in learnt.items() if name in due}
+            learn_inputs(learnt, self.optimizer.statistics)
+
+    def _gather(
+        self,
+        evaluate: Callable[[], Tensor],
+        loss: Tensor,
+        samples: int,
+        weight: float,
+        moments: list[dict[str, Tensor]],
+    ) -> None:
+        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+        # A step's directions come from its first shard, however many there are.
+        self._learn(moments, most=1 if pending is None else None)
         self._written_buffers |= self._buffers.written(self.module)
         probe = Probe(
             self.module,
@@ -206,7 +268,8 @@ class Engine:
             mute=self._silenced,
             vectorised=self._adapters.vectorised,
         )
-        self._check_stack(loss)
+        if self._objects(loss):
+            return
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
@@ -214,11 +277,12 @@ class Engine:
                 pending = self._loaded_pending(plan) or self._propose(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
-            for proposal, total, incumbent in zip(pending.proposals, pending.costs, pending.incumbents, strict=True):
-                share = self._layout.share(proposal.candidates)
-                losses = self._layout.gather(score(proposal, assignments[proposal.block], probe, share))
-                total.add_(losses, alpha=weight)
-                incumbent.add_(assignments[proposal.block].incumbent(loss).to(incumbent), alpha=weight)
+            for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
+                assignment, started = assignments[proposal.block], time.perf_counter()
+                losses = score(proposal, assignment, probe, share)
+                pending.costs[index][share.start : share.stop] += on_grid(weight * losses)
+                pending.incumbents[index] += on_grid(weight * assignment.incumbent(loss).to(losses))
+                pending.seconds[index] += time.perf_counter() - started
             if self._count_changed_pairs:
                 self.optimizer.binding.changed_pairs = {
                     proposal.block.name: tier.changed_pairs(proposal)
@@ -228,8 +292,24 @@ class Engine:
         pending.weight += weight
         self.optimizer.binding.pending = pending
         candidates = sum(proposal.candidates for proposal in pending.proposals)
-        progress.candidates += candidates
-        progress.samples += candidates * samples
+        for counters in (progress, self._agreement.notes):
+            counters.candidates += candidates
+            counters.samples += candidates * samples
+
+    def _agree(self, pending: Pending | None) -> Pending | None:
+        """Turn what this process has gathered for a step into what all have, at the optimizer's step."""
+        if not self._agreement.several or self.plan is None:
+            self._agreement.notes = Notes()
+            return pending
+        # Who has nothing to tell, because a loss was not finite, comes to the collective all the same.
+        pending = pending or self._propose(self.plan)
+        named = dict(self.module.named_buffers())
+        buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]
+        with self.verb("score"):
+            objected = self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress, buffers)
+        if objected and self._stack is not None:
+            self._give_up(self._problem or "it does not explain the loss of another process")
+        return pending
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Make one step in plain PyTorch.
@@ -261,11 +341,19 @@ class Engine:
 
     def _noise_key(self) -> tuple[int, int, int]:
         progress = self.optimizer.progress
-        return self.optimizer.seed, progress.step, progress.micro_batch
+        return self.optimizer.seed, progress.step, self._micro_batch
+
+    @property
+    def _micro_batch(self) -> int:
+        """The micro-batch, counted over all shards of the step: processes take them in turn."""
+        data = self._agreement.layout.data
+        return self.optimizer.progress.micro_batch * data.size + data.index
 
     def _due_for_moments(self) -> set[str]:
         """Return the blocks whose running second moment takes this batch in: all at first, then every fifth step."""
         known, step = self.optimizer.statistics, self.optimizer.progress.step
+        if self.optimizer.progress.micro_batch * self._agreement.layout.data.size >= _MOMENT_BATCHES:
+            return set()
         early = {b.name for b in self._blocks if b.name not in known or known[b.name].batches < _EARLY_BATCHES}
         return {b.name for b in self._blocks} if step % _MOMENT_PERIOD == 0 else early
 
@@ -297,8 +385,13 @@ class Engine:
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
             known_tiers=self.optimizer.binding.loaded_tiers,
+            agree=self._agreement.slowest,
         )
         self.optimizer.binding.loaded_tiers = {}
+        if self._agreement.sharded:
+            names = [name for name, _ in self.module.named_buffers()]
+            written = self._agreement.slowest([int(name in self._written_buffers) for name in names])
+            self._shared_buffers = frozenset(name for name, one in zip(names, written, strict=True) if one)
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         pending = self._propose(self.plan)
@@ -315,7 +408,16 @@ class Engine:
             if assignment.block.trainable
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
-        return Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+        pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
+        return self._shared(pending, plan)
+
+    def _shared(self, pending: Pending, plan: Plan) -> Pending:
+        """Say which candidates of a step this process scores."""
+        assignments = {assignment.block: assignment for assignment in plan.assignments}
+        work = [assignments[proposal.block].work(proposal) for proposal in pending.proposals]
+        pending.shares = divide(work, self._agreement.layout.candidates)
+        pending.seconds = [0.0] * len(work)
+        return pending
 
     def _tiers(self) -> dict[str, str]:
         return {} if self.plan is None else {a.block.name: a.tier.name for a in self.plan.assignments}
@@ -325,10 +427,15 @@ class Engine:
         state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
         if state is None:
             return None
+        if self._agreement.several or not state["blocks"]:
+            warnings.warn(guards.LOST_WINDOW.format(guards.DIVIDED_WINDOW), stacklevel=4)
+            return None
         try:
-            return Pending.restored(state, [a.block for a in plan.assignments if a.block.trainable])
+            blocks = [a.block for a in plan.assignments if a.block.trainable]
+            return self._shared(Pending.restored(state, blocks), plan)
         except KeyError as error:
-            warnings.warn(guards.LOST_WINDOW.format(error.args[0]), stacklevel=4)
+            reason = f"{error.args[0]!r} is probed in only one of the two runs"
+            warnings.warn(guards.LOST_WINDOW.format(reason), stacklevel=4)
             return None
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
@@ -349,20 +456,31 @@ class Engine:
             raise NotAStackError(self._no_stack)
         return fastest_tier(block, self._stack, self._capture)
 
-    def _check_stack(self, loss: Tensor) -> None:
-        """Give the stack up, once and with the reason, when it does not explain the loss of the commit pass."""
-        if self._stack is None:
-            return
-        problem = disagreement(self._stack, self._capture, loss)
+    def _objects(self, loss: Tensor) -> bool:
+        """Tell whether this shard is to be left out, because the stack does not explain the loss of its commit pass.
+
+        The stack is given up then, once and with the reason: at once where all processes see the same, else with the
+        step.
+        """
+        problem = None if self._stack is None else disagreement(self._stack, self._capture, loss)
         if problem is None:
-            return
+            return False
+        if self._agreement.sharded and self.plan is not None:
+            self._problem = problem
+            self._agreement.notes.objections += 1
+            return True
+        self._give_up(problem)
+        return False
+
+    def _give_up(self, problem: str) -> None:
         self._stack, self._no_stack = None, problem
         if self.plan is not None:
             self.plan = None
-            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=3)
+            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=4)
 
     def _count_skipped(self, cause: str, message: str) -> None:
         self.optimizer.progress.skipped += 1
+        self._agreement.notes.skipped += 1
         if cause not in self._warned:
             self._warned.add(cause)
             warnings.warn(message, stacklevel=3)

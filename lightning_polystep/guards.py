@@ -18,14 +18,34 @@ DETACHED_OPTIMIZER = (
 )
 
 LOST_WINDOW = (
-    "The checkpoint was saved between the micro-batches of a step, and {!r} is probed in only one of the two runs: "
+    "The checkpoint was saved between the micro-batches of a step, and {}: "
     "those micro-batches are left out of the step, so the run differs from the uninterrupted one."
 )
+DIVIDED_WINDOW = "of several processes each knows its own part of what they cost"
 
 NON_FINITE_LOSS = (
     "The loss of a batch is not finite, so the batch moves nothing and is counted in polystep/skipped: look for bad "
     "samples, or for an overflow in the network. Further such batches are counted without a warning."
 )
+
+DIFFERENT_BATCHES = (
+    "At step {step} rank(s) {ranks} saw another batch than rank {leader}, with which they share the candidates: random "
+    "augmentation in loader workers differs by rank under seed_everything(workers=True), so give the DataLoader a "
+    "worker_init_fn that seeds by worker alone, or augment in on_after_batch_transfer by the batch's number; a sampler "
+    "of your own must draw the same indices on these ranks; or set data_parallel_size to the number of processes."
+)
+
+DIFFERENT_LOSSES = (
+    "At step {step} rank(s) {ranks} got another loss than rank {leader} for the same batch: training_step must not "
+    "depend on the rank, on the clock, or on a random generator of its own."
+)
+
+DRIFTED_REPLICAS = (
+    "At step {step} the parameters of rank(s) {ranks} differ from those of rank {leader}: change them on all ranks "
+    "alike, never under `if self.global_rank == 0`, and start again from a checkpoint."
+)
+
+FAILED_ELSEWHERE = "the faster way failed on another process"
 
 
 def non_finite_inputs(layers: list[str]) -> str:

@@ -28,12 +28,16 @@ class Pending:
         costs: Summed losses of each proposal's candidates, shape (candidates,), float64.
         weight: Sum of the micro-batches' weights.
         incumbents: The incumbent's summed losses, scored as each proposal's candidates are: scalars; empty if unknown.
+        shares: Which candidates of each proposal this process scores.
+        seconds: What that took, for each proposal.
     """
 
     proposals: list[Proposal]
     costs: list[Tensor]
     weight: float = 0.0
     incumbents: list[Tensor] = field(default_factory=list)
+    shares: list[range] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered, as tensors and numbers by the name of the block."""
@@ -98,6 +102,7 @@ class Binding:
 
     Args:
         attached: Whether an engine scores candidates for this optimizer.
+        alone: Whether no other process scores candidates for the same step.
         pending: Costs gathered for the next step, or None.
         loaded: State of the costs that a checkpoint had gathered for the next step, until an engine knows the blocks.
         tiers: Returns the names of the tiers that score the blocks, by block.
@@ -107,9 +112,11 @@ class Binding:
         changed_pairs: Share of each block's pairs of candidate and sample with another loss, for the blocks whose tier
             can tell and if the engine is asked to count; by name.
         verb: Times the body under a verb.
+        agree: Turns what this process has gathered into what all processes have.
     """
 
     attached: bool = False
+    alone: bool = True
     pending: Pending | None = None
     loaded: dict[str, Any] | None = None
     tiers: Callable[[], dict[str, str]] = dict
@@ -118,6 +125,7 @@ class Binding:
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     changed_pairs: dict[str, float] = field(default_factory=dict)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
+    agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
 
 
 class PolyStep(Optimizer):
@@ -239,7 +247,7 @@ class PolyStep(Optimizer):
         result = closure() if closure is not None else None
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
-        pending, self.binding.pending = self.binding.pending, None
+        pending, self.binding.pending = self.binding.agree(self.binding.pending), None
         self.binding.loaded = None
         if pending is not None and pending.weight > 0:
             self.binding.null_candidates = {
@@ -318,10 +326,17 @@ class PolyStep(Optimizer):
             "seed": self.seed,
             "progress": dict(vars(self.progress)),
             "statistics": {name: dict(vars(known)) for name, known in self.statistics.items()},
-            "pending": self.binding.pending.state_dict() if self.binding.pending is not None else self.binding.loaded,
+            "pending": self._gathered(),
             "tiers": self.binding.tiers() or self.binding.loaded_tiers,
         }
         return state
+
+    def _gathered(self) -> dict[str, Any] | None:
+        """Return the state of the costs gathered for the next step, without blocks where others know the rest of it."""
+        pending = self.binding.pending
+        if pending is None:
+            return self.binding.loaded
+        return pending.state_dict() if self.binding.alone else {"weight": pending.weight, "blocks": {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state.

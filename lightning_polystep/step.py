@@ -42,9 +42,9 @@ def observe(module: nn.Module, blocks: list[Block], measured: set[str]) -> Itera
         yield seen
 
 
-def learn_inputs(seen: Observation, statistics: dict[str, InputStatistics]) -> None:
-    """Fold what a commit pass showed into the running statistics of the sites' inputs."""
-    for name, moment in seen.take_moments().items():
+def learn_inputs(moments: dict[str, Tensor], statistics: dict[str, InputStatistics]) -> None:
+    """Fold what a commit pass showed, the second moments of sites' inputs, into their running statistics."""
+    for name, moment in moments.items():
         statistics[name] = update_statistics(statistics.get(name), moment)
 
 

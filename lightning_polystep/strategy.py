@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning_fabric.strategies.registry import _StrategyRegistry
 from lightning_fabric.utilities.optimizer import _optimizers_to_device
 from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.callbacks import Callback
@@ -27,7 +26,6 @@ from pytorch_lightning.core.optimizer import do_nothing_closure
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -41,10 +39,13 @@ from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.engine import Engine, print_plan
+from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
+from lightning_polystep.layout_strategy import LayoutStrategy, StartMethod
 from lightning_polystep.loaders import fast_forward, replayable
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
+from lightning_polystep.parallel import Size
 from lightning_polystep.randomness import generator_states, restore_generators
 from lightning_polystep.scoring.plan import Evaluation
 
@@ -56,7 +57,7 @@ class _ReachedBackward(BaseException):
         self.loss = loss
 
 
-class PolyStepStrategy(DDPStrategy):
+class PolyStepStrategy(LayoutStrategy):
     """Train any LightningModule by forward passes only: ``Trainer(strategy="polystep")``.
 
     The user's ``training_step`` runs once per batch without autograd (logs, metrics and BatchNorm advance exactly once)
@@ -82,8 +83,15 @@ class PolyStepStrategy(DDPStrategy):
         cluster_environment: As in DDPStrategy.
         checkpoint_io: As in DDPStrategy; by default files with a checksum, written atomically.
         precision_plugin: As in DDPStrategy; the Trainer sets it.
-        process_group_backend: As in DDPStrategy; unused on one device, which needs no process group.
-        timeout: As in DDPStrategy, as a timedelta or in seconds.
+        process_group_backend: As in DDPStrategy; unused with one process, which needs no process group.
+        timeout: How long a process waits for the others, as a timedelta or in seconds.
+        start_method: How processes are started on this machine: "popen" runs the script again, "spawn" and "fork" start
+            functions; as in DDPStrategy.
+        data_parallel_size: Shards of the batch, each seen by a group of processes; "auto" takes what the other size
+            leaves.
+        candidate_parallel_size: Processes that see the same batch and divide the candidates; "auto" takes what the
+            other size leaves, by default all.
+        check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
 
     Raises:
         MisconfigurationException: At fit start, for settings that make no sense without gradients.
@@ -95,8 +103,6 @@ class PolyStepStrategy(DDPStrategy):
         >>> trainer.strategy
         PolyStepStrategy(for pytorch_lightning.Trainer)
     """
-
-    strategy_name = "polystep"
 
     def __init__(  # noqa: PLR0913 - LightningCLI shows exactly these; DDPStrategy's own cannot be hidden in **kwargs
         self,
@@ -115,6 +121,10 @@ class PolyStepStrategy(DDPStrategy):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | float = 1800.0,
+        start_method: StartMethod = "popen",
+        data_parallel_size: Size = 1,
+        candidate_parallel_size: Size = "auto",
+        check_replicas_every_n_steps: int = 50,
     ) -> None:
         super().__init__(
             accelerator=accelerator,
@@ -123,7 +133,10 @@ class PolyStepStrategy(DDPStrategy):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
             process_group_backend=process_group_backend,
-            timeout=timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout),
+            timeout=timeout,
+            start_method=start_method,
+            data_parallel_size=data_parallel_size,
+            candidate_parallel_size=candidate_parallel_size,
         )
         self.engines: list[Engine] = []
         self.fit_seconds = 0.0
@@ -134,6 +147,7 @@ class PolyStepStrategy(DDPStrategy):
         self._optimizer_options = optimizer_options or {}
         self._show_plan = show_plan
         self._log_per_block = log_per_block
+        self._check_replicas_every_n_steps = check_replicas_every_n_steps
         self._adoptions: list[Adoption] = []
         self._autograd_off = AutogradOff()
         self._finish_batch_first = FinishBatchFirst()
@@ -142,6 +156,7 @@ class PolyStepStrategy(DDPStrategy):
         self._backwards = 0
         self._stop_at: int | None = None
         self._samples = 0
+        self._batch = 0
         self._started = 0.0
         self._data_seed = 0
         # What a loaded checkpoint says of the run beside modules and optimizers, until training starts.
@@ -152,14 +167,6 @@ class PolyStepStrategy(DDPStrategy):
         return f"{type(self).__name__}(for pytorch_lightning.Trainer)"
 
     # --- lifecycle -------------------------------------------------------------------------------------------------
-
-    def _configure_launcher(self) -> None:
-        trainer_guards.check_world(self.num_processes, self.num_nodes)
-        self._launcher = None
-
-    def setup_distributed(self) -> None:
-        """Set ranks only: one device needs no process group."""
-        self.set_world_ranks()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Move the module to its device and, for fit, set up PolyStep."""
@@ -173,6 +180,7 @@ class PolyStepStrategy(DDPStrategy):
         accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(module)
         self.model_to_device()
+        self.start_alike(fitting=fitting)
         if fitting:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
@@ -197,6 +205,9 @@ class PolyStepStrategy(DDPStrategy):
             adopt(returned, module, self._foreign_optimizer, self._optimizer_options) for returned in self.optimizers
         ]
         self.optimizers = [adoption.optimizer for adoption in self._adoptions]
+        for adoption in self._adoptions:
+            # Without seed_everything every process starts from another seed.
+            adoption.optimizer.seed = self.broadcast(adoption.optimizer.seed)
         self.engines = [
             Engine(
                 module,
@@ -208,12 +219,15 @@ class PolyStepStrategy(DDPStrategy):
                 profile=partial(_profiled, trainer, index if len(self._adoptions) > 1 else None),
                 announce=rank_zero_only(print_plan) if self._show_plan else None,
                 count_changed_pairs=self._log_per_block,
+                processes=self.processes,
+                check_replicas_every_n_steps=self._check_replicas_every_n_steps,
             )
             for index, adoption in enumerate(self._adoptions)
         ]
 
     def on_train_start(self) -> None:
-        """Start the clock of the fit; a resumed one goes on where its data and its generators were."""
+        """Compare the processes' loaders, and start the clock; a resumed fit goes on where it was in its data."""
+        self.compare_loaders()
         if self._resume is not None:
             fast_forward(self._module.trainer)
             if self._resume:
@@ -256,6 +270,7 @@ class PolyStepStrategy(DDPStrategy):
         self._replay = lambda: self._forward(partial(module.training_step, *args, **kwargs))
         self._backwards = 0
         self._samples = _batch_size(args)
+        self._batch = fingerprint(args) if self.layout.candidates.size > 1 else 0
         with ExitStack() as stack:
             for engine in self.engines:
                 stack.enter_context(engine.observing())
@@ -309,7 +324,7 @@ class PolyStepStrategy(DDPStrategy):
         replay = self._replay
         for engine in self.engines if engines is None else engines:
             if any(p.requires_grad for group in engine.optimizer.param_groups for p in group["params"]):
-                engine.probe(lambda: loss_of(replay), loss, samples=self._samples)
+                engine.probe(lambda: loss_of(replay), loss, samples=self._samples, batch=self._batch)
 
     def _loss_at_backward(self, index: int, replay: Callable[[], Any]) -> Tensor:
         """Run manual user code again and return the loss given to its backward call number ``index``."""
@@ -353,8 +368,9 @@ class PolyStepStrategy(DDPStrategy):
         targets += [(config.scheduler, "step") for config in self.lr_scheduler_configs]
         loggers = trainer.loggers
         trainer.loggers = [DummyLogger() for _ in loggers]
+        alone = self.layout.candidates.size == 1
         try:
-            with silenced(targets, _do_nothing):
+            with silenced(targets, _do_nothing), nullcontext() if alone else trainer_guards.collectives_refused():
                 yield
         finally:
             trainer.loggers = loggers
@@ -433,14 +449,6 @@ class PolyStepStrategy(DDPStrategy):
             msg = "The strategy has no module yet."
             raise RuntimeError(msg)
         return self.lightning_module
-
-    @classmethod
-    def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
-        """Register ``polystep``; safe to call again, as on a reload."""
-        if cls.strategy_name not in strategy_registry:
-            strategy_registry.register(
-                cls.strategy_name, cls, description="Gradient-free training by PolyStep: forward passes only"
-            )
 
 
 # Entry of a checkpoint for what belongs to no module, optimizer, loop or callback.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
+import numba
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+
+from lightning_polystep.isolation import silenced
 
 WRONG_NAMESPACE = (
     "lightning_polystep works with the Trainer of pytorch_lightning, but this one comes from lightning.pytorch: "
@@ -19,6 +24,36 @@ WRONG_NAMESPACE = (
 RAW_BACKWARD = (
     "loss.backward() was called inside training_step, but there is no autograd graph under PolyStep: call "
     "self.manual_backward(loss), or opt.step(closure) with a closure that returns the loss."
+)
+
+COLLECTIVE_IN_PROBE = (
+    "training_step called torch.distributed.{name} (self.all_gather, or a strategy's reduce, broadcast or barrier) "
+    "while candidates are scored; processes score different candidates at the same time, so it would pair wrong ones: "
+    "move it to on_train_batch_end, or set data_parallel_size to the number of processes and candidate_parallel_size=1."
+)
+
+FORK_AFTER_KERNELS = (
+    "This process has already run kernels with GNU OpenMP, and forked processes could not run them again: set the "
+    "environment variable NUMBA_THREADING_LAYER=workqueue before Python starts, fit in several processes before "
+    "anything else runs a kernel, or use strategy='polystep_spawn' or 'polystep'."
+)
+
+# What user code could call in a step that only works when all processes do the same.
+_COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "monitored_barrier",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
 )
 
 
@@ -56,15 +91,65 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule, *, sync_batchnorm
             rank_zero_warn(f"{type(module).__name__}.{hook} has no effect under PolyStep: there are no gradients.")
 
 
-def check_world(devices: int, nodes: int) -> None:
-    """Refuse more processes than this version can run.
+@contextmanager
+def collectives_refused() -> Iterator[None]:
+    """Make every collective of torch.distributed raise while the body runs.
 
     Raises:
-        MisconfigurationException: Saying what to set.
+        MisconfigurationException: From the collective, saying where to put it.
     """
-    if devices * nodes > 1:
-        msg = f"The polystep strategy runs on one device in this version, not {devices} x {nodes}: set devices=1."
+
+    def refusal(name: str) -> Callable[..., None]:
+        def refuse(*_args: object, **_kwargs: object) -> None:
+            raise MisconfigurationException(COLLECTIVE_IN_PROBE.format(name=name))
+
+        return refuse
+
+    with ExitStack() as stack:
+        for name in _COLLECTIVES:
+            stack.enter_context(silenced([(torch.distributed, name)], refusal(name)))
+        yield
+
+
+def check_synchronised_norms(module: pl.LightningModule) -> None:
+    """Refuse batch normalisation that synchronises inside forward, where processes score different candidates.
+
+    Raises:
+        MisconfigurationException: Naming the layer.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.SyncBatchNorm):
+            msg = f"{name} is a SyncBatchNorm, whose forward is a collective: use BatchNorm with several processes."
+            raise MisconfigurationException(msg)
+
+
+def check_loader_lengths(lengths: list[float]) -> None:
+    """Refuse loaders that end at different batches: the processes that go on would wait for the others.
+
+    Args:
+        lengths: Batches per epoch of each rank; infinite when unknown.
+
+    Raises:
+        MisconfigurationException: Naming the ranks.
+    """
+    if len(set(lengths)) > 1:
+        told = ", ".join(f"rank {rank}: {length:.0f}" for rank, length in enumerate(lengths))
+        msg = (
+            f"The training loaders have different numbers of batches ({told}), so that some processes would wait for "
+            "ever: give each the same number, or set Trainer(limit_train_batches=...) to the smallest."
+        )
         raise MisconfigurationException(msg)
+
+
+def check_fork() -> None:
+    """Refuse to fork after numba has started GNU OpenMP, which would kill the forked processes.
+
+    Raises:
+        MisconfigurationException: Saying what to do instead.
+    """
+    with suppress(ValueError):  # no kernel has run yet
+        if sys.platform == "linux" and numba.threading_layer() == "omp":
+            raise MisconfigurationException(FORK_AFTER_KERNELS)
 
 
 def check_replaceable(optimizer: object) -> None:
@@ -90,8 +175,13 @@ def wrong_namespace(*_args: object, **_kwargs: object) -> None:
     raise MisconfigurationException(WRONG_NAMESPACE)
 
 
-def register_refusal() -> None:
-    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded."""
+def register_refusal(names: Iterable[str] = ("polystep",)) -> None:
+    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded.
+
+    Args:
+        names: All names of the strategy.
+    """
     other = sys.modules.get("lightning.pytorch.strategies")
-    if other is not None and "polystep" not in other.StrategyRegistry:
-        other.StrategyRegistry.register("polystep", wrong_namespace, description=WRONG_NAMESPACE)
+    for name in names:
+        if other is not None and name not in other.StrategyRegistry:
+            other.StrategyRegistry.register(name, wrong_namespace, description=WRONG_NAMESPACE)

@@ -1,32 +1,64 @@
-"""The shares of the processes are a partition of the candidates, and one process keeps what it has."""
+"""Places in a layout, and shares of the candidates: a partition in equal pieces, even by what the pieces take."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_polystep.parallel import Layout
+from lightning_polystep.parallel import Axis, Layout, Work, divide
+
+blocks = st.lists(
+    st.builds(Work, st.integers(0, 300), st.integers(1, 70), st.floats(1e-6, 10.0)), min_size=1, max_size=4
+)
 
 
-@given(st.integers(0, 300), st.integers(1, 20))
-def test_every_candidate_has_exactly_one_scorer_in_order(candidates, world_size):
-    shares = [Layout(rank, world_size).share(candidates) for rank in range(world_size)]
-    assert [candidate for share in shares for candidate in share] == list(range(candidates))
+@given(blocks, st.integers(1, 9))
+def test_every_candidate_has_exactly_one_scorer_in_order(work, size):
+    shares = [divide(work, Axis(index, size)) for index in range(size)]
+    for place, block in enumerate(work):
+        assert [c for share in shares for c in share[place]] == list(range(block.candidates))
 
 
-@given(st.integers(0, 300), st.integers(1, 20))
-def test_no_process_scores_more_than_its_part_rounded_up(candidates, world_size):
-    assert max(len(Layout(rank, world_size).share(candidates)) for rank in range(world_size)) == -(
-        -candidates // world_size
-    )
+@given(blocks, st.integers(1, 9))
+def test_pieces_are_never_cut(work, size):
+    for index in range(size):
+        for block, share in zip(work, divide(work, Axis(index, size)), strict=True):
+            assert share.start % block.piece == 0 or share.start == block.candidates
+            assert share.stop % block.piece == 0 or share.stop == block.candidates
 
 
-def test_one_process_keeps_all():
-    costs = torch.randn(5)
-    assert Layout().share(5) == range(5)
-    assert Layout().gather(costs) is costs
+@given(blocks, st.integers(1, 9))
+def test_no_process_works_longer_than_its_part_and_a_piece(work, size):
+    total, longest = sum(b.pieces * b.seconds for b in work), max(b.seconds for b in work)
+    for index in range(size):
+        shares = divide(work, Axis(index, size))
+        taken = sum(-(-len(share) // b.piece) * b.seconds for b, share in zip(work, shares, strict=True))
+        assert taken <= total / size + longest + 1e-9
 
 
-def test_several_processes_are_refused():
-    with pytest.raises(NotImplementedError, match="use devices=1"):
-        Layout(rank=0, world_size=2).gather(torch.zeros(1))
+def test_dear_candidates_count_for_more():
+    work = [Work(candidates=10, piece=1, seconds=9.0), Work(candidates=90, piece=1, seconds=1.0)]
+    assert divide(work, Axis(0, 2)) == [range(10), range(0)]
+    assert divide(work, Axis(1, 2)) == [range(10, 10), range(90)]
+
+
+@pytest.mark.parametrize(
+    ("data", "candidates", "shape"),
+    [(1, "auto", (1, 4)), ("auto", 1, (4, 1)), (2, "auto", (2, 2)), ("auto", 2, (2, 2)), (2, 2, (2, 2))],
+)
+def test_every_rank_has_its_own_place(data, candidates, shape):
+    layouts = [Layout.of(rank, 4, data, candidates) for rank in range(4)]
+    assert {(layout.data.size, layout.candidates.size) for layout in layouts} == {shape}
+    assert [layout.rank for layout in layouts] == [0, 1, 2, 3]
+    assert len({(layout.data.index, layout.candidates.index) for layout in layouts}) == 4
+    assert [layouts[0].group_of(rank) for rank in range(4)] == [layout.data.index for layout in layouts]
+
+
+@pytest.mark.parametrize(("data", "candidates"), [(3, "auto"), ("auto", 3), (2, 4), (0, "auto"), (1, 1), (8, "auto")])
+def test_sizes_that_do_not_make_the_world_are_refused(data, candidates):
+    with pytest.raises(ValueError, match=r"do not make 4 process\(es\)"):
+        Layout.of(0, 4, data, candidates)
+
+
+def test_one_size_must_be_named():
+    with pytest.raises(ValueError, match="set the other"):
+        Layout.of(0, 4, "auto", "auto")

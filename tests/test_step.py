@@ -52,8 +52,8 @@ def test_observe_and_learn_keep_what_the_sites_saw():
     for _ in range(2):
         with observe(layer, find_blocks(layer, PolyStep(layer.parameters()).param_groups), {""}) as seen:
             layer(inputs)
-        learn_inputs(seen, statistics)
-        learn_inputs(seen, statistics)  # nothing is learnt twice
+        learn_inputs(seen.take_moments(), statistics)
+        learn_inputs(seen.take_moments(), statistics)  # nothing is learnt twice
     assert statistics[""].batches == 2
     assert statistics[""].moment.tolist() == [[5.0, 7.0], [7.0, 10.0]]
 

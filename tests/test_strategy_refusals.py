@@ -67,10 +67,10 @@ def test_a_foreign_optimizer_when_asked_to(tmp_path):
     assert "configure_optimizers returned Adam" in message
 
 
-@pytest.mark.parametrize("options", [{"devices": 2}, {"num_nodes": 2}], ids=str)
-def test_more_than_one_process(tmp_path, options):
-    with pytest.raises(MisconfigurationException, match="one device in this version") as raised:
-        trainer(tmp_path, **options)
+@pytest.mark.parametrize("sizes", [{"data_parallel_size": 3}, {"candidate_parallel_size": 4}], ids=str)
+def test_sizes_that_do_not_make_the_world(tmp_path, sizes):
+    with pytest.raises(MisconfigurationException, match="must be the number of devices on all nodes") as raised:
+        trainer(tmp_path, devices=2, strategy=PolyStepStrategy(**sizes))
     assert ONE_SENTENCE.fullmatch(str(raised.value))
 
 

@@ -1,4 +1,6 @@
+import math
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 
 import pytest
@@ -52,11 +54,42 @@ def test_hooks_without_effect_are_named(tmp_path, hook):
         checked(tmp_path, module)
 
 
-def test_worlds():
-    trainer_guards.check_world(devices=1, nodes=1)
-    for devices, nodes in ((2, 1), (1, 2)):
-        with pytest.raises(MisconfigurationException, match=rf"one device.*not {devices} x {nodes}: set devices=1"):
-            trainer_guards.check_world(devices=devices, nodes=nodes)
+def test_loaders_of_one_length():
+    trainer_guards.check_loader_lengths([4.0, 4.0])
+    trainer_guards.check_loader_lengths([math.inf, math.inf])
+    with pytest.raises(MisconfigurationException, match=r"\(rank 0: 4, rank 1: inf\)"):
+        trainer_guards.check_loader_lengths([4.0, math.inf])
+
+
+def test_a_norm_that_synchronises():
+    module = pl.LightningModule()
+    module.norm = nn.SyncBatchNorm(2)
+    with pytest.raises(MisconfigurationException, match="norm is a SyncBatchNorm"):
+        trainer_guards.check_synchronised_norms(module)
+
+
+def test_collectives_are_refused_inside_only():
+    before = torch.distributed.all_reduce
+    with (
+        trainer_guards.collectives_refused(),
+        pytest.raises(MisconfigurationException, match=r"called torch\.distributed\.all_reduce"),
+    ):
+        torch.distributed.all_reduce(torch.zeros(1))
+    assert torch.distributed.all_reduce is before
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue", None])
+def test_a_fork_after_kernels(monkeypatch, layer):
+    def threading_layer():
+        if layer is None:
+            raise ValueError("Threading layer is not initialized.")
+        return layer
+
+    monkeypatch.setattr("numba.threading_layer", threading_layer)
+    monkeypatch.setattr("sys.platform", "linux")
+    refused = pytest.raises(MisconfigurationException, match="NUMBA_THREADING_LAYER=workqueue")
+    with refused if layer == "omp" else nullcontext():
+        trainer_guards.check_fork()
 
 
 def test_optimizers_that_cannot_be_replaced():

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
@@ -64,6 +65,7 @@ class Assignment:
         rank: Directions probed per step (the subspace may have fewer).
         rotations: Independently rotated polytopes per particle.
         most_rows: Rows probed per step, or None for all.
+        failed: Whether the tier that the plan chose has failed.
     """
 
     block: Block
@@ -73,11 +75,41 @@ class Assignment:
     rank: int = _FULL_RANK
     rotations: int = 1
     most_rows: int | None = None
+    failed: bool = False
+
+    def __post_init__(self) -> None:
+        # Memory that runs out on one process halves its chunks, but not the pieces that all processes count in.
+        self._piece = self.chunking.size
+        self._seconds: float | None = None
 
     @property
     def note(self) -> str:
         """What a reader of the plan should know about the block."""
         return "; ".join(text for text in (self.block.remark, self.reason) if text)
+
+    @property
+    def most_candidates(self) -> int:
+        """What a step may propose at the most: as many when the subspace has all the directions asked for."""
+        return (self.most_rows or self.block.rows) * _vertices(self, min(self.rank, self.block.dim))
+
+    def work(self, proposal: Proposal) -> Work:
+        """Return the proposal's candidates in pieces, each as dear as it was in the last step."""
+        piece = self._piece
+        if isinstance(self.tier, StackTier):
+            piece = proposal.vertices_per_row  # a row's outcomes are tabulated once for all its candidates
+        elif isinstance(self.tier, LoopTier):
+            piece = 1
+        return Work(proposal.candidates, piece, self._seconds or float(piece))
+
+    def learn_seconds(self, seconds: float, proposal: Proposal) -> None:
+        """Remember what all pieces of a proposal have taken together, over all processes."""
+        self._seconds = max(seconds / self.work(proposal).pieces, 1e-9)
+
+    def step_down(self, reason: str) -> None:
+        """From now on score one candidate after the other, and no more than that can afford."""
+        if not isinstance(self.tier, LoopTier):
+            self.reason, self.tier, self.failed = reason, LoopTier(), True
+            _share_candidates([self], None)
 
     def score(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         """Score a share of the candidates; step down to the loop, once and with a warning, when the tier fails."""
@@ -88,14 +120,13 @@ class Assignment:
         except Exception as error:
             if isinstance(self.tier, LoopTier) or is_out_of_memory(error):
                 raise
-            self.reason = f"{self.tier.name} failed: {_first_line(error)}"
+            reason = f"{self.tier.name} failed: {_first_line(error)}"
             warnings.warn(
-                f"{self.block.name}: {self.reason}. Scoring it one candidate at a time from now on; see the plan's "
+                f"{self.block.name}: {reason}. Scoring it one candidate at a time from now on; see the plan's "
                 "remarks in the docs for what vmap cannot take.",
                 stacklevel=2,
             )
-            self.tier = LoopTier()
-            _share_candidates([self], None)  # from the next step on, no more than a loop can afford
+            self.step_down(reason)
             return self._run(proposal, probe, share)
 
     def incumbent(self, loss: Tensor) -> Tensor:
@@ -181,6 +212,7 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
     memory_budget: int,
     max_candidates: int | None = None,
     known_tiers: Mapping[str, str] | None = None,
+    agree: Callable[[list[int]], list[int]] = lambda choices: choices,
 ) -> Plan:
     """Try the tiers on a few candidates of each block, fastest first, and keep the first that agrees with the loop.
 
@@ -196,6 +228,7 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
             (incremental tier), 2,048 (vmap) or 256 (loop).
         known_tiers: Names of the tiers by block that the run used before it was resumed: tiers agree only to rounding,
             and another batch might lead to another choice.
+        agree: Turns this process's choices, larger for slower tiers, into those of all processes.
 
     Returns:
         The plan.
@@ -206,12 +239,27 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
     plan = Plan([], _loss_needs_metrics(probe))
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
-        for block in blocks:
-            known = (known_tiers or {}).get(block.name)
-            tier, reason = _choose_tier(block, seen, probe, propose_trial, fastest_tier, evaluation, known)
-            plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
+        chosen = [
+            _choose_tier(
+                block, seen, probe, propose_trial, fastest_tier, evaluation, (known_tiers or {}).get(block.name)
+            )
+            for block in blocks
+        ]
+    agreed = agree([int(plan.live_metrics), *(_slowness(tier) for tier, _ in chosen)])
+    plan.live_metrics = bool(agreed[0])
+    for block, (tier, reason), slowness in zip(blocks, chosen, agreed[1:], strict=True):
+        if slowness > _slowness(tier):
+            tier, reason = _SLOWER[slowness](), "another process can score it in no faster way"  # noqa: PLW2901
+        plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
     _share_candidates(plan.assignments, max_candidates)
     return plan
+
+
+_SLOWER: dict[int, type[ShiftTier | ParameterTier | LoopTier]] = {1: ShiftTier, 2: ParameterTier, 3: LoopTier}
+
+
+def _slowness(tier: Tier) -> int:
+    return next((slowness for slowness, kind in _SLOWER.items() if isinstance(tier, kind)), 0)
 
 
 def _loss_needs_metrics(probe: Probe) -> bool:

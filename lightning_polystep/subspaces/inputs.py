@@ -81,7 +81,13 @@ def whitened_eigenbasis(moment: Tensor, whitening: float) -> Tensor:
         tensor([[0.5000],
                 [0.0000]])
     """
-    values, vectors = torch.linalg.eigh(moment)
+    threads = torch.get_num_threads()
+    try:
+        # By one thread: with others its last bits change, and so would the run on a machine with other cores.
+        torch.set_num_threads(1)
+        values, vectors = torch.linalg.eigh(moment)
+    finally:
+        torch.set_num_threads(threads)
     strongest = values[-1].clamp(min=torch.finfo(values.dtype).tiny)
     keep = values > torch.maximum(_SPAN_FLOOR * values[-2:][0], _ROUNDING_FLOOR * strongest)
     if not bool(keep.any()):

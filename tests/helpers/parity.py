@@ -98,7 +98,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float64, **group: Any) -> Pre
         capturing(stack, capture) if stack is not None else nullcontext(),
     ):
         commit_loss = evaluate(module)
-    learn_inputs(seen, statistics)
+    learn_inputs(seen.take_moments(), statistics)
     for block in blocks:
         if block.subspace == "inputs" and block.name not in statistics:
             block.subspace = "gaussian"

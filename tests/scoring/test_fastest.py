@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_polystep.layers import LIF, SpikeCount
+from lightning_polystep.layers import LIF, QuantLinear, Sign, SpikeCount, Staircase
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.stack import NotAStackError
-from tests.helpers.parity import Case, Stacked, prepare
+from tests.helpers.parity import Case, Stacked, losses_of, prepare, sites
 
 
 def tiers_of(module, shape=(24, 4)):
@@ -50,3 +50,28 @@ def test_a_shared_weight_is_refused():
     module.network[2].weight = module.network[0].weight
     with pytest.raises(NotAStackError, match="its weight belongs to several layers"):
         tiers_of(module)("network.0")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Stacked(nn.Linear(9, 11), LIF(num_steps=8), nn.Linear(11, 3), LIF(0.9, 0.5), SpikeCount()),
+        lambda: _deep(LIF(num_steps=8), LIF(0.3)),
+        lambda: Stacked(nn.Linear(9, 11), Staircase(5), nn.Linear(11, 3)),
+        lambda: Stacked(nn.Linear(9, 11), nn.ReLU(), nn.Linear(11, 3)),
+        lambda: Stacked(QuantLinear(9, 11), Sign(), QuantLinear(11, 3)),
+    ],
+    ids=["outcome", "incremental", "staircase", "relu", "quantised"],
+)
+def test_a_row_costs_the_same_whichever_rows_are_scored_beside_it(build):
+    """So that processes may divide the rows as they like."""
+    features = build().network[0].in_features
+    batch = torch.randn(96, features), torch.randint(3, (96,))
+    prepared = prepare(Case("", build, lambda: batch, {}), torch.float32, polytope="orthoplex")
+    for name, proposal in sites(prepared).items():
+        tier, count = prepared.stack_tier(name), proposal.vertices_per_row
+        whole = losses_of(tier, prepared, proposal)
+        for width in (1, 2):
+            for start in range(0, len(proposal.rows) - width + 1):
+                some = losses_of(tier, prepared, proposal, start * count, (start + width) * count)
+                assert torch.equal(some, whole[start * count : (start + width) * count])

@@ -158,3 +158,13 @@ def test_a_basis_goes_on_where_it_was_stopped():
         whole, parts = update_statistics(whole, moment), update_statistics(parts, moment)
         assert torch.equal(*(SUBSPACE.basis(block(6), 3, group, s, generator(0, step, "b")) for s in (whole, parts)))
         parts = InputStatistics(**vars(parts))
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    inputs = torch.randn(512, 300, dtype=torch.float64)
+    moment, bases = inputs.T @ inputs / len(inputs), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        bases.append(whitened_eigenbasis(moment, 0.35))
+        assert torch.get_num_threads() == threads
+    assert torch.equal(*bases)

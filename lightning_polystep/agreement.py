@@ -1,0 +1,234 @@
+"""What the processes of a run tell one another in a step, in one sum, and what they make of it, all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_polystep import guards
+from lightning_polystep.fingerprint import mix
+from lightning_polystep.optimizer import Pending, Progress
+from lightning_polystep.processes import Processes
+from lightning_polystep.scoring.plan import Assignment
+
+# Multiples of it add up exactly, in any order, as long as sums stay below 2^53 of them (8,192): the number of shards
+# that a batch is divided into then changes no bit. A loss in float32 is far coarser.
+_GRID = 2.0**-40
+_COUNTS = ("weight", "candidates", "samples", "skipped", "objections")
+
+
+def on_grid(losses: Tensor) -> Tensor:
+    """Round losses to multiples of 2^-40, so that their sums do not depend on the order of the terms.
+
+    Args:
+        losses: Any shape, float64; what is not finite stays as it is.
+
+    Example:
+        >>> a, b, c = on_grid(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+        >>> bool((a + b) + c == a + (b + c)), 0.1 + 0.2 + 0.3 == 0.1 + (0.2 + 0.3)
+        (True, False)
+    """
+    return torch.round(losses / _GRID) * _GRID
+
+
+@dataclass
+class Notes:
+    """What one process has seen since the last update.
+
+    Args:
+        batches: Fingerprint of its micro-batches; 0 when it saw none.
+        losses: Fingerprint of their losses.
+        candidates: Candidates scored, by the group.
+        samples: Candidates times samples.
+        skipped: Micro-batches left out because their loss was not finite.
+        objections: Micro-batches left out because the recognised stack did not explain their loss.
+    """
+
+    batches: int = 0
+    losses: int = 0
+    candidates: int = 0
+    samples: int = 0
+    skipped: int = 0
+    objections: int = 0
+
+    def see(self, batch: int, loss: Tensor) -> None:
+        """Add a micro-batch.
+
+        Args:
+            batch: Its fingerprint.
+            loss: The loss of the commit pass.
+        """
+        self.batches = mix(self.batches, batch)
+        self.losses = mix(self.losses, int(loss.detach().double().reshape(-1)[:1].view(torch.int64)))
+
+
+class Agreement:
+    """Makes the same of a step on every process, or stops all of them with the same error.
+
+    Args:
+        processes: This process among the others.
+        parameters: Returns the fingerprint of the parameters.
+        check_every: Steps from one comparison of all parameters to the next.
+    """
+
+    def __init__(self, processes: Processes, parameters: Callable[[], int], check_every: int) -> None:
+        self.processes = processes
+        self.layout = processes.layout
+        self.notes = Notes()
+        self._parameters = parameters
+        self._check_every = check_every
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anyone to agree with."""
+        return self.layout.world_size > 1
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the batch is divided."""
+        return self.layout.data.size > 1
+
+    def ready(self, finite: bool) -> bool:
+        """Tell whether a plan can be made from this micro-batch: its loss must be finite on all processes.
+
+        Raises:
+            RuntimeError: When processes of one candidate group have seen different batches.
+        """
+        if not self.several:
+            return finite
+        told = self.processes.sum({"marks": self._marks(step=0), "unfit": torch.tensor([float(not finite)])})
+        self._check(told["marks"], step=0)
+        return not bool(told["unfit"].any())
+
+    def slowest(self, choices: Sequence[int]) -> list[int]:
+        """Return, for each entry, the largest number that any process has."""
+        if not self.several:
+            return list(choices)
+        mine = torch.zeros(self.layout.world_size, len(choices))
+        mine[self.layout.rank] = torch.tensor(choices)
+        return [int(choice) for choice in self.processes.sum({"choices": mine})["choices"].amax(0)]
+
+    def shards(self, own: dict[str, Tensor], sizes: dict[str, int], count: int) -> list[dict[str, Tensor]]:
+        """Return what the first shards of the batch know, the same list on all processes.
+
+        Args:
+            own: Square matrices that this process knows, by name.
+            sizes: Rows of all matrices that are asked for.
+            count: How many shards are asked.
+        """
+        data, candidates = self.layout.data, self.layout.candidates
+        message = {}
+        for name, size in sizes.items():
+            message[name] = torch.zeros(count, 1 + size * size, dtype=torch.float64)
+            if name in own and candidates.index == 0 and data.index < count:
+                message[name][data.index, 0] = 1.0
+                message[name][data.index, 1:] = own[name].flatten()
+        if not message or count < 1:
+            return []
+        told = self.processes.sum(message)
+        device = next(iter(own.values())).device if own else torch.device("cpu")
+        return [
+            {
+                name: told[name][shard, 1:].reshape(size, size).to(device)
+                for name, size in sizes.items()
+                if told[name][shard, 0]
+            }
+            for shard in range(count)
+        ]
+
+    def settle(
+        self,
+        assignments: Sequence[Assignment],
+        pending: Pending,
+        progress: Progress,
+        buffers: Sequence[Tensor] = (),
+    ) -> bool:
+        """Turn what this process has gathered for a step into what all have, by the step's one collective.
+
+        Args:
+            assignments: Those of the plan; they fix the size of the message, whatever a process has to tell.
+            pending: Its own share of the costs, zero elsewhere; replaced in place by the sums of all.
+            progress: Its counters, to which the work of the others is added.
+            buffers: What shards write differently; all take those of the first, as in DistributedDataParallel.
+
+        Returns:
+            Whether some process objected to the stack.
+
+        Raises:
+            RuntimeError: When candidate groups saw different batches or parameters have drifted apart.
+        """
+        message = self._message(assignments, pending, progress.step)
+        first = float(self.layout.rank == 0)
+        message |= {f"buffer {place}": first * buffer.double() for place, buffer in enumerate(buffers)}
+        told = self.processes.sum(message)
+        self._check(told["marks"], progress.step)
+        own, self.notes = self.notes, Notes()
+        places = {assignment.block: place for place, assignment in enumerate(assignments)}
+        costs = told["costs"].split([assignment.most_candidates for assignment in assignments])
+        for index, proposal in enumerate(pending.proposals):
+            place = places[proposal.block]
+            pending.costs[index] = costs[place][: proposal.candidates]
+            pending.incumbents[index] = told["incumbents"][place]
+            assignments[place].learn_seconds(float(told["seconds"][place]), proposal)
+        for assignment, demoted in zip(assignments, told["demoted"].tolist(), strict=True):
+            if demoted:
+                assignment.step_down(guards.FAILED_ELSEWHERE)
+        for place, buffer in enumerate(buffers):
+            buffer.copy_(told[f"buffer {place}"])
+        counts = dict(zip(_COUNTS, told["counts"].tolist(), strict=True))
+        pending.weight = counts["weight"]
+        progress.candidates += int(counts["candidates"]) - own.candidates
+        progress.samples += int(counts["samples"]) - own.samples
+        progress.skipped += int(counts["skipped"]) - own.skipped
+        return counts["objections"] > 0
+
+    def _message(self, assignments: Sequence[Assignment], pending: Pending, step: int) -> dict[str, Tensor]:
+        # Of what all processes of a candidate group know, only the first one tells.
+        speaks = float(self.layout.candidates.index == 0)
+        blocks = len(assignments)
+        device = pending.costs[0].device if pending.costs else torch.device("cpu")
+        costs = torch.zeros(sum(a.most_candidates for a in assignments), dtype=torch.float64, device=device)
+        incumbents = torch.zeros(blocks, dtype=torch.float64, device=device)
+        seconds = torch.zeros(blocks)
+        places = {assignment.block: place for place, assignment in enumerate(assignments)}
+        slots = costs.split([assignment.most_candidates for assignment in assignments])
+        for index, proposal in enumerate(pending.proposals):
+            place = places[proposal.block]
+            slots[place][: proposal.candidates] = pending.costs[index]
+            incumbents[place] = speaks * pending.incumbents[index]
+            seconds[place] = pending.seconds[index]
+        notes = self.notes
+        counts = (pending.weight, notes.candidates, notes.samples, notes.skipped, notes.objections)
+        return {
+            "costs": costs,
+            "incumbents": incumbents,
+            "seconds": seconds,
+            "demoted": torch.tensor([float(assignment.failed) for assignment in assignments]),
+            "counts": speaks * torch.tensor(counts, dtype=torch.float64),
+            "marks": self._marks(step),
+        }
+
+    def _marks(self, step: int) -> Tensor:
+        """Return one row per process, this one's filled in: fingerprints of parameters, batches and losses."""
+        marks = torch.zeros(self.layout.world_size, 3, dtype=torch.float64)
+        parameters = self._parameters() if step % self._check_every == 0 else 0
+        own = (parameters, self.notes.batches, self.notes.losses)
+        marks[self.layout.rank] = torch.tensor(own, dtype=torch.float64)
+        return marks
+
+    def _check(self, marks: Tensor, step: int) -> None:
+        parameters, batches, losses = marks.T.tolist()
+        leaders = [self.layout.group_of(rank) * self.layout.candidates.size for rank in range(len(marks))]
+        rules = [
+            (parameters, [0] * len(marks), guards.DRIFTED_REPLICAS),
+            (batches, leaders, guards.DIFFERENT_BATCHES),
+            (losses, leaders, guards.DIFFERENT_LOSSES),
+        ]
+        for seen, of, message in rules:
+            others = [rank for rank, leader in enumerate(of) if seen[rank] != seen[leader]]
+            if others:
+                ranks = ", ".join(map(str, others))
+                raise RuntimeError(message.format(step=step, ranks=ranks, leader=of[others[0]]))

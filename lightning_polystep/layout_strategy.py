@@ -1,0 +1,161 @@
+"""LayoutStrategy: several processes on Lightning's own launchers, and what of the data each of them sees."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning_fabric.strategies.registry import _StrategyRegistry
+from lightning_fabric.utilities.distributed import _destroy_dist_connection
+from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.overrides.distributed import _sync_module_states
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lightning_polystep import trainer_guards
+from lightning_polystep.parallel import Layout, Size
+from lightning_polystep.processes import Processes, ProcessGroup
+
+StartMethod = Literal["popen", "spawn", "fork"]
+
+_TITLE = "Gradient-free training by PolyStep: forward passes only"
+# Each name with what its processes do, and the arguments that make them do so.
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "polystep": ("processes divide the candidates", {}),
+    "polystep_ddp": ("processes divide the batch", {"data_parallel_size": "auto", "candidate_parallel_size": 1}),
+    "polystep_spawn": ("processes divide the candidates, and are spawned", {"start_method": "spawn"}),
+    "polystep_fork": ("processes divide the candidates, and are forked", {"start_method": "fork"}),
+    "polystep_notebook": ("processes divide the candidates, and are forked", {"start_method": "fork"}),
+}
+
+
+class ForkLauncher(_MultiProcessingLauncher):
+    """Lightning's launcher by fork, which first sees to it that the forked processes can run kernels."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Fork the processes and run the function in each of them."""
+        trainer_guards.check_fork()
+        return super().launch(function, *args, **kwargs)
+
+
+class LayoutStrategy(DDPStrategy):
+    """DDPStrategy without the wrapper and the gradients: launching, connecting, sampling.
+
+    One process needs no launcher and no process group, so that it works in notebooks and beside other runs.
+
+    Args:
+        accelerator: As in DDPStrategy; the Trainer sets it.
+        parallel_devices: As in DDPStrategy; the Trainer sets it.
+        cluster_environment: As in DDPStrategy.
+        checkpoint_io: As in DDPStrategy.
+        precision_plugin: As in DDPStrategy; the Trainer sets it.
+        process_group_backend: As in DDPStrategy.
+        timeout: How long a process waits for the others, as a timedelta or in seconds.
+        start_method: How processes are started on this machine.
+        data_parallel_size: Shards of the batch.
+        candidate_parallel_size: Processes that see the same shard and divide the candidates.
+    """
+
+    strategy_name = "polystep"
+
+    def __init__(  # noqa: PLR0913 - DDPStrategy's own, and where the processes stand
+        self,
+        *,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+        process_group_backend: str | None = None,
+        timeout: timedelta | float,
+        start_method: StartMethod,
+        data_parallel_size: Size,
+        candidate_parallel_size: Size,
+    ) -> None:
+        self._patience = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+            process_group_backend=process_group_backend,
+            timeout=self._patience,
+            start_method=start_method,
+        )
+        self.processes = Processes()
+        self._data_parallel_size: Size = data_parallel_size
+        self._candidate_parallel_size: Size = candidate_parallel_size
+
+    @property
+    def layout(self) -> Layout:
+        """Where this process stands among the others."""
+        world_size = self.num_nodes * self.num_processes
+        rank = self.global_rank if world_size > 1 else 0
+        try:
+            return Layout.of(rank, world_size, self._data_parallel_size, self._candidate_parallel_size)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Training data is divided along the data axis only, all other data among all processes."""
+        trainer = self.lightning_module._trainer if self.lightning_module is not None else None
+        if trainer is not None and trainer.training:
+            return {"num_replicas": self.layout.data.size, "rank": self.layout.data.index}
+        return super().distributed_sampler_kwargs
+
+    def _configure_launcher(self) -> None:
+        if self.layout.world_size == 1:
+            self._launcher = None
+        elif self._start_method == "fork":
+            self._launcher = ForkLauncher(self, start_method="fork")
+        else:
+            super()._configure_launcher()
+
+    def setup_distributed(self) -> None:
+        """Set ranks and, with several processes, connect them."""
+        if self.layout.world_size == 1:
+            self.set_world_ranks()
+        else:
+            super().setup_distributed()
+            # Lightning sees to it for NCCL alone; a thread of gloo that outlives the interpreter aborts the process.
+            atexit.register(_destroy_dist_connection)
+
+    def start_alike(self, *, fitting: bool) -> None:
+        """Start from the parameters and buffers of rank 0, and give the sums of a fit a process group of their own."""
+        if self.layout.world_size == 1:
+            return
+        module = self.lightning_module
+        assert module is not None
+        _sync_module_states(module)
+        if fitting:
+            trainer_guards.check_synchronised_norms(module)
+            self.processes = ProcessGroup(self.layout, self.root_device, self._patience)
+
+    def compare_loaders(self) -> None:
+        """Refuse training loaders that would keep some processes waiting."""
+        if self.layout.world_size > 1:
+            assert self.lightning_module is not None
+            lengths = torch.zeros(self.layout.world_size)
+            lengths[self.layout.rank] = self.lightning_module.trainer.num_training_batches
+            trainer_guards.check_loader_lengths(self.processes.sum({"lengths": lengths})["lengths"].tolist())
+
+    def teardown(self) -> None:
+        """Leave the process group of the fit."""
+        self.processes.close()
+        self.processes = Processes()
+        super().teardown()
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
+        """Register the names; safe to call again, as on a reload."""
+        for name, (description, options) in NAMES.items():
+            if name not in strategy_registry:
+                strategy_registry.register(name, cls, description=f"{_TITLE}; {description}", **options)

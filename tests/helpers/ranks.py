@@ -1,0 +1,201 @@
+"""One harness for several processes: run a fit on n of them and compare what every one holds after every step.
+
+A *task* is a function of this file or of a test module that makes a fit: a module, a training loader and options of the
+Trainer. :func:`fit` runs it on n forked processes; their parent is forked from a server that has imported everything
+and has run no kernel, because GNU OpenMP does not survive a fork.
+"""
+
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+# Imported by the server, so that no process has to; no kernel runs there.
+import lightning_polystep.kernels.lif_direct_costs.cpu
+import lightning_polystep.kernels.lif_outcome_costs.cpu  # noqa: F401
+from lightning_polystep import PolyStepStrategy
+from lightning_polystep.layout_strategy import ForkLauncher
+from lightning_polystep.results import parameters_sha256
+from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, spiking, trainer
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.helpers.ranks"])
+
+
+@dataclass
+class Rank:
+    """What one process saw.
+
+    Args:
+        hashes: Of all parameters and buffers, after every step.
+        error: The message of the exception that ended its fit; empty when none did.
+        report: What a task's module put into its ``report``.
+    """
+
+    hashes: list[str] = field(default_factory=list)
+    error: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Watch(pl.Callback):
+    """Hashes the parameters after every step, and writes what a process saw for the test to read."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.seen = Rank()
+        self.steps = 0
+
+    def write(self, trainer, error=""):
+        self.seen.report = getattr(trainer.lightning_module, "report", {})
+        self.seen.error = error
+        path = self.folder / f"{trainer.global_rank}.json"
+        path.write_text(json.dumps(vars(self.seen)), encoding="utf-8")
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step > self.steps:
+            self.steps = trainer.global_step
+            self.seen.hashes.append(parameters_sha256(pl_module))
+
+    def on_train_end(self, trainer, pl_module):
+        self.write(trainer)
+
+
+@dataclass
+class Reported:
+    """What a launcher starts in each process, with an end that the others wait for.
+
+    Lightning ends all processes with the first that fails, before the others could tell what they saw.
+    """
+
+    function: Callable[..., Any]
+    trainer: pl.Trainer
+
+    def __call__(self, *args, **options):
+        try:
+            return self.function(*args, **options)
+        except BaseException as error:
+            watch = next(callback for callback in self.trainer.callbacks if isinstance(callback, Watch))
+            watch.write(self.trainer, str(error))
+            patience = time.monotonic() + 10
+            while time.monotonic() < patience and len(list(watch.folder.glob("?.json"))) < self.trainer.world_size:
+                time.sleep(0.02)
+            raise
+
+
+class ReportingLauncher(ForkLauncher):
+    """Forks or spawns processes that report how they end."""
+
+    def launch(self, function, *args, trainer=None, **options):
+        return super().launch(Reported(function, trainer), *args, trainer=trainer, **options)
+
+
+class ReportingStrategy(PolyStepStrategy):
+    """Starts its processes by that launcher."""
+
+    def _configure_launcher(self):
+        super()._configure_launcher()
+        if self._launcher is not None:
+            self._launcher = ReportingLauncher(self, start_method=self._start_method)
+
+
+def fit(task, ranks, folder, *, options=None, start_method="fork", **strategy) -> list[Rank]:
+    """Run a task on so many processes and return what each of them saw.
+
+    Args:
+        task: Makes module, training loader and options of the Trainer; pickled by name.
+        ranks: Number of processes.
+        folder: A new folder for their files is made in it.
+        options: Further options of the Trainer.
+        start_method: "fork" or "spawn".
+        strategy: Arguments of the strategy.
+    """
+    place = folder / f"{ranks}-{len(list(folder.iterdir()))}"
+    place.mkdir()
+    settings = {"show_plan": False, "timeout": 60.0, **strategy}
+    parent = SERVER.Process(target=_parent, args=(task, ranks, place, options or {}, start_method, settings))
+    parent.start()
+    parent.join(120)
+    if parent.is_alive():
+        parent.kill()
+        raise AssertionError(f"the processes hang: {[path.read_text() for path in place.iterdir()]}")
+    files = sorted(place.glob("?.json"))
+    if len(files) < ranks:
+        raise AssertionError("".join(path.read_text(encoding="utf-8") for path in place.glob("*.txt")))
+    return [Rank(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
+
+
+def _parent(task, ranks, folder, options, start_method, settings):
+    torch.set_num_threads(1)
+    try:
+        module, loader, more = task()
+        strategy = ReportingStrategy(start_method=start_method, **settings)
+        callbacks = [Watch(folder), *more.pop("callbacks", [])]
+        run = trainer(folder, strategy=strategy, devices=ranks, callbacks=callbacks, **{**more, **options})
+        run.fit(module, loader)
+    except BaseException:
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+
+
+def alike(seen: list[Rank]) -> list[str]:
+    """Return the hashes after every step, which all processes must share."""
+    assert [rank.error for rank in seen] == [""] * len(seen)
+    for rank, other in enumerate(seen[1:], start=1):
+        assert other.hashes == seen[0].hashes, f"rank {rank} differs from rank 0"
+    assert len(set(seen[0].hashes)) == len(seen[0].hashes) > 0, "some step changed nothing"
+    return seen[0].hashes
+
+
+def spiking_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
+    """A spiking network on the fast tiers, shuffled batches."""
+    return spiking(Boring, torch.float32)(polystep), loader(8, shuffle=True), {}
+
+
+def foreign_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
+    """Batch normalisation and dropout by vmap, trained by an Adam that is replaced."""
+    return Busy(), loader(6, shuffle=True), {"logger": CountingLogger()}
+
+
+class Dealt(Sampler):
+    """Deals whole micro-batches to the shards of the data in turn; for tasks with ``use_distributed_sampler=False``.
+
+    One process that accumulates over n of them sees in a step what n shards see, or n / 2 that accumulate over two.
+
+    Args:
+        batches: Number of micro-batches, over all shards.
+        size: Samples of each.
+        shares: Processes that see the same shard.
+    """
+
+    def __init__(self, batches, size, shares=1):
+        self.batches = batches
+        self.size = size
+        self.shares = shares
+
+    @property
+    def place(self):
+        alone = not torch.distributed.is_initialized()
+        rank, world_size = (0, 1) if alone else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return rank // self.shares, world_size // self.shares
+
+    def __len__(self):
+        return self.batches // self.place[1]
+
+    def __iter__(self):
+        shard, shards = self.place
+        for batch in range(len(self)):
+            first = (batch * shards + shard) * self.size
+            yield list(range(first, first + self.size))
+
+
+def dealt(module, shares=1, **options):
+    """Return a task's values with micro-batches dealt in turn."""
+    sampler = Dealt(24, BATCH, shares)
+    loader = DataLoader(separable(24 * BATCH), batch_sampler=sampler)
+    return module, loader, {"use_distributed_sampler": False, **options}
