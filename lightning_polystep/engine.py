@@ -217,6 +217,7 @@ class Engine:
         else:
             # Of the first micro-batch another process may have had the broken part.
             self._count_skipped(*(problem or ("loss", guards.NON_FINITE_LOSS)))
+            self._abstain(moments)
         self._learn(moments)
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
@@ -248,6 +249,12 @@ class Engine:
                 learnt = {name: moment for name, moment in learnt.items() if name in due}
             learn_inputs(learnt, self.optimizer.statistics)
 
+    def _abstain(self, moments: list[dict[str, Tensor]]) -> None:
+        """Propose what the other processes do, when they do, and score nothing of it."""
+        if self._agreement.several and self.plan is not None and self.optimizer.binding.pending is None:
+            self._learn(moments, most=1)
+            self.optimizer.binding.pending = self._propose(self.plan)
+
     def _gather(
         self,
         evaluate: Callable[[], Tensor],
@@ -257,6 +264,9 @@ class Engine:
         moments: list[dict[str, Tensor]],
     ) -> None:
         progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+        if self._objects(loss):
+            self._abstain(moments)
+            return
         # A step's directions come from its first shard, however many there are.
         self._learn(moments, most=1 if pending is None else None)
         self._written_buffers |= self._buffers.written(self.module)
@@ -268,8 +278,6 @@ class Engine:
             mute=self._silenced,
             vectorised=self._adapters.vectorised,
         )
-        if self._objects(loss):
-            return
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
@@ -427,7 +435,7 @@ class Engine:
         state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
         if state is None:
             return None
-        if self._agreement.several or not state["blocks"]:
+        if self._agreement.several or state.get("blocks") == {}:
             warnings.warn(guards.LOST_WINDOW.format(guards.DIVIDED_WINDOW), stacklevel=4)
             return None
         try:
