@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.feedforward import FeedforwardStack
 from lightning_polystep.scoring.feedforward_tiers import ReLUTier, ScoreTier, StepOutcomeTier
+from lightning_polystep.scoring.flips import HiddenFlipTier, ScoreFlipTier
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.spiking import SpikingStack
@@ -29,9 +30,13 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
     if block.shared:
         raise NotAStackError("its weight belongs to several layers")
     if isinstance(stack, FeedforwardStack):
-        return _feedforward_tier(places[0], stack, capture)
+        return (_flip_tier if block.subspace == "flips" else _feedforward_tier)(places[0], stack, capture)
     assert isinstance(stack, SpikingStack)
     return _spiking_tier(places[0], stack, capture)
+
+
+def _flip_tier(place: int, stack: FeedforwardStack, capture: Capture) -> StackTier:
+    return (ScoreFlipTier if place == len(stack.layers) - 1 else HiddenFlipTier)(stack, capture, place)
 
 
 def _feedforward_tier(place: int, stack: FeedforwardStack, capture: Capture) -> StackTier:
