@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from lightning_polystep import guards
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
+from lightning_polystep.subspaces import SUBSPACES
 
 STATE_FORMAT = 2
 
@@ -155,7 +156,7 @@ class PolyStep(Optimizer):
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
         rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
-            "full" (the coordinates themselves).
+            "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
         polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube"
             (2 ** d).
@@ -192,7 +193,7 @@ class PolyStep(Optimizer):
         momentum: float = 0.8,
         rank: int | None = None,
         rotations: int = 1,
-        subspace: Literal["inputs", "gaussian", "full"] = "inputs",
+        subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
         particle_dim: int | None = None,
@@ -306,6 +307,7 @@ class PolyStep(Optimizer):
             update = group["lr"] * torch.where(mask, buffer, 0.0)
             parameter.add_(update)
             squared += update.double().square().sum()
+        SUBSPACES[block.subspace].confine(block)
         return squared
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,8 @@ class Proposal:
         probe_radius: Radius at which they are probed.
         mirrored: Whether the second half of a particle's vertices is minus the first: what is linear in a candidate
             needs to be found for one of the two only.
+        starts: Displacements of a row at reach 1, shape (K, D); a candidate's cost is then the mean of those of K rows,
+            each displaced by one of them as well. None for one that is zero.
     """
 
     block: Block
@@ -112,6 +114,7 @@ class Proposal:
     particle_dim: int
     probe_radius: float
     mirrored: bool = False
+    starts: Tensor | None = None
 
     @property
     def vertices_per_row(self) -> int:
@@ -123,9 +126,23 @@ class Proposal:
         """Candidates of the block."""
         return len(self.rows) * self.vertices_per_row
 
+    def from_each_start(self) -> list[Proposal]:
+        """Return a proposal for each of its starts, whose candidates' losses this one's are the mean of."""
+        if self.starts is None:
+            return [self]
+        return [replace(self, starts=start[None]) for start in self.starts]
+
     def displacements(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return the rows, shape (c,), and their displacements, shape (c, D), of the candidates [start, stop)."""
+        """Return the rows, shape (c,), and their displacements, shape (c, D), of the candidates [start, stop).
+
+        Raises:
+            ValueError: With several starts: there is no one displacement then.
+        """
+        if self.starts is not None and len(self.starts) > 1:
+            raise ValueError(f"{self.block.name}: candidates of {len(self.starts)} starts are scored start by start.")
         index = torch.arange(start, stop, device=self.rows.device)
-        flat = self.directions.reshape(-1, self.block.dim)
+        flat = self.probe_radius * self.directions.reshape(-1, self.block.dim)
+        if self.starts is not None:
+            flat = flat + self.starts
         row, vertex = index // self.vertices_per_row, index % self.vertices_per_row
-        return self.rows[row], self.probe_radius * self.reach[row, None] * flat[vertex]
+        return self.rows[row], self.reach[row, None] * flat[vertex]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.particles import Block, InputStatistics
 
 # A moment needs no more samples than this to be accurate; convolutions have one per image position.
@@ -73,6 +74,9 @@ def _site_block(
         parameters = (weight, bias)
     own_forward = type(owner).forward not in {nn.Linear.forward, nn.Conv2d.forward}
     remark = "weight shared between modules" if shared else "module computes its output itself" if own_forward else ""
+    subspace = group["subspace"]
+    if subspace == "flips" and not is_binary(owner):
+        subspace, remark = "inputs", "its weights are not binary, so there is nothing to flip"
     rows = weight.shape[0]
     return Block(
         name=name,
@@ -81,12 +85,17 @@ def _site_block(
         group=group,
         rows=rows,
         dim=sum(parameter.numel() for parameter in parameters) // rows,
-        subspace=group["subspace"],
+        subspace=subspace,
         site=owner,
         shiftable=not (shared or own_forward),
         shared=shared,
         remark=remark,
     )
+
+
+def is_binary(module: nn.Module) -> bool:
+    """Tell whether the weights of a module act by their signs alone."""
+    return isinstance(module, QuantisedWeight) and module.weight_format == "binary"
 
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
@@ -98,7 +107,7 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
-    remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] == "inputs" else ""
+    remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
     return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
 
 

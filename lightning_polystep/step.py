@@ -31,7 +31,7 @@ from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.sites import Observation, observing, update_statistics
-from lightning_polystep.subspaces import SUBSPACES
+from lightning_polystep.subspaces import SUBSPACES, particle_dim
 from lightning_polystep.transport import TRANSPORTS
 
 
@@ -76,7 +76,7 @@ def propose(
     """
     group, subspace, polytope = block.group, SUBSPACES[block.subspace], POLYTOPES[block.group["polytope"]]
     rank = min(rank, subspace.rank(block, group, statistics))
-    dim = min(group["particle_dim"] or rank, rank)
+    dim = particle_dim(block, rank)
     particles_per_row = rank // dim
     draw = generator(seed, step, f"basis/{block.name}")
     vertices = polytope.vertices(dim)
@@ -92,6 +92,7 @@ def propose(
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:
         rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
+    starts = subspace.starts(block, group, draw)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)
     return Proposal(
@@ -100,8 +101,9 @@ def propose(
         reach=parameter.new_ones(len(rows)) if reach is None else reach[rows].to(parameter),
         directions=directions.to(parameter),
         particle_dim=dim,
-        probe_radius=group["probe_radius"],
+        probe_radius=subspace.probe_radius(group),
         mirrored=polytope.mirrored,
+        starts=None if starts is None else starts.to(parameter),
     )
 
 

@@ -83,3 +83,14 @@ def test_candidates_run_through_vertices_then_particles_then_rows(start, stop):
     assert rows.tolist() == [row for row, _ in by_hand]
     assert displacements.shape == (stop - start, 4)
     assert all(torch.equal(a, b) for a, (_, b) in zip(displacements, by_hand, strict=True))
+
+
+def test_a_start_is_part_of_the_displacement():
+    block = Block("b", (nn.Parameter(torch.zeros(2, 3)),), ("b",), {}, 2, 3, "full")
+    starts = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    proposal = Proposal(block, torch.arange(2), torch.tensor([1.0, 2.0]), torch.eye(3)[None], 3, 0.5, starts=starts)
+    with pytest.raises(ValueError, match="2 starts are scored start by start"):
+        proposal.displacements(0, 1)
+    up, down = proposal.from_each_start()
+    assert up.displacements(0, 1)[1].tolist() == [[0.5, 0.0, 1.0]]
+    assert down.displacements(4, 5)[1].tolist() == [[0.0, 1.0, -2.0]]

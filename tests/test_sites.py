@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_polystep.layers import LIF
+from lightning_polystep.layers import LIF, QuantLinear
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block
 from lightning_polystep.sites import find_blocks, input_rows, not_recording, observing, update_statistics
@@ -299,3 +299,10 @@ def test_a_bias_that_is_frozen_or_unfrozen_starts_the_average_anew():
     known = update_statistics(None, torch.eye(3, dtype=torch.float64))
     known = update_statistics(known, torch.eye(2, dtype=torch.float64))
     assert (known.moment.shape, known.batches, known.basis.shape) == ((2, 2), 1, (2, 0))
+
+
+def test_what_has_no_binary_weights_is_not_flipped():
+    module = nn.Sequential(QuantLinear(3, 2, weight_format="binary"), nn.Linear(2, 2), nn.LayerNorm(2))
+    blocks = {block.name: block for block in blocks_of(module, subspace="flips")}
+    assert [blocks[name].subspace for name in ("0", "1", "2.weight")] == ["flips", "inputs", "full"]
+    assert blocks["1"].remark == "its weights are not binary, so there is nothing to flip"

@@ -13,6 +13,7 @@ from lightning_polystep.kernels.route_outcome_costs import route_outcome_costs
 from lightning_polystep.kernels.score_direct_costs import score_direct_costs
 from lightning_polystep.kernels.step_outcome_costs import step_outcome_costs
 from lightning_polystep.kernels.step_outcomes import step_function_dictionary
+from lightning_polystep.kernels.unit_change_losses import unit_change_losses
 
 __all__ = [
     "lif_direct_costs",
@@ -25,4 +26,5 @@ __all__ = [
     "score_direct_costs",
     "step_function_dictionary",
     "step_outcome_costs",
+    "unit_change_losses",
 ]

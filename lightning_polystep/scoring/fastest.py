@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.feedforward import FeedforwardStack
 from lightning_polystep.scoring.feedforward_tiers import feedforward_tier
+from lightning_polystep.scoring.flips import HiddenFlipTier, ScoreFlipTier
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.routed import RoutedStack, SeenBehind, SeenByExpert
@@ -36,7 +37,7 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
         raise NotAStackError("it is no Linear weight of the recognised network")
     _check_own(block)
     if isinstance(stack, FeedforwardStack):
-        return feedforward_tier(places[0], stack, capture)
+        return (_flip_tier if block.subspace == "flips" else feedforward_tier)(places[0], stack, capture)
     assert isinstance(stack, SpikingStack)
     return _spiking_tier(places[0], stack, capture)
 
@@ -70,6 +71,10 @@ def _routed_tier(block: Block, stack: RoutedStack, capture: Capture) -> StackTie
         if inside is not None:
             return feedforward_tier(inside, expert, SeenByExpert(capture, stack, number))
     raise NotAStackError("it is no Linear weight of the recognised network")
+
+
+def _flip_tier(place: int, stack: FeedforwardStack, capture: Capture) -> StackTier:
+    return (ScoreFlipTier if place == len(stack.layers) - 1 else HiddenFlipTier)(stack, capture, place)
 
 
 def _spiking_tier(place: int, stack: SpikingStack, capture: Capture) -> StackTier:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -18,17 +19,17 @@ from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
+from lightning_polystep.scoring.flips import FlipTier
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.stack import NotAStackError
 from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
 from lightning_polystep.sites import Observation
+from lightning_polystep.subspaces import SUBSPACES, Subspace, particle_dim
 
 Evaluation = Literal["auto", "vmap", "loop"]
 
-# The rank that was measured best, where candidates are cheap enough to afford it.
-_FULL_RANK = 128
 _SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
@@ -53,6 +54,22 @@ class Tier(Protocol):
         ...
 
 
+def score_by(tier: Tier, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+    """Return the losses of the candidates [start, stop): those of each start in turn where the tier knows but one.
+
+    Args:
+        tier: The tier.
+        proposal: The candidates.
+        probe: Of the micro-batch.
+        start: First candidate.
+        stop: The one behind the last.
+    """
+    if isinstance(tier, FlipTier):
+        return tier.score(proposal, probe, start, stop)
+    losses = [tier.score(each, probe, start, stop) for each in proposal.from_each_start()]
+    return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
+
+
 @dataclass
 class Assignment:
     """How one block is scored.
@@ -72,7 +89,7 @@ class Assignment:
     tier: Tier
     chunking: Chunking
     reason: str = ""
-    rank: int = _FULL_RANK
+    rank: int = Subspace.full_rank
     rotations: int = 1
     most_rows: int | None = None
     failed: bool = False
@@ -140,7 +157,7 @@ class Assignment:
         return loss.detach().reshape(())
 
     def _run(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
-        return self.chunking.run(lambda start, stop: self.tier.score(proposal, probe, start, stop), share)
+        return self.chunking.run(partial(score_by, self.tier, proposal, probe), share)
 
 
 @dataclass
@@ -336,8 +353,7 @@ def _vmap_tiers(block: Block, seen: Observation) -> Iterable[Tier]:
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can."""
     try:
-        fast = tier.score(trial, probe, 0, trial.candidates)
-        slow = LoopTier().score(trial, probe, 0, trial.candidates)
+        fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, LoopTier()))
     except Exception as error:
         return _first_line(error)
     relative, absolute = _AGREEMENT
@@ -359,14 +375,14 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
         if a.block.group["rank"] is None and (max_candidates is not None or a.tier.default_candidates is not None)
     ]
     for assignment in assignments:
-        assignment.rank = assignment.block.group["rank"] or _FULL_RANK
+        assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
         assignment.rotations = assignment.block.group["rotations"]
     total_rows = sum(assignment.block.rows for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
         budget = max_candidates if max_candidates is not None else assignment.tier.default_candidates or 1
         share = max(1, budget * block.rows // total_rows)
-        ceiling = min(_FULL_RANK, block.dim)
+        ceiling = min(Subspace.full_rank, block.dim)
         affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(assignment, rank) <= share]
         assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
         rows = max(1, share // _vertices(assignment, assignment.rank))
@@ -375,5 +391,5 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
 
 def _vertices(assignment: Assignment, rank: int) -> int:
     group = assignment.block.group
-    dim = min(group["particle_dim"] or rank, rank)
+    dim = particle_dim(assignment.block, rank)
     return max(1, rank // dim) * assignment.rotations * POLYTOPES[group["polytope"]].count(dim)

@@ -1,12 +1,20 @@
 """Propose: in which directions particles may move. One subspace per file, all of them of one protocol."""
 
+from lightning_polystep.particles import Block
+from lightning_polystep.subspaces.flips import FlipSubspace
 from lightning_polystep.subspaces.full import FullSubspace
 from lightning_polystep.subspaces.gaussian import GaussianSubspace
 from lightning_polystep.subspaces.inputs import InputSubspace
 from lightning_polystep.subspaces.protocol import Subspace
 
 SUBSPACES: dict[str, Subspace] = {
-    subspace.name: subspace for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace())
+    subspace.name: subspace for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace())
 }
 
-__all__ = ["SUBSPACES", "FullSubspace", "GaussianSubspace", "InputSubspace", "Subspace"]
+
+def particle_dim(block: Block, rank: int) -> int:
+    """Return the dimension of a block's particles when ``rank`` directions are probed."""
+    return min(SUBSPACES[block.subspace].particle_dim or block.group["particle_dim"] or rank, rank)
+
+
+__all__ = ["SUBSPACES", "FlipSubspace", "FullSubspace", "GaussianSubspace", "InputSubspace", "Subspace", "particle_dim"]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.subspaces.protocol import Subspace
 
 
-class FullSubspace:
+class FullSubspace(Subspace):
     """The coordinates themselves, times the block's ``scale``; a particle holds a few neighbouring coordinates.
 
     The number of candidates grows with the number of parameters: for small models, and for vectors such as biases,

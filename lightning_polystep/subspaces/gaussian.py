@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.subspaces.protocol import Subspace
 
 
-class GaussianSubspace:
+class GaussianSubspace(Subspace):
     r"""A fresh dense Gaussian basis each step, its columns of unit norm.
 
     .. math:: B_{:,c} = s\, g_c / \lVert g_c \rVert, \qquad g_c \sim \mathcal N(0, I_D),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.polytopes import haar_frame
+from lightning_polystep.subspaces.protocol import Subspace
 
 # Directions that vary less than this share of the second strongest carry noise rather than signal: on MNIST, leaving
 # them in cost a point of validation accuracy at the same training loss, and ten times more cost two. The strongest is
@@ -22,7 +23,7 @@ _ROUNDING_FLOOR = 1e-6
 _MOST_DRIFT = 0.03
 
 
-class InputSubspace:
+class InputSubspace(Subspace):
     r"""The eigenbasis of a site's input second moment, partially whitened.
 
     With :math:`G = X^T X / N = U \Lambda U^T` the second moment of the site's inputs (the constant 1 of the bias

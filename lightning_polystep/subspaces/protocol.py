@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +13,21 @@ from lightning_polystep.particles import Block, InputStatistics
 class Subspace(Protocol):
     """Chooses the directions in which the particles of a block may move.
 
-    ``is_rotated`` tells that the columns of its bases are already Haar-random, so that turning the polytopes once more
-    would change nothing.
+    A subspace inherits from this class, which holds what most of them have in common.
+
+    Args:
+        name: What the option ``subspace`` calls it.
+        is_rotated: Whether polytopes are to stay as they are: the columns of its bases are Haar-random already, or
+            mean something one by one.
+        particle_dim: Dimension of a particle where the subspace decides it, else None.
+        full_rank: Directions that are wanted per row and step where candidates are nearly free.
     """
 
-    name: str
-    is_rotated: bool
+    name: ClassVar[str]
+    is_rotated: ClassVar[bool]
+    particle_dim: ClassVar[int | None] = None
+    # The rank that was measured best for rotated directions.
+    full_rank: ClassVar[int] = 128
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return how many directions the subspace could give this block now."""
@@ -32,3 +41,16 @@ class Subspace(Protocol):
         The same B serves all particles (rows) of the block; a candidate moves one row by ``probe_radius * B R v``.
         """
         ...
+
+    def probe_radius(self, group: dict[str, Any]) -> float:
+        """Return by what the columns of B are multiplied for a candidate."""
+        return float(group["probe_radius"])
+
+    def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
+        """Return displacements of a row, (K, D), float64, from which a candidate is scored; None for the row itself."""
+        del block, group, draw
+        return None
+
+    def confine(self, block: Block) -> None:
+        """Put the parameters of a block that has just moved back to where the subspace can probe them."""
+        del block

@@ -1,0 +1,89 @@
+r"""Propose to flip binary weights, one by one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.layers.quantised import QuantisedWeight
+from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.subspaces.protocol import Subspace
+
+# Biases over which a candidate's cost is averaged. In the fast tier they cost next to nothing, in others each costs as
+# much as the candidate.
+_STARTS = 16
+
+
+class FlipSubspace(Subspace):
+    r"""The signs of binary weights: each weight a particle of one dimension, whose vertices make it +1 and -1.
+
+    With s the layer's mean weight scale, the latent weights are kept in :math:`[-s, s]`, and
+
+    .. math:: B = 2 s I, \qquad w \pm 2 s \text{ has the sign } \pm 1 \text{ whatever } w \text{ is.}
+
+    One of a weight's two vertices changes nothing; the other flips it, which shifts a pre-activation by
+    :math:`2 s |x|`. A flip so small crosses the threshold of few samples, so it is scored at K = 16 biases around the
+    row's own, whose root mean square is ``probe_radius``, in units of pre-activation:
+
+    .. math:: C_{iv} = \frac1K \sum_k L(w_i \pm 2 s e_d,\; b_i + \theta_k), \qquad
+              \theta_k = \rho\, \Phi^{-1}\!\left(\frac{k - u}{K}\right), \quad u \sim U(0, 1),
+
+    with :math:`\Phi` the normal distribution function. A bias is a particle too, probed at the size of a flip. Without
+    a bias there is one start, the row itself.
+
+    ``lr`` is then the share of s by which a weight moves that matters as much as the others of its row do (with
+    :math:`\varepsilon = 2`): a weight whose flip pays is drawn to its threshold, and the more steps it takes the
+    farther it is from it, as in Bop.
+
+    References:
+        Helwegen et al. 2019, *Latent weights do not exist*, arXiv 1906.02107 (momentum decides when a weight flips);
+        the softmax step is PolyStep, arXiv 2605.01928.
+    """
+
+    name = "flips"
+    # A rotation would mix weights that are to be flipped one by one.
+    is_rotated = True
+    particle_dim = 1
+    full_rank = sys.maxsize
+
+    def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
+        """Return D, the weights of a row, the bias among them."""
+        del group, statistics
+        return block.dim
+
+    def basis(
+        self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
+    ) -> Tensor:
+        """Return B, shape (D, rank), float64: all weights, or a random choice of them when fewer are asked for."""
+        del group, statistics
+        chosen = torch.randperm(block.dim, generator=draw)[:rank].sort().values
+        return 2 * _unit(block) * torch.eye(block.dim, dtype=torch.float64)[:, chosen]
+
+    def probe_radius(self, group: dict[str, Any]) -> float:
+        """Return 1: a flip is as large as it is, and the group's radius is that of the starts."""
+        del group
+        return 1.0
+
+    def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
+        """Return the biases around a row's own at which it is scored, shape (K, D), float64."""
+        if not block.has_bias:
+            return None
+        offset = torch.rand((), generator=draw, dtype=torch.float64).clamp(0.01, 0.99)
+        shares = (torch.arange(_STARTS, dtype=torch.float64) + offset) / _STARTS
+        starts = torch.zeros(_STARTS, block.dim, dtype=torch.float64)
+        starts[:, -1] = group["probe_radius"] * torch.special.ndtri(shares)
+        return starts
+
+    def confine(self, block: Block) -> None:
+        """Keep the latent weights in [-s, s], from where one vertex each way reaches both signs."""
+        unit = _unit(block)
+        block.parameters[0].clamp_(-unit, unit)
+
+
+def _unit(block: Block) -> float:
+    """Return s; 1 for a block that is no layer."""
+    scale = None if block.site is None else cast("QuantisedWeight", block.site).weight_scale
+    return 1.0 if scale is None else float(scale.mean())

@@ -1,0 +1,65 @@
+"""Flips: candidates that give each binary weight both signs, from biases around the row's own."""
+
+import pytest
+import torch
+
+from lightning_polystep.layers import QuantLinear
+from lightning_polystep.particles import Block
+from lightning_polystep.randomness import generator
+from lightning_polystep.subspaces import SUBSPACES, FlipSubspace, particle_dim
+
+SUBSPACE = FlipSubspace()
+GROUP = {"probe_radius": 0.3, "particle_dim": 4}
+
+
+def block(bias=True):
+    layer = QuantLinear(6, 4, bias=bias, weight_format="binary", granularity="per_tensor")
+    layer.weight_scale = torch.tensor(0.25)
+    parameters = tuple(layer.parameters())
+    return Block("layer", parameters, (), GROUP, 4, 6 + bias, "flips", site=layer)
+
+
+def draw(step=0):
+    return generator(0, step, "basis/layer")
+
+
+def test_either_vertex_gives_its_sign_whatever_the_latent_weight_is():
+    flips = block()
+    weight = flips.parameters[0]
+    with torch.no_grad():
+        weight.mul_(100)
+        SUBSPACE.confine(flips)
+    steps = SUBSPACE.basis(flips, 7, GROUP, None, draw()).float()
+    for column in range(6):
+        moved = SUBSPACE.probe_radius(GROUP) * steps[:6, column]
+        assert bool(((weight + moved)[:, column] > 0).all())
+        assert bool(((weight - moved)[:, column] < 0).all())
+
+
+def test_latent_weights_stay_within_the_scale_and_biases_are_free():
+    flips = block()
+    weight, bias = flips.parameters
+    with torch.no_grad():
+        weight[0, :2] = torch.tensor([3.0, -0.1])
+        bias.fill_(9.0)
+        SUBSPACE.confine(flips)
+    assert weight[0, :2].tolist() == pytest.approx([0.25, -0.1])
+    assert bool((bias == 9).all())
+
+
+def test_the_starts_are_biases_whose_root_mean_square_is_the_radius():
+    starts = torch.cat([SUBSPACE.starts(block(), GROUP, draw(step)) for step in range(50)])
+    assert bool((starts[:, :-1] == 0).all())
+    assert float(starts[:, -1].square().mean().sqrt()) == pytest.approx(0.3, rel=0.1)
+    assert abs(float(starts[:, -1].mean())) < 0.02
+    one = SUBSPACE.starts(block(), GROUP, draw())[:, -1]
+    assert bool((one.diff() > 0).all())
+
+
+def test_without_a_bias_a_row_is_scored_where_it_is():
+    assert SUBSPACE.starts(block(bias=False), GROUP, draw()) is None
+
+
+def test_each_weight_is_a_particle():
+    assert SUBSPACES["flips"].name == "flips"
+    assert particle_dim(block(), 7) == 1
