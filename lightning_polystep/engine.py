@@ -209,10 +209,7 @@ class Engine:
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
         moments = self._moments()
-        fit = problem is None
-        if self.plan is None:
-            fit = self._agreement.ready(fit)
-        if fit:
+        if self._agreement.ready(problem is None) if self.plan is None else problem is None:
             self._gather(evaluate, loss, samples, weight, moments)
         else:
             # Of the first micro-batch another process may have had the broken part.

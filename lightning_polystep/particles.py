@@ -141,8 +141,8 @@ class Proposal:
         if self.starts is not None and len(self.starts) > 1:
             raise ValueError(f"{self.block.name}: candidates of {len(self.starts)} starts are scored start by start.")
         index = torch.arange(start, stop, device=self.rows.device)
-        flat = self.probe_radius * self.directions.reshape(-1, self.block.dim)
-        if self.starts is not None:
-            flat = flat + self.starts
+        flat = self.directions.reshape(-1, self.block.dim)
         row, vertex = index // self.vertices_per_row, index % self.vertices_per_row
-        return self.rows[row], self.reach[row, None] * flat[vertex]
+        reach = self.reach[row, None]
+        moved = self.probe_radius * reach * flat[vertex]
+        return self.rows[row], moved if self.starts is None else moved + reach * self.starts

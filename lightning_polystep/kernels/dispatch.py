@@ -77,12 +77,14 @@ def choose(device: torch.device, name: str, implementations: tuple[str, ...] = t
 @contextmanager
 def _as_many_threads_as_torch() -> Iterator[None]:
     """One knob for both: ``torch.set_num_threads``. Results do not depend on it."""
+    threads = torch.get_num_threads()  # before numba starts, and sets OpenMP's number
     before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), _MOST_THREADS)))
+    numba.set_num_threads(max(1, min(threads, _MOST_THREADS)))
     try:
         yield
     finally:
         numba.set_num_threads(before)
+        torch.set_num_threads(threads)  # both may have OpenMP's number, which numba has just set
 
 
 class _Announcement(event.Listener):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_polystep import kernels
 from lightning_polystep.kernels.dispatch import choose
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -65,3 +66,9 @@ for _ in range(2):
     ]
     assert lines[0].count("compiling lif_direct_costs") == 1
     assert "compiling" not in lines[1]
+
+
+def test_a_kernel_leaves_the_number_of_threads_as_it_was():
+    torch.set_num_threads(1)
+    kernels.lif_spikes(torch.rand(3, 20), torch.ones(1), torch.ones(1), 3)
+    assert torch.get_num_threads() == 1

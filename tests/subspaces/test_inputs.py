@@ -48,7 +48,8 @@ def test_a_unit_step_moves_the_pre_activation_by_one_on_average(seed, whitening)
 @given(st.integers(0, 1000), WHITENINGS)
 def test_the_fresh_rotation_keeps_the_unit(seed, whitening):
     X = inputs(seed)
-    assert float((X @ basis(X, 6, whitening, seed)).square().mean()) == pytest.approx(1.0)
+    rank = whitened_eigenbasis(second_moment(X), whitening).shape[1]  # a weak direction may be left out
+    assert float((X @ basis(X, rank, whitening, seed)).square().mean()) == pytest.approx(1.0)
 
 
 @given(st.integers(0, 1000))
