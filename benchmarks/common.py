@@ -33,6 +33,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "pytorch-lightning", "numba", "numpy", "polystep")
 _CLASSES = 10
 
+# Moments of inputs are taken at every fifth step, and a basis that follows spikes is refreshed at about every tenth:
+# only a multiple of this sees the average step.
+REFRESH = 10
 # One colour per contender in every picture, told apart also by those who see few colours.
 COLOURS = {"ours": "#0072B2", "surrogate": "#D55E00", "peer": "#009E73"}
 

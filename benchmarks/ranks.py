@@ -23,6 +23,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import (
+    REFRESH,
     Batch,
     Task,
     finish,
@@ -40,8 +41,6 @@ from lightning_polystep.processes import Processes, ProcessGroup
 from lightning_polystep.results import parameters_sha256
 from models import SpikingMLP
 
-# Eigenvectors are refreshed at every tenth step, so only a multiple of it sees the average step.
-_REFRESH = 10
 _COLOURS = {"one": "0.5", "candidates": "#0072B2", "data": "#009E73"}
 
 
@@ -76,7 +75,7 @@ class Contender:
 
     def forget(self) -> None:
         """Let the clocks start afresh after the warm-up."""
-        self.engine.clock.seconds.update(dict.fromkeys(self.engine.clock.seconds, 0.0))
+        self.engine.clock.reset()
         self.processes.seconds, self.processes.bytes, self.processes.collectives = 0.0, 0, 0
 
     def record(self, steps: int) -> dict[str, Any]:
@@ -119,9 +118,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1024, help="samples per step, over all processes")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-    parser.add_argument("--steps", type=int, default=20, help=f"per turn, best a multiple of {_REFRESH}")
+    parser.add_argument("--steps", type=int, default=20, help=f"per turn, best a multiple of {REFRESH}")
     options = parser.parse_args(arguments)
-    options.units, options.num_steps, options.warmup = 128, 15, 2 * _REFRESH
+    options.units, options.num_steps, options.warmup = 128, 15, 2 * REFRESH
     if options.quick:
         options.units, options.num_steps, options.batch = 8, 4, 32
         options.rounds, options.steps, options.warmup = 2, 2, 2

@@ -167,7 +167,7 @@ def measure(points: Sequence[Point], options: argparse.Namespace) -> None:
     """Warm all points up, then time them in turns, so that a slow minute of the machine hits all alike."""
     for point in points:
         point.run(options.warmup)
-        point.engine.clock.seconds.update(dict.fromkeys(point.engine.clock.seconds, 0.0))
+        point.engine.clock.reset()
     for _ in range(options.rounds):
         for point in points:
             point.seconds.append(point.run(options.steps))

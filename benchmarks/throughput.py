@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks import peer
 from benchmarks.common import (
     COLOURS,
+    REFRESH,
     Batch,
     Images,
     Task,
@@ -33,9 +34,6 @@ from benchmarks.common import (
 )
 from lightning_polystep import Engine, PolyStep
 from models import SpikingMLP
-
-# The basis is refreshed at every one of our first ten steps and at every tenth from then on.
-_REFRESH = 10
 
 
 class Contender(Protocol):
@@ -140,12 +138,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=peer.BATCH)
     parser.add_argument("--rank", type=int, help="directions per row of ours (default: the plan's choice)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
-    parser.add_argument("--steps", type=int, default=20, help=f"of ours per round, best a multiple of {_REFRESH}")
+    parser.add_argument("--steps", type=int, default=20, help=f"of ours per round, best a multiple of {REFRESH}")
     parser.add_argument("--peer-steps", type=int, default=1, help="of theirs per round")
     parser.add_argument("--peer-coordinates", type=int, help="of its subspace at most, for short trials (default: all)")
     options = parser.parse_args(arguments)
     options.sizes, options.num_steps = [784, 128, 10], 15
-    options.warmup, options.peer_warmup = _REFRESH, 1
+    options.warmup, options.peer_warmup = REFRESH, 1
     if options.quick:
         options.sizes, options.num_steps, options.batch = [64, 16, 10], 4, 32
         options.rounds, options.steps, options.warmup, options.peer_coordinates = 2, 2, 2, 100
@@ -178,7 +176,7 @@ def compete(
     warmup = {"ours": options.warmup, "peer": options.peer_warmup}
     for name, contender in contenders.items():
         _round(contender, images.batches(options.batch, warmup[name], options.seed + 1))
-    ours.engine.clock.seconds.update(dict.fromkeys(ours.engine.clock.seconds, 0.0))
+    ours.engine.clock.reset()
     rates = {name: Rates(0, [], []) for name in contenders}
     for turn in range(options.rounds):
         for name, contender in contenders.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
+from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
@@ -41,34 +42,6 @@ _MOMENT_BATCHES = 4
 # Why random directions take the place of the span of a layer's inputs.
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
 _UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
-
-VERBS = ("observe", "propose", "score", "transport", "move")
-
-
-class VerbClock:
-    """Wall seconds per verb; time inside a nested verb counts for the inner one alone."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(VERBS, 0.0)
-        self._open: list[str] = []
-        self._since = 0.0
-
-    @contextmanager
-    def __call__(self, verb: str) -> Iterator[None]:
-        """Time the body under a verb."""
-        self._charge()
-        self._open.append(verb)
-        try:
-            yield
-        finally:
-            self._charge()
-            self._open.pop()
-
-    def _charge(self) -> None:
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
 
 
 def print_plan(plan: Plan) -> None:
@@ -209,7 +182,10 @@ class Engine:
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
         moments = self._moments()
-        if self._agreement.ready(problem is None) if self.plan is None else problem is None:
+        fit = problem is None
+        if self.plan is None:
+            fit = self._agreement.ready(fit)
+        if fit:
             self._gather(evaluate, loss, samples, weight, moments)
         else:
             # Of the first micro-batch another process may have had the broken part.
@@ -306,7 +282,7 @@ class Engine:
         if not self._agreement.several or self.plan is None:
             self._agreement.notes = Notes()
             return pending
-        # Who has nothing to tell, because a loss was not finite, comes to the collective all the same.
+        # Who was given no loss in this step comes to the collective all the same.
         pending = pending or self._propose(self.plan)
         named = dict(self.module.named_buffers())
         buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_polystep.engine import VERBS, Engine, VerbClock
+from lightning_polystep.clock import VERBS
+from lightning_polystep.engine import Engine
 from lightning_polystep.isolation import ProbeSideEffectError
 from lightning_polystep.layers import LIF, LastMembrane, NotCalibratedError, Sliced, SpikeCount
 from lightning_polystep.optimizer import PolyStep
@@ -835,15 +836,6 @@ def test_verbs_are_timed_and_profiled():
     assert spans == ["observe", "propose", "score", "transport", "move"]
     assert set(engine.clock.seconds) == set(VERBS)
     assert all(seconds > 0 for seconds in engine.clock.seconds.values())
-
-
-def test_nested_verbs_are_charged_to_the_inner_one(monkeypatch):
-    now = iter([0.0, 1.0, 4.0, 9.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    clock = VerbClock()
-    with clock("observe"), clock("score"):
-        pass
-    assert clock.seconds == {**dict.fromkeys(VERBS, 0.0), "observe": 1.0 + 5.0, "score": 3.0}
 
 
 # Null candidates.

@@ -176,7 +176,7 @@ class Capture:
     calls: int = 0
     linear_calls: int = 0
     slice_size: int | None = None
-    _loss: Tensor | None = None
+    _loss: Tensor | None = field(default=None, init=False, repr=False)
 
     def clear(self) -> None:
         """Forget the last pass."""

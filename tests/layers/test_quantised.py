@@ -195,8 +195,8 @@ def test_bad_options_are_refused_when_built(message, option):
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_quantised_network_learns(weight_format):
-    losses = losses_of_training(small_network(weight_format))
-    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+    losses = losses_of_training(small_network(weight_format), steps=40)
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
 def test_an_integer_network_learns():

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_polystep.kernels.lif_direct_costs.losses import change_by_count, change_by_logit
-from lightning_polystep.kernels.readout import Readout, readout_scores
-from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
+from lightning_polystep.kernels.readout import Readout, fire_at, readout_scores
+from lightning_polystep.kernels.readout.triton import reset_mode, step
 
 _SAMPLES = 64  # per program
 _BLOCK = 128  # candidates per program

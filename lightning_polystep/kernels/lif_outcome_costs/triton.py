@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_polystep.kernels.readout import Readout, readout_losses, target_weights
-from lightning_polystep.kernels.readout.triton import LOSSES, fire_at, load_constants, loss_of, reset_mode, step
+from lightning_polystep.kernels.readout import Readout, fire_at, readout_losses, target_weights
+from lightning_polystep.kernels.readout.triton import LOSSES, load_constants, loss_of, reset_mode, step
 from lightning_polystep.kernels.sweep.triton import look_up, outcome_of
 
 _TABLE_SAMPLES = 16  # samples, times padded classes, that a program of the first kernel runs at once

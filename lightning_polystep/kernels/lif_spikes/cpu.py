@@ -1,14 +1,13 @@
 """Spikes on the CPU: a vector of neurons runs through all steps before the next one starts."""
 
-import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_polystep.kernels.readout import fire_at
 from lightning_polystep.kernels.readout.cpu import reset_mode, step
 from lightning_polystep.kernels.simd import LANES, borrowing, compiled, element, load, splat, store, where
 
@@ -28,8 +27,7 @@ def lif_spikes(
     if missing:  # the last vector ends with the last neuron, so there have to be as many as lanes
         beta, threshold = (F.pad(value, (0, missing)) if len(value) > 1 else value for value in (beta, threshold))
         current = F.pad(current, (0, missing))
-    fire_at = threshold if spike_on == "ge" else torch.nextafter(threshold, torch.full_like(threshold, math.inf))
-    constants = (value.contiguous().numpy() for value in (beta.clamp(0, 1), fire_at, threshold))
+    constants = (value.contiguous().numpy() for value in (beta.clamp(0, 1), fire_at(threshold, spike_on), threshold))
     spikes = current.new_empty(num_steps, count + missing)
     _run(current.contiguous().numpy(), *constants, reset_mode(reset_mechanism, reset_delay), spikes.numpy())
     return spikes[:, :count].contiguous()

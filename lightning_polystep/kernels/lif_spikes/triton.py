@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_polystep.kernels.readout.triton import fire_at, reset_mode, step
+from lightning_polystep.kernels.readout import fire_at
+from lightning_polystep.kernels.readout.triton import reset_mode, step
 
 _BLOCK = 256
 

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_polystep.kernels.lif_train_costs.reference import Hidden
-from lightning_polystep.kernels.readout import Readout, target_weights
-from lightning_polystep.kernels.readout.triton import LOSSES, fire_at, load_constants, loss_of, reset_mode, step
+from lightning_polystep.kernels.readout import Readout, fire_at, target_weights
+from lightning_polystep.kernels.readout.triton import LOSSES, load_constants, loss_of, reset_mode, step
 from lightning_polystep.kernels.sweep.triton import sum_over_samples
 
 _SAMPLES, _BLOCK = 16, 128  # samples and candidates per program

@@ -4,9 +4,10 @@ from lightning_polystep.kernels.readout.reference import (
     LossKind,
     Readout,
     check_readout,
+    fire_at,
     readout_losses,
     readout_scores,
     target_weights,
 )
 
-__all__ = ["LossKind", "Readout", "check_readout", "readout_losses", "readout_scores", "target_weights"]
+__all__ = ["LossKind", "Readout", "check_readout", "fire_at", "readout_losses", "readout_scores", "target_weights"]

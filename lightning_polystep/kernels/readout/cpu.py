@@ -13,7 +13,7 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_polystep.kernels.readout.reference import Readout, target_weights
+from lightning_polystep.kernels.readout.reference import Readout, fire_at, target_weights
 from lightning_polystep.kernels.simd import (
     LANES,
     borrowing,
@@ -71,11 +71,9 @@ def pack_neurons(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
     """Return ``beta``, ``fire_at``, ``level`` and ``mode`` of a layer, padded to whole vectors."""
     padding = padding_of(len(beta))
-    infinity = torch.full_like(threshold, math.inf)
-    fire_at = threshold if spike_on == "ge" else torch.nextafter(threshold, infinity)
     return (
         F.pad(beta.clamp(0, 1), (0, padding)).numpy(),
-        F.pad(fire_at, (0, padding), value=math.inf).numpy(),
+        F.pad(fire_at(threshold, spike_on), (0, padding), value=math.inf).numpy(),
         F.pad(threshold, (0, padding)).numpy(),
         reset_mode(reset_mechanism, reset_delay),
     )

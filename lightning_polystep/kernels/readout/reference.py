@@ -93,6 +93,11 @@ def dense_targets(target: Tensor, classes: int, label_smoothing: float) -> Tenso
     return (1 - label_smoothing) * dense + label_smoothing / classes
 
 
+def fire_at(threshold: Tensor, spike_on: str) -> Tensor:
+    """Return the least membranes that fire, so that >= serves ``"gt"`` as well."""
+    return threshold if spike_on == "ge" else torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
+
+
 def check_readout(readout: Readout, name: str) -> None:
     """Refuse what an implementation would answer with nonsense.
 

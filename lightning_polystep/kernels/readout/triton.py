@@ -3,9 +3,6 @@
 With ``TRITON_INTERPRET=1`` in the environment before the import, Triton runs on the CPU, slowly; so it is tested.
 """
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 
@@ -18,11 +15,6 @@ def reset_mode(reset_mechanism: str, reset_delay: bool) -> int:
     """Return the number that stands for a reset: 0 none, 1 zero, 2 zero late, 3 subtract, 4 subtract late."""
     at_once = _MODES[reset_mechanism]
     return at_once + 1 if reset_delay and at_once else at_once
-
-
-def fire_at(threshold: torch.Tensor, spike_on: str) -> torch.Tensor:
-    """Return the least membranes that fire, so that >= serves ``"gt"`` as well."""
-    return threshold if spike_on == "ge" else torch.nextafter(threshold, torch.full_like(threshold, math.inf))
 
 
 @triton.jit
