@@ -83,6 +83,8 @@ def case(name, sizes, loss, dtype=torch.float64, dyadic=False, dense=False, own_
         return shifts, *tail
     preactivation = values(n, u, dtype=dtype, dyadic=dyadic)
     behind = layers_behind(sizes, dtype, dyadic, own_tables)
+    if name == "unit_change_losses":
+        return preactivation, *behind, *tail  # any numbers will do as changes
     if name == "relu_direct_costs":
         return preactivation, shifts, *behind, *tail
     return preactivation, shifts, *table(u if own_tables else 1, sizes.steps, dtype, dyadic), *behind, *tail

@@ -7,29 +7,34 @@ from hypothesis import given
 
 from lightning_polystep.kernels import unit_change_losses
 from tests.kernels.cases import run, values
-from tests.kernels.feedforward_cases import LOSSES, SIZES, Sizes, layers_behind, network, scores_case, torch_losses
+from tests.kernels.feedforward_cases import (
+    DTYPES,
+    LOSSES,
+    SIZES,
+    Sizes,
+    assert_cpu_is_close,
+    assert_cpu_is_equal,
+    case,
+    layers_behind,
+    network,
+    scores_case,
+    torch_losses,
+)
 
 NAME = "unit_change_losses"
 
 
-def case(sizes, loss, dtype=torch.float64, dyadic=False):
-    behind = layers_behind(sizes, dtype, dyadic)
-    tail = scores_case(sizes, loss, dtype, dyadic)
-    return values(sizes.samples, sizes.units, dtype=dtype, dyadic=dyadic), *behind, *tail
-
-
-@given(sizes=SIZES, loss=st.sampled_from(LOSSES), seed=st.integers(0, 2**32))
-def test_cpu_equals_the_reference(sizes, loss, seed):
+@given(sizes=SIZES, loss=st.sampled_from(LOSSES), own_tables=st.booleans(), seed=st.integers(0, 2**32))
+def test_cpu_equals_the_reference(sizes, loss, own_tables, seed):
     torch.manual_seed(seed)
-    arguments = case(sizes, loss)
-    torch.testing.assert_close(run("cpu", NAME, arguments), run("reference", NAME, arguments), rtol=1e-11, atol=1e-11)
+    assert_cpu_is_close(NAME, sizes, loss, torch.float64, 1e-11, own_tables=own_tables)
 
 
-@given(sizes=SIZES, dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 2**32))
-def test_cpu_equals_the_reference_bit_for_bit_where_nothing_rounds(sizes, dtype, seed):
+@given(sizes=SIZES, dtype=st.sampled_from(DTYPES), own_tables=st.booleans(), seed=st.integers(0, 2**32))
+def test_cpu_equals_the_reference_bit_for_bit_where_nothing_rounds(sizes, dtype, own_tables, seed):
     torch.manual_seed(seed)
-    arguments = case(sizes._replace(behind=sizes.behind[:2], classes=4), "mse", dtype, dyadic=True)
-    assert torch.equal(run("cpu", NAME, arguments), run("reference", NAME, arguments))
+    sizes = sizes._replace(behind=sizes.behind[:2], classes=4)
+    assert_cpu_is_equal(NAME, sizes, dtype, own_tables=own_tables)
 
 
 @pytest.mark.parametrize("behind", [(), (5,), (4, 6)], ids=["last", "1 behind", "2 behind"])
@@ -54,9 +59,8 @@ def test_equals_networks_that_run_again(loss, behind):
 
 
 def test_neither_other_units_nor_threads_change_a_bit():
-    changes, *behind, weights, scores, target, loss, smoothing = case(
-        Sizes(40, 10, 1, 17, (20, 12)), "cross_entropy", torch.float32
-    )
+    sizes = Sizes(40, 10, 1, 17, (20, 12))
+    changes, *behind, weights, scores, target, loss, smoothing = case(NAME, sizes, "cross_entropy", torch.float32)
     torch.set_num_threads(1)
     one = unit_change_losses(changes, *behind, weights, scores, target, loss, smoothing)
     torch.set_num_threads(2)
@@ -67,18 +71,18 @@ def test_neither_other_units_nor_threads_change_a_bit():
 
 
 def test_no_change_costs_nothing():
-    changes, *rest = case(Sizes(behind=(4,)), "cross_entropy")
+    changes, *rest = case(NAME, Sizes(behind=(4,)), "cross_entropy")
     costs = run("cpu", NAME, (torch.zeros_like(changes), *rest))
     assert torch.equal(costs, torch.zeros(5, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("behind", [(), (4, 2)])
 def test_the_operator_is_declared_correctly(behind):
-    torch.library.opcheck(unit_change_losses, case(Sizes(behind=behind), "mse"))
+    torch.library.opcheck(unit_change_losses, case(NAME, Sizes(behind=behind), "mse"))
 
 
 def test_wrong_arguments_are_refused():
-    changes, *rest = case(Sizes(behind=(4,)), "mse")
+    changes, *rest = case(NAME, Sizes(behind=(4,)), "mse")
     with pytest.raises(TypeError, match="unit_change_losses: preactivation must be"):
         unit_change_losses(changes.float(), *rest)
     with pytest.raises(ValueError, match="must have shape"):

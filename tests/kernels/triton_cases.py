@@ -20,9 +20,13 @@ from tests.kernels import cases, feedforward_cases, route_cases
 from tests.kernels.cases import NEURONS, Sizes, readout_case, run, train_case
 
 LIF = ("lif_outcome_costs", "lif_direct_costs", "lif_train_costs")
-FEEDFORWARD = ("step_outcome_costs", "score_direct_costs", "relu_direct_costs")
-# What makes candidates take turns, and as small as it can be. By operator.
-TURNS = {"lif_train_costs": ("_WORDS", "_SPIKES"), "relu_direct_costs": ("_ENTRIES",)}
+FEEDFORWARD = ("step_outcome_costs", "score_direct_costs", "relu_direct_costs", "unit_change_losses")
+# What makes candidates take turns, and as small as it can be: the folder that says so, and its names. By operator.
+TURNS = {
+    "lif_train_costs": ("lif_train_costs", ("_WORDS", "_SPIKES")),
+    "relu_direct_costs": ("relu_direct_costs", ("_ENTRIES",)),
+    "unit_change_losses": ("feedforward", ("_ENTRIES",)),
+}
 
 
 class Case(NamedTuple):
@@ -104,9 +108,10 @@ def _moved(argument: Any, device: str) -> Any:
 
 def compare_turns(name: str, arguments: tuple[Any, ...]) -> None:
     """Costs are the same bits whether all candidates go at once or one unit, or row, after the other."""
-    module = import_module(f"lightning_polystep.kernels.{name}.triton")
+    folder, limits = TURNS[name]
+    module = import_module(f"lightning_polystep.kernels.{folder}.triton")
     at_once = run("triton", name, arguments)
-    with mock.patch.multiple(module, **dict.fromkeys(TURNS[name], 1)):
+    with mock.patch.multiple(module, **dict.fromkeys(limits, 1)):
         assert torch.equal(run("triton", name, arguments), at_once)
 
 
@@ -151,7 +156,8 @@ def main() -> None:
             compare(case, "cpu")
     compare_turns("lif_train_costs", cases.case("lif_train_costs", Sizes(hidden=(3,)), "mse_rate", NEURONS[0]))
     sizes = feedforward_cases.Sizes(behind=(3,))
-    compare_turns("relu_direct_costs", feedforward_cases.case("relu_direct_costs", sizes, "mse"))
+    for name in ("relu_direct_costs", "unit_change_losses"):
+        compare_turns(name, feedforward_cases.case(name, sizes, "mse"))
     print("[" + ",".join(sorted(launches.signatures)) + "]")
 
 

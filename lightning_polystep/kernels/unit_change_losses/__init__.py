@@ -9,7 +9,7 @@ from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores
 
 _NAME = "unit_change_losses"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::unit_change_losses", mutates_args=())
