@@ -254,13 +254,27 @@ def _alike_kernel(trains_ptr, alike_ptr, samples, words, width, SAMPLES: tl.cons
 
 
 @triton.jit
-def _feed(drive, changes_ptr, weight_ptr, t, senders, busy, rows, row, sender, neurons, neuron, inside):
-    """Add what changed spikes at time t feed neurons, sender by sender; ``busy`` is how many there are to add."""
-    for j in range(busy):
+def _load_rows(sample_ptr, sender_ptr, first_ptr, row, rows, steps):
+    """Return the sample and the sender of each row, and when a train of any of them changes first."""
+    alive = row < rows
+    sample, sender = tl.load(sample_ptr + row, mask=alive, other=0), tl.load(sender_ptr + row, mask=alive, other=0)
+    return sample, sender, tl.min(tl.load(first_ptr + row, mask=alive, other=steps), 0)
+
+
+@triton.jit
+def _drives(
+    currents_ptr, changes_ptr, weight_ptr, t, steps, first, sample, sender, senders, row, rows, neuron, neurons
+):
+    """Return the currents at time t, as they are and with what changed spikes feed them, added sender by sender."""
+    inside = (row < rows)[:, None] & (neuron < neurons)[None, :]
+    drive = (sample * steps + t)[:, None] * neurons + neuron[None, :]
+    drive = tl.load(currents_ptr + drive, mask=inside, other=0.0)
+    fed = drive
+    for j in range(tl.where(t < first, 0, senders)):
         change = tl.load(changes_ptr + (t * senders + j) * rows + row, mask=row < rows, other=0).to(drive.dtype)
         weight = tl.load(weight_ptr + (sender + j)[:, None] * neurons + neuron[None, :], mask=inside, other=0.0)
-        drive += change[:, None] * weight
-    return drive
+        fed += change[:, None] * weight
+    return drive, fed
 
 
 @triton.jit
@@ -287,18 +301,16 @@ def _layer_kernel(
     neuron = tl.program_id(1) * NEURONS + tl.arange(0, NEURONS)
     alive, real = row < rows, neuron < neurons
     inside = alive[:, None] & real[None, :]
-    sample, sender = tl.load(sample_ptr + row, mask=alive, other=0), tl.load(sender_ptr + row, mask=alive, other=0)
-    first = tl.min(tl.load(first_ptr + row, mask=alive, other=steps), 0)
+    sample, sender, first = _load_rows(sample_ptr, sender_ptr, first_ptr, row, rows, steps)
     beta, fire_at, level = load_constants(beta_ptr, fire_at_ptr, level_ptr, neuron, real)
     before = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
-    after = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
+    after = before
     for t in range(steps):
-        drive = (sample * steps + t)[:, None] * neurons + neuron[None, :]
-        drive = tl.load(currents_ptr + drive, mask=inside, other=0.0)
+        drive, fed = _drives(
+            currents_ptr, changes_ptr, weight_ptr, t, steps, first, sample, sender, senders, row, rows, neuron, neurons
+        )
         before, fired = step(before, drive, beta, fire_at, level, MODE)
-        busy = tl.where(t < first, 0, senders)
-        drive = _feed(drive, changes_ptr, weight_ptr, t, senders, busy, rows, row, sender, neurons, neuron, inside)
-        after, fires = step(after, drive, beta, fire_at, level, MODE)
+        after, fires = step(after, fed, beta, fire_at, level, MODE)
         place = (t * neurons + neuron)[None, :] * rows + row[:, None]
         tl.store(out_ptr + place, fires.to(tl.int8) - fired.to(tl.int8), mask=inside)
 
@@ -328,20 +340,18 @@ def _readout_kernel(
     row, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, NEURONS)
     alive, real = row < rows, c < classes
     inside = alive[:, None] & real[None, :]
-    sample, sender = tl.load(sample_ptr + row, mask=alive, other=0), tl.load(sender_ptr + row, mask=alive, other=0)
-    first = tl.min(tl.load(first_ptr + row, mask=alive, other=steps), 0)
+    sample, sender, first = _load_rows(sample_ptr, sender_ptr, first_ptr, row, rows, steps)
     beta, fire_at, level = load_constants(beta_ptr, fire_at_ptr, level_ptr, c, real)
     target = tl.load(target_ptr + sample[:, None] * classes + c[None, :], mask=inside, other=0.0)
     before = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
-    after = tl.zeros([ROWS, NEURONS], currents_ptr.dtype.element_ty)
+    after = before
     old, new = tl.zeros([ROWS, NEURONS], tl.int32), tl.zeros([ROWS, NEURONS], tl.int32)
     for t in range(steps):
-        drive = (sample * steps + t)[:, None] * classes + c[None, :]
-        drive = tl.load(currents_ptr + drive, mask=inside, other=0.0)
+        drive, fed = _drives(
+            currents_ptr, changes_ptr, weight_ptr, t, steps, first, sample, sender, senders, row, rows, c, classes
+        )
         before, fired = step(before, drive, beta, fire_at, level, MODE)
-        busy = tl.where(t < first, 0, senders)
-        drive = _feed(drive, changes_ptr, weight_ptr, t, senders, busy, rows, row, sender, classes, c, inside)
-        after, fires = step(after, drive, beta, fire_at, level, MODE)
+        after, fires = step(after, fed, beta, fire_at, level, MODE)
         old, new = old + fired.to(tl.int32), new + fires.to(tl.int32)
     # The incumbent's loss in the same way, so that what changes nothing costs exactly nothing.
     loss = loss_of(new.to(tl.float64), after, target, real[None, :], steps, classes, LOSS)
