@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_polystep.functional import gradient_rule
 from lightning_polystep.functional.attention import _gate, _take
-from lightning_polystep.functional.heaviside import _step
+from lightning_polystep.functional.heaviside import step
 from lightning_polystep.functional.moe import _first
 from lightning_polystep.functional.quantisers import _codes, _weight_codes, largest_code, per_output
 from lightning_polystep.functional.sign import _sign
@@ -96,7 +96,7 @@ def _soft_take(value: Tensor, indices: Tensor, query: Tensor, key: Tensor) -> Te
 
 
 _SOFT: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    _step: _soft_step,
+    step: _soft_step,
     _sign: _soft_sign,
     _staircase: _soft_staircase,
     _weight_codes: _soft_weight_codes,

@@ -43,24 +43,26 @@ def heaviside(
         tensor([0., 0., 1.])
     """
     check_step_options(spike_on, on_backward, name)
-    return non_differentiable(partial(_step, spike_on=spike_on), x, on_backward=on_backward, name=name)
+    return non_differentiable(partial(step, spike_on=spike_on), x, on_backward=on_backward, name=name)
 
 
-def check_step_options(spike_on: str, on_backward: str, name: str) -> None:
+def check_step_options(spike_on: str, on_backward: str, name: str, option: str = "spike_on") -> None:
     """Refuse a misspelt option, which would otherwise silently act as the other one.
 
     Args:
         spike_on: To be ``"ge"`` or ``"gt"``.
         on_backward: To be ``"raise"`` or ``"zero"``.
         name: What the error calls the operation.
+        option: What the operation calls ``spike_on``.
 
     Raises:
         ValueError: If either is something else.
     """
     if spike_on not in ("ge", "gt"):
-        raise ValueError(f'{name}: spike_on must be "ge" (>=) or "gt" (>), got {spike_on!r}.')
+        raise ValueError(f'{name}: {option} must be "ge" (>=) or "gt" (>), got {spike_on!r}.')
     check_on_backward(on_backward, name)
 
 
-def _step(x: Tensor, spike_on: SpikeOn) -> Tensor:
+def step(x: Tensor, spike_on: SpikeOn) -> Tensor:
+    """Return what :func:`heaviside` does, without its checks and its guard."""
     return (x >= 0 if spike_on == "ge" else x > 0).to(x.dtype)

@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.non_differentiable import OnBackward, check_on_backward, non_differentiable
+from lightning_polystep.functional.heaviside import SpikeOn, check_step_options, step
+from lightning_polystep.functional.non_differentiable import OnBackward, non_differentiable
 
 
 def sign(x: Tensor, *, positive_on: SpikeOn = "ge", on_backward: OnBackward = "raise", name: str = "sign") -> Tensor:
@@ -39,25 +39,9 @@ def sign(x: Tensor, *, positive_on: SpikeOn = "ge", on_backward: OnBackward = "r
     Source:
         Courbariaux et al. 2016, *Binarized neural networks*, arXiv 1602.02830, eq. 1.
     """
-    check_sign_options(positive_on, on_backward, name)
+    check_step_options(positive_on, on_backward, name, option="positive_on")
     return non_differentiable(partial(_sign, positive_on=positive_on), x, on_backward=on_backward, name=name)
 
 
-def check_sign_options(positive_on: str, on_backward: str, name: str) -> None:
-    """Refuse a misspelt option.
-
-    Args:
-        positive_on: To be ``"ge"`` or ``"gt"``.
-        on_backward: To be ``"raise"`` or ``"zero"``.
-        name: What the error calls the operation.
-
-    Raises:
-        ValueError: If either is something else.
-    """
-    if positive_on not in ("ge", "gt"):
-        raise ValueError(f'{name}: positive_on must be "ge" (>=) or "gt" (>), got {positive_on!r}.')
-    check_on_backward(on_backward, name)
-
-
 def _sign(x: Tensor, positive_on: SpikeOn) -> Tensor:
-    return 2 * (x >= 0 if positive_on == "ge" else x > 0).to(x.dtype) - 1
+    return 2 * step(x, positive_on) - 1

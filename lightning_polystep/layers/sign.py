@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import SpikeOn
+from lightning_polystep.functional.heaviside import SpikeOn, check_step_options
 from lightning_polystep.functional.non_differentiable import OnBackward
-from lightning_polystep.functional.sign import check_sign_options, sign
+from lightning_polystep.functional.sign import sign
 from lightning_polystep.layers.step_function import StepFunction
 
 
@@ -28,7 +28,7 @@ class Sign(StepFunction):
 
     def __init__(self, *, positive_on: SpikeOn = "ge", on_backward: OnBackward = "raise") -> None:
         super().__init__()
-        check_sign_options(positive_on, on_backward, "Sign")
+        check_step_options(positive_on, on_backward, "Sign", option="positive_on")
         self.positive_on = positive_on
         self.on_backward = on_backward
 
