@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import ResetMechanism
+from lightning_polystep.functional.neurons import ResetMechanism
 from lightning_polystep.layers import LIF, Sliced, SpikeCount, TimeFirst
 from models.initialisation import unit_preactivations_
 from models.sizes import check_sizes

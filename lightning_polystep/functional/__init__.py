@@ -2,8 +2,9 @@
 
 from lightning_polystep.functional.attention import AttentionOutput, argmax_attention, slot_argmax_attention
 from lightning_polystep.functional.heaviside import heaviside
-from lightning_polystep.functional.lif import LIFOutput, lif
+from lightning_polystep.functional.lif import lif
 from lightning_polystep.functional.moe import MoEOutput, Routing, hard_moe
+from lightning_polystep.functional.neurons import LIFOutput
 from lightning_polystep.functional.non_differentiable import (
     NonDifferentiableError,
     gradient_rule,

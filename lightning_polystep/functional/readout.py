@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_polystep.functional.lif import LIFOutput
+from lightning_polystep.functional.neurons import LIFOutput
 
 
 def spike_count(spikes: Tensor) -> Tensor:

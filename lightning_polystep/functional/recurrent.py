@@ -1,21 +1,12 @@
 """Hard leaky integrate-and-fire neurons that feed their spikes back to each other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import SpikeOn, check_step_options, heaviside
-from lightning_polystep.functional.lif import (
-    LIFOutput,
-    ResetMechanism,
-    check_lif_options,
-    current_per_step,
-    per_neuron,
-    read_out,
-    spike_and_reset,
-)
+from lightning_polystep.functional.heaviside import SpikeOn
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism, make_neurons, run_neurons
 from lightning_polystep.functional.non_differentiable import OnBackward
 
 
@@ -82,15 +73,10 @@ def rlif(  # noqa: PLR0913
     Source:
         ``snntorch.RLeaky`` 1.0.0 with ``all_to_all=True``, spike for spike.
     """
-    check_lif_options(num_steps, reset_mechanism, name)
-    check_step_options(spike_on, on_backward, name)
-    currents = current_per_step(current, num_steps, name)
-    leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
-    level = per_neuron("threshold", threshold, currents[0], name)
-    fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
-    feedback = partial(_feedback, recurrent=recurrent, name=name)
-    steps = _simulate(currents, feedback, leak, level, fires, reset_mechanism, reset_delay)
-    return read_out(steps, len(currents), return_membrane)
+    neurons = make_neurons(
+        current, beta, threshold, num_steps, reset_mechanism, reset_delay, spike_on, on_backward, name=name
+    )
+    return run_neurons(neurons, return_membrane, feedback=partial(_feedback, recurrent=recurrent, name=name))
 
 
 def _feedback(spikes: Tensor, recurrent: Callable[[Tensor], Tensor], name: str) -> Tensor:
@@ -101,22 +87,3 @@ def _feedback(spikes: Tensor, recurrent: Callable[[Tensor], Tensor], name: str) 
             f"{tuple(current.shape)}."
         )
     return current
-
-
-def _simulate(
-    currents: Sequence[Tensor],
-    feedback: Callable[[Tensor], Tensor],
-    leak: Tensor,
-    level: Tensor,
-    fires: Callable[[Tensor], Tensor],
-    reset_mechanism: ResetMechanism,
-    reset_delay: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    spike = membrane = torch.zeros_like(currents[0])
-    owed = fires(membrane - level)
-    for current in currents:
-        membrane = leak * membrane + current + feedback(spike)
-        if reset_mechanism == "zero" and reset_delay:
-            membrane = (1 - owed) * membrane
-        spike, membrane, owed = spike_and_reset(membrane, owed, level, fires, reset_mechanism, reset_delay)
-        yield spike, membrane

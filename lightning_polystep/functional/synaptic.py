@@ -1,21 +1,12 @@
 """Hard leaky integrate-and-fire neurons whose synapses leak as well."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_polystep.functional.heaviside import SpikeOn, check_step_options, heaviside
-from lightning_polystep.functional.lif import (
-    LIFOutput,
-    ResetMechanism,
-    check_lif_options,
-    current_per_step,
-    per_neuron,
-    read_out,
-    spike_and_reset,
-)
+from lightning_polystep.functional.heaviside import SpikeOn
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism, make_neurons, per_neuron, run_neurons
 from lightning_polystep.functional.non_differentiable import OnBackward
 
 
@@ -80,32 +71,15 @@ def synaptic(  # noqa: PLR0913
     Source:
         ``snntorch.Synaptic`` 1.0.0, spike for spike.
     """
-    check_lif_options(num_steps, reset_mechanism, name)
-    check_step_options(spike_on, on_backward, name)
-    currents = current_per_step(current, num_steps, name)
-    keep = per_neuron("alpha", alpha, currents[0], name).clamp(0, 1)
-    leak = per_neuron("beta", beta, currents[0], name).clamp(0, 1)
-    level = per_neuron("threshold", threshold, currents[0], name)
-    fires = partial(heaviside, spike_on=spike_on, on_backward=on_backward, name=name)
-    steps = _simulate(currents, keep, leak, level, fires, reset_mechanism, reset_delay)
-    return read_out(steps, len(currents), return_membrane)
+    neurons = make_neurons(
+        current, beta, threshold, num_steps, reset_mechanism, reset_delay, spike_on, on_backward, name=name
+    )
+    keep = per_neuron("alpha", alpha, neurons.currents[0], name).clamp(0, 1)
+    return run_neurons(neurons, return_membrane, currents=_synaptic(neurons.currents, keep))
 
 
-def _simulate(
-    currents: Sequence[Tensor],
-    keep: Tensor,
-    leak: Tensor,
-    level: Tensor,
-    fires: Callable[[Tensor], Tensor],
-    reset_mechanism: ResetMechanism,
-    reset_delay: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    synapse = membrane = torch.zeros_like(currents[0])
-    owed = fires(membrane - level)
+def _synaptic(currents: Sequence[Tensor], keep: Tensor) -> Iterator[Tensor]:
+    synapse = torch.zeros_like(currents[0])
     for current in currents:
         synapse = keep * synapse + current
-        membrane = leak * membrane + synapse
-        if reset_mechanism == "zero" and reset_delay:
-            membrane = (1 - owed) * membrane
-        spike, membrane, owed = spike_and_reset(membrane, owed, level, fires, reset_mechanism, reset_delay)
-        yield spike, membrane
+        yield synapse

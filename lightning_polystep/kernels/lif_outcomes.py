@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import ResetMechanism, lif
+from lightning_polystep.functional.lif import lif
+from lightning_polystep.functional.neurons import ResetMechanism
 from lightning_polystep.kernels.bisection import bisect, check_dtype
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.functional.heaviside import SpikeOn, check_step_options
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism, check_lif_options, lif
+from lightning_polystep.functional.lif import lif
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism, check_lif_options
 from lightning_polystep.functional.non_differentiable import OnBackward
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lightning_polystep.functional.lif import LIFOutput
+from lightning_polystep.functional.neurons import LIFOutput
 from lightning_polystep.functional.readout import last_membrane, spike_count, spike_rate
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism
 from lightning_polystep.functional.non_differentiable import OnBackward
 from lightning_polystep.functional.recurrent import rlif
 from lightning_polystep.layers.lif import SpikingNeuron

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism
 from lightning_polystep.functional.non_differentiable import OnBackward
 from lightning_polystep.functional.synaptic import synaptic
 from lightning_polystep.layers.lif import SpikingNeuron

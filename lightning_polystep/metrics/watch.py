@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.functional.attention import attention_scores, best_keys
-from lightning_polystep.functional.lif import LIFOutput
+from lightning_polystep.functional.neurons import LIFOutput
 from lightning_polystep.functional.quantisers import code_range, largest_code
 from lightning_polystep.layers.attention import ArgmaxAttention, SlotArgmaxAttention
 from lightning_polystep.layers.lif import SpikingNeuron

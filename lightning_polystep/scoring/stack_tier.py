@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_polystep.functional.lif import ResetMechanism
+from lightning_polystep.functional.neurons import ResetMechanism
 from lightning_polystep.layers import LIF
 from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.probe import Probe

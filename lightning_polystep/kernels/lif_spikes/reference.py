@@ -5,7 +5,8 @@ from typing import cast
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import SpikeOn
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism, lif
+from lightning_polystep.functional.lif import lif
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism
 
 
 def lif_spikes(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import check_step_options
-from lightning_polystep.functional.lif import check_lif_options
+from lightning_polystep.functional.neurons import check_lif_options
 from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.lif_train_costs.reference import Hidden
 from lightning_polystep.kernels.readout.reference import Readout, check_readout, check_tensor

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import SpikeOn, check_step_options
-from lightning_polystep.functional.lif import LIFOutput, ResetMechanism, check_lif_options, lif
+from lightning_polystep.functional.lif import lif
+from lightning_polystep.functional.neurons import LIFOutput, ResetMechanism, check_lif_options
 
 LossKind = Literal["cross_entropy_count", "cross_entropy_membrane", "mse_rate"]
 
