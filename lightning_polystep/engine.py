@@ -350,10 +350,11 @@ class Engine:
             self.plan = None
 
     def _make_plan(self, probe: Probe) -> Plan:
+        statistics = self.optimizer.statistics
         # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
-        known = {name: replace(statistics) for name, statistics in self.optimizer.statistics.items()}
+        known = {name: replace(each) for name, each in statistics.items()}
         for block in self._blocks:
-            if block.subspace == "inputs" and block.name not in self.optimizer.statistics:
+            if block.subspace == "inputs" and block.name not in statistics:
                 block.subspace = "gaussian"
                 block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
         self.plan = make_plan(
@@ -375,9 +376,9 @@ class Engine:
             self._shared_buffers = frozenset(name for name, one in zip(names, written, strict=True) if one)
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
-        pending = self._propose(self.plan)
-        self.plan.last_candidates = {p.block.name: p.candidates for p in pending.proposals}
-        self.optimizer.statistics.update(known)
+        probed = [assignment for assignment in self.plan.assignments if assignment.block.trainable]
+        self.plan.last_candidates = {a.block.name: a.candidates(statistics.get(a.block.name)) for a in probed}
+        statistics.update(known)
         if self._announce is not None:
             self._announce(self.plan)
         return self.plan

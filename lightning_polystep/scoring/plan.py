@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_polystep.parallel import Work
-from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.flips import FlipTier
@@ -107,7 +107,15 @@ class Assignment:
     @property
     def most_candidates(self) -> int:
         """What a step may propose at the most: as many when the subspace has all the directions asked for."""
-        return (self.most_rows or self.block.rows) * _vertices(self, min(self.rank, self.block.dim))
+        return self._candidates(self.block.dim)
+
+    def candidates(self, statistics: InputStatistics | None) -> int:
+        """Return how many a step proposes that knows this of the block's inputs."""
+        subspace = SUBSPACES[self.block.subspace]
+        return self._candidates(subspace.rank(self.block, self.block.group, statistics))
+
+    def _candidates(self, directions: int) -> int:
+        return (self.most_rows or self.block.rows) * _vertices(self, min(self.rank, directions))
 
     def work(self, proposal: Proposal) -> Work:
         """Return the proposal's candidates in pieces, each as dear as it was in the last step."""

@@ -202,6 +202,18 @@ def test_a_small_budget_probes_some_rows_of_each_block():
     assert "10 of 100" in str(engine.plan)
 
 
+@pytest.mark.parametrize("max_candidates", [7, 60, None])
+@pytest.mark.parametrize("rotations", [1, 3])
+@pytest.mark.parametrize("particle_dim", [None, 2])
+@pytest.mark.parametrize("polytope", ["orthoplex", "simplex"])
+@pytest.mark.parametrize("subspace", ["inputs", "gaussian", "full", "flips"])
+def test_the_plan_counts_what_a_step_proposes(subspace, polytope, particle_dim, rotations, max_candidates):
+    network = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3, bias=False))
+    options = {"polytope": polytope, "particle_dim": particle_dim, "rotations": rotations, "subspace": subspace}
+    _, engine = candidates(network, (6, 5), max_candidates=max_candidates, **options)
+    assert engine.optimizer.progress.candidates == sum(engine.plan.last_candidates.values()) > 0
+
+
 def test_the_loop_is_given_fewer_candidates():
     by_loop, by_vmap = (
         sum(candidates(nn.Linear(50, 40), (60, 50), evaluation=e)[1].plan.last_candidates.values())
