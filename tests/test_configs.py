@@ -1,12 +1,14 @@
-"""Every configuration that ships trains: a few real steps, validation, a checkpoint and a test."""
+"""Every configuration that ships trains, and its audit finds no gradient but where one is known to be."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_polystep.cli import main
+from tests.helpers.mnist_files import write_mnist
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
@@ -19,6 +21,22 @@ FEWER = {
 
 # Where it is the point of the configuration.
 TIERS = {"mnist_spiking.yaml": ["outcome", "outcome"], "mnist_events.yaml": ["incremental", "outcome"]}
+
+# The parameters of each network that have a true gradient: those of soft layers, and biases behind the last hard one.
+WITH_GRADIENT = {
+    "associative_recall.yaml": r"1\.(v_proj|out_proj)\..*|2\..*",
+    "digits_spiking.yaml": "",
+    "mnist_attention.yaml": ".*",
+    "mnist_conv_spiking.yaml": r"7\..*",
+    "mnist_events.yaml": "",
+    "mnist_int8.yaml": r"1\..*|3\.bias|5\..*",
+    "mnist_integer.yaml": r"5\.bias",
+    "mnist_moe.yaml": r"1\..*|3\.experts\..*|4\..*",
+    "mnist_sfc.yaml": r"8\.bias",
+    "mnist_spiking.yaml": "",
+    "mnist_staircase.yaml": r"5\..*",
+    "mnist_tfc.yaml": r"8\.bias",
+}
 
 
 def ids(path):
@@ -70,3 +88,20 @@ def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
 def test_the_head_says_how_to_run_it(path):
     head = path.read_text(encoding="utf-8").splitlines()[:5]
     assert any(f"--config configs/{ids(path)}" in line for line in head if line.startswith("#"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+def test_the_audit_finds_no_gradient_through_hard_layers(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")  # so that no row of the table is folded
+    arguments = ["audit", "--config", str(path)]
+    if "root" in yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]:
+        arguments += ["--data.root", str(write_mnist(tmp_path))]
+    cli = main(arguments)
+    printed = re.findall(r"│ network\.(\S+) +│ [\dx ]+ │ (yes|none) +│ +([\d.]+%) │", capsys.readouterr().out)
+    assert [name for name, *_ in printed] == [name for name, _ in cli.model.network.named_parameters()]
+    expected = {name for name, *_ in printed if re.fullmatch(WITH_GRADIENT[ids(path)], name)}
+    found = {name for name, gradient, _ in printed if gradient == "yes"}
+    assert found <= expected
+    assert all("experts" in name for name in expected - found), "only an expert may lack it, that no sample reaches"
+    assert {share for name, _, share in printed if name not in found} <= {"0.0%"}
