@@ -201,8 +201,10 @@ class PolyStepStrategy(LayoutStrategy):
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
             super().setup_optimizers(trainer)
         module = self._module
+        schedulers = [config.scheduler for config in self.lr_scheduler_configs]
         self._adoptions = [
-            adopt(returned, module, self._foreign_optimizer, self._optimizer_options) for returned in self.optimizers
+            adopt(returned, module, self._foreign_optimizer, self._optimizer_options, schedulers)
+            for returned in self.optimizers
         ]
         self.optimizers = [adoption.optimizer for adoption in self._adoptions]
         for adoption in self._adoptions:

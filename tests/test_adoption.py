@@ -4,7 +4,17 @@ from pytorch_lightning.callbacks import BaseFinetuning
 from pytorch_lightning.core.optimizer import _MockOptimizer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CyclicLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.adoption import Adoption, adopt
@@ -18,9 +28,15 @@ def module():
     return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
 
 
-def replaced(foreign, module, **options):
+def replaced(foreign, module, schedulers=(), **options):
     with pytest.warns(UserWarning, match=f"returned {type(foreign).__name__}"):
-        return adopt(foreign, module, "replace", options)
+        return adopt(foreign, module, "replace", options, schedulers)
+
+
+def radii(adoption):
+    """What the next step is made with."""
+    adoption.follow_schedule()
+    return [group["lr"] for group in adoption.optimizer.param_groups]
 
 
 def test_polystep_is_kept(module):
@@ -111,19 +127,28 @@ def test_parameters_of_something_else_are_refused(module, kind):
         (lambda o: LambdaLR(o, lambda epoch: epoch / 2), [0, 0.5, 1]),  # warm-up from zero
         (lambda o: CosineAnnealingLR(o, 2), [1, 0.5, 0]),
         (lambda o: OneCycleLR(o, 1e-2, total_steps=3, pct_start=2 / 3), [0.04, 1, 4e-6]),  # never above its peak
+        (lambda o: CyclicLR(o, 1e-3, 1e-2, step_size_up=2), [0.1, 0.55, 1, 0.55, 0.1, 0.55]),  # likewise
+        (lambda o: CyclicLR(o, 1e-3, 1e-2, step_size_up=1, mode="triangular2"), [0.1, 1, 0.1, 0.55, 0.1]),
+        (lambda o: ChainedScheduler([CyclicLR(o, 1e-3, 1e-2, step_size_up=1)]), [0.1, 1, 0.1]),
+        (lambda o: SequentialLR(o, [ConstantLR(o, 0.5), CyclicLR(o, 1e-3, 1e-2, 1)], [1]), [0.05, 0.1, 1, 0.1]),
     ],
-    ids=["step", "warm-up", "from zero", "cosine", "one cycle"],
+    ids=["step", "warm-up", "from zero", "cosine", "one cycle", "cycles", "lower cycles", "chained", "sequential"],
 )
 def test_the_radius_follows_the_ratio(module, make, ratios):
     foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
     scheduler = make(foreign)
-    adoption = replaced(foreign, module, lr=0.2)
-    radii = []
+    adoption = replaced(foreign, module, [scheduler], lr=0.2)
+    found = []
     for _ in ratios:
-        adoption.follow_schedule()
-        radii.append(adoption.optimizer.param_groups[0]["lr"])
+        found += radii(adoption)
         scheduler.step()
-    assert radii == pytest.approx([0.2 * ratio for ratio in ratios], abs=1e-9)
+    assert found == pytest.approx([0.2 * ratio for ratio in ratios], abs=1e-9)
+
+
+def test_the_cycles_of_another_optimizer_do_not_count(module):
+    ours, other = (torch.optim.Adam(layer.parameters(), lr=1e-3) for layer in module)
+    cycles = CyclicLR(other, 1e-3, 1e-2)
+    assert radii(replaced(ours, module, [cycles, StepLR(ours, 1)], lr=0.2)) == [0.2]
 
 
 def test_every_group_follows_its_own_schedule(module):
@@ -152,6 +177,23 @@ def test_restoring_brings_the_foreign_rate_to_the_same_ratio(module):
     assert adoption.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
+def test_restoring_keeps_the_peak_of_cycles(module):
+    def adopted():
+        foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
+        cycles = CyclicLR(foreign, 1e-3, 1e-2, step_size_up=2)
+        return foreign, cycles, replaced(foreign, module, [cycles], lr=0.2)
+
+    _, cycles, adoption = adopted()
+    assert radii(adoption) == pytest.approx([0.02])
+    cycles.step()
+    assert radii(adoption) == pytest.approx([0.11])
+    foreign, _, resumed = adopted()
+    resumed.optimizer.load_state_dict(adoption.optimizer.state_dict())
+    resumed.restore_schedule()
+    assert foreign.param_groups[0]["lr"] == pytest.approx(5.5e-3)
+    assert radii(resumed) == pytest.approx([0.11])
+
+
 def test_a_group_added_later_keeps_its_radius(module):
     foreign = torch.optim.Adam(module[1].parameters(), lr=1e-3)
     scheduler = StepLR(foreign, 1, gamma=0.5)
@@ -169,6 +211,99 @@ def test_an_adoption_without_a_schedule_is_constant(module):
     adoption = Adoption(PolyStep(module.parameters(), lr=0.3), foreign)
     adoption.follow_schedule()
     assert adoption.optimizer.param_groups[0]["lr"] == 0.3
+
+
+# --- radii set by hand ------------------------------------------------------------------------------------------------
+
+SET_BY_HAND = "that replaced Adam was set by hand, from"
+
+
+def halving(module):
+    """An adoption with two groups, whose schedule halves both at each of its steps."""
+    foreign = torch.optim.Adam([{"params": layer.parameters()} for layer in module], lr=1e-3)
+    scheduler = LambdaLR(foreign, lambda epoch: 0.5**epoch)
+    return replaced(foreign, module, [scheduler], lr=0.2), scheduler
+
+
+def test_a_radius_set_by_hand_is_used_and_scheduled_from_then_on(module):
+    adoption, scheduler = halving(module)
+    assert radii(adoption) == [0.2, 0.2]
+    scheduler.step()
+    adoption.optimizer.param_groups[0]["lr"] = 0.3
+    with pytest.warns(UserWarning, match=f"{SET_BY_HAND} 0.2 to 0.3") as caught:
+        assert radii(adoption) == [0.3, 0.1]
+    assert radii(adoption) == [0.3, 0.1]
+    scheduler.step()
+    assert radii(adoption) == pytest.approx([0.15, 0.05])
+    adoption.optimizer.param_groups[1]["lr"] *= 2
+    assert radii(adoption) == pytest.approx([0.15, 0.1]), "without another warning, which would be an error here"
+    assert len(caught) == 1
+
+
+def test_a_radius_set_by_hand_where_the_schedule_is_at_zero(module):
+    foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
+    scheduler = LambdaLR(foreign, lambda epoch: epoch / 2)
+    adoption = replaced(foreign, module, lr=0.2)
+    assert radii(adoption) == [0]
+    adoption.optimizer.param_groups[0]["lr"] = 0.3
+    with pytest.warns(UserWarning, match=SET_BY_HAND):
+        assert radii(adoption) == [0.3]
+    scheduler.step()
+    assert radii(adoption) == pytest.approx([0.15])
+
+
+def test_a_radius_set_by_hand_survives_a_resume(module):
+    adoption, scheduler = halving(module)
+    assert radii(adoption) == [0.2, 0.2]
+    scheduler.step()
+    adoption.optimizer.param_groups[0]["lr"] = 0.3
+    with pytest.warns(UserWarning, match=SET_BY_HAND):
+        adoption.follow_schedule()
+    resumed, continued = halving(module)
+    resumed.optimizer.load_state_dict(adoption.optimizer.state_dict())
+    resumed.restore_schedule()
+    continued.load_state_dict(scheduler.state_dict())
+    assert radii(resumed) == pytest.approx([0.3, 0.1])
+    for scheduled in (scheduler, continued):
+        scheduled.step()  # computes the rate from the initial one, and so forgets what it was
+    assert radii(resumed) == radii(adoption) == pytest.approx([0.15, 0.05])
+
+
+@REPLACED
+@pytest.mark.filterwarnings(f"ignore:.*{SET_BY_HAND}")
+def test_a_user_may_set_the_radius_in_a_hook(tmp_path):
+    class ByHand(Boring):
+        used = ()
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                self.optimizers().param_groups[0]["lr"] *= 0.1
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.used += (self.optimizers().param_groups[0]["lr"],)
+
+    module = ByHand(lambda m: torch.optim.Adam(m.parameters(), lr=1e-3))
+    trainer(tmp_path).fit(module, loader(batches=4))
+    assert module.used == pytest.approx((0.1, 0.1, 0.01, 0.01))
+
+
+@REPLACED
+def test_cycles_of_a_module_never_step_farther_than_the_radius(tmp_path):
+    class Cyclic(Boring):
+        used = ()
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+            cycles = CyclicLR(optimizer, 1e-3, 1e-2, step_size_up=2)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycles, "interval": "step"}}
+
+        def on_before_zero_grad(self, optimizer):
+            self.used += (optimizer.param_groups[0]["lr"],)
+
+    module = Cyclic()
+    trainer(tmp_path).fit(module, loader(batches=6))
+    assert max(module.used) == pytest.approx(0.1)
+    assert min(module.used) == pytest.approx(0.01)
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------------------
