@@ -27,7 +27,7 @@ class HardInputs:
     Elsewhere a number that is not finite reaches the loss, unless the user's code means it not to.
     """
 
-    _sums: dict[str, list[Tensor]] = field(default_factory=dict)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, inputs: tuple[Any, ...]) -> None:
         """Take note of what a layer is called with.
@@ -40,14 +40,16 @@ class HardInputs:
             if isinstance(value, Tensor) and value.is_floating_point():
                 # In no less than float32: a sum of many halves may overflow.
                 total = value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float32))
-                self._sums.setdefault(name, []).append(total)
+                known = self._sums.get(name)
+                # In place: see `layers.sliced.Rows` for what many small tensors between large ones do.
+                self._sums[name] = total if known is None else known.add_(total.to(known))
 
     def non_finite(self) -> list[str]:
         """Return the names of the layers that were given something that is not finite, in the order of their calls."""
-        totals = [total.double() for sums in self._sums.values() for total in sums]
+        totals = [total.double() for total in self._sums.values()]
         if not totals or bool(torch.stack([total.to(totals[0].device) for total in totals]).isfinite().all()):
             return []
-        return [name for name, sums in self._sums.items() if not all(bool(total.isfinite()) for total in sums)]
+        return [name for name, total in self._sums.items() if not bool(total.isfinite())]
 
 
 @contextmanager

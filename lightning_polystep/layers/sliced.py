@@ -7,6 +7,42 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+class Rows:
+    """Rows of a batch that come slice by slice, kept in memory that is reserved with the first of them.
+
+    In memory of its own, what is kept of each slice would lie among the large tensors that a slice frees. The holes
+    that these leave are then a little too small for those of the next slice, and the process grows with each.
+
+    Args:
+        count: Rows of all slices together.
+
+    Example:
+        >>> rows = Rows(3)
+        >>> for part in torch.arange(3.0).split(2):
+        ...     kept = rows.add(part)
+        >>> rows.whole, kept
+        (tensor([0., 1., 2.]), tensor([2.]))
+    """
+
+    def __init__(self, count: int) -> None:
+        self.whole = torch.empty(0)
+        self._count = count
+        self._filled = 0
+
+    @property
+    def room(self) -> int:
+        """Rows still to come."""
+        return self._count - self._filled
+
+    def add(self, part: Tensor) -> Tensor:
+        """Copy the next rows, and return the copy."""
+        if not self._filled:
+            self.whole = part.new_empty(self._count, *part.shape[1:])
+        kept = self.whole[self._filled : self._filled + len(part)].copy_(part)
+        self._filled += len(part)
+        return kept
+
+
 class Sliced(nn.Sequential):
     """Run layers in order, on one slice of the batch after the other, so that memory does not grow with the batch.
 
@@ -54,7 +90,13 @@ class Sliced(nn.Sequential):
         size = self.slice_size(input)
         if size is None:
             return cast("Tensor", super().forward(input))
-        return torch.cat([self._run(part) for part in input.split(size)])
+        parts = (self._run(part) for part in input.split(size))
+        if torch.is_grad_enabled():
+            return torch.cat(list(parts))
+        rows = Rows(len(input))
+        for part in parts:
+            rows.add(part)
+        return rows.whole
 
     def slice_size(self, input: Tensor) -> int | None:
         """Return how many samples a slice of a batch takes; None if the batch is run whole.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_polystep.layers import Sliced
+from lightning_polystep.layers.sliced import Rows
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
@@ -167,6 +168,7 @@ class Capture:
         calls: How often the criterion ran.
         linear_calls: How often Linear layers ran.
         slice_size: Samples of a slice, if the network took the batch in slices.
+        rows: Where the currents of slices are kept.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -176,12 +178,13 @@ class Capture:
     calls: int = 0
     linear_calls: int = 0
     slice_size: int | None = None
+    rows: Rows = field(default_factory=lambda: Rows(0))
     _loss: Tensor | None = field(default=None, init=False, repr=False)
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
-        self.linear_calls, self.slice_size, self._loss = 0, None, None
+        self.linear_calls, self.slice_size, self.rows, self._loss = 0, None, Rows(0), None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -249,13 +252,16 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
     def on_network(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if is_recording() and isinstance(network, Sliced):
             into.slice_size = network.slice_size(*args, **named)
+            into.rows = Rows(0 if into.slice_size is None else len((*args, *named.values())[0]))
 
     def on_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if is_recording():
             into.linear_calls += 1
             if into.slice_size is None or module is stack.linears[0]:
+                # Currents that change from step to step, (T, N, D), are large themselves.
+                reserved = output.ndim == 2 and len(output) <= into.rows.room
                 into.inputs.append(args[0].detach())
-                into.currents.append(output.detach())
+                into.currents.append(into.rows.add(output) if reserved else output.detach())
 
     def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if is_recording():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_polystep.layers import LIF, Sliced, SpikeCount
+from lightning_polystep.layers.sliced import Rows
 
 
 def layers():
@@ -27,10 +28,20 @@ class Sizes(nn.Module):
         return x
 
 
-@given(count=st.integers(1, 12), samples=st.none() | st.integers(1, 13))
-def test_equals_the_layers_on_the_whole_batch(count, samples):
-    parts, batch = layers(), torch.randn(count, 2, 3)
-    assert torch.equal(Sliced(*parts, samples=samples).double()(batch.double()), nn.Sequential(*parts)(batch.double()))
+@given(count=st.integers(1, 12), samples=st.none() | st.integers(1, 13), autograd=st.booleans())
+def test_equals_the_layers_on_the_whole_batch(count, samples, autograd):
+    parts, batch = layers(), torch.randn(count, 2, 3).double()
+    with torch.set_grad_enabled(autograd):
+        assert torch.equal(Sliced(*parts, samples=samples).double()(batch), nn.Sequential(*parts)(batch))
+
+
+def test_rows_are_copied_into_memory_that_the_first_reserves():
+    rows, parts = Rows(5), list(torch.randn(5, 2).split(2))
+    assert rows.room == 5
+    kept = [rows.add(part) for part in parts]
+    assert rows.room == 0
+    assert torch.equal(rows.whole, torch.cat(parts))
+    assert {part.untyped_storage().data_ptr() for part in kept} == {rows.whole.untyped_storage().data_ptr()}
 
 
 @pytest.mark.parametrize(
