@@ -111,33 +111,36 @@ class Agreement:
         mine[self.layout.rank] = torch.tensor(choices)
         return [int(choice) for choice in self.processes.sum({"choices": mine})["choices"].amax(0)]
 
-    def shards(self, own: dict[str, Tensor], sizes: dict[str, int], count: int) -> list[dict[str, Tensor]]:
+    def shards(
+        self, own: dict[str, Tensor], sizes: dict[str, int], count: int, dtype: torch.dtype
+    ) -> list[dict[str, Tensor]]:
         """Return what the first shards of the batch know, the same list on all processes.
 
         Args:
-            own: Square matrices that this process knows, by name.
+            own: Symmetric matrices that this process knows, by name.
             sizes: Rows of all matrices that are asked for.
             count: How many shards are asked.
+            dtype: Of the matrices.
         """
         data, candidates = self.layout.data, self.layout.candidates
-        message = {}
-        for name, size in sizes.items():
-            message[name] = torch.zeros(count, 1 + size * size, dtype=torch.float64)
+        message, triangles = {}, {name: torch.tril_indices(size, size) for name, size in sizes.items()}
+        for name, (row, column) in triangles.items():
+            message[name] = torch.zeros(count, 1 + len(row), dtype=dtype)
             if name in own and candidates.index == 0 and data.index < count:
                 message[name][data.index, 0] = 1.0
-                message[name][data.index, 1:] = own[name].flatten()
+                message[name][data.index, 1:] = own[name][row, column]
         if not message or count < 1:
             return []
-        told = self.processes.sum(message)
+        told = self.processes.sum(message, dtype)
         device = next(iter(own.values())).device if own else torch.device("cpu")
-        return [
-            {
-                name: told[name][shard, 1:].reshape(size, size).to(device)
-                for name, size in sizes.items()
-                if told[name][shard, 0]
-            }
-            for shard in range(count)
-        ]
+        known: list[dict[str, Tensor]] = [{} for _ in range(count)]
+        for name, (row, column) in triangles.items():
+            for shard in range(count):
+                if told[name][shard, 0]:
+                    matrix = torch.empty(sizes[name], sizes[name], dtype=dtype)
+                    matrix[row, column] = matrix[column, row] = told[name][shard, 1:]
+                    known[shard][name] = matrix.to(device)
+        return known
 
     def settle(
         self,

@@ -209,10 +209,13 @@ class Engine:
         seen = self._seen.take_moments()
         if not self._agreement.sharded:
             return [seen]
-        sizes = {b.name: b.dim for b in self._blocks if b.name in self._due_for_moments() and b.subspace == "inputs"}
+        due = self._due_for_moments()
+        asked_for = [block for block in self._blocks if block.name in due and block.subspace == "inputs"]
         shards = self._agreement.layout.data.size
         asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
-        return self._agreement.shards(seen, sizes, asked)
+        exact = any(block.parameters[0].dtype == torch.float64 for block in asked_for)
+        dtype = torch.float64 if exact else torch.float32
+        return self._agreement.shards(seen, {block.name: block.dim for block in asked_for}, asked, dtype)
 
     def _learn(self, moments: list[dict[str, Tensor]], most: int | None = None) -> None:
         """Fold the next shards' moments into the running statistics, as one process would that saw them in turn."""

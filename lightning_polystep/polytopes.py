@@ -33,12 +33,14 @@ class Polytope:
         count: Number of vertices m as a function of the dimension d.
         vertices: Vertices, shape (m, d), float64, each of norm 1, summing to zero.
         mirrored: Whether the second half of the vertices is minus the first.
+        axial: Whether that first half are the axes, in their order.
     """
 
     name: str
     count: Callable[[int], int]
     vertices: Callable[[int], Tensor]
     mirrored: bool = False
+    axial: bool = False
 
 
 def simplex(dim: int) -> Tensor:
@@ -105,7 +107,7 @@ def cube(dim: int) -> Tensor:
 
 POLYTOPES: dict[str, Polytope] = {
     "simplex": Polytope("simplex", lambda dim: dim + 1, simplex),
-    "orthoplex": Polytope("orthoplex", lambda dim: 2 * dim, orthoplex, mirrored=True),
+    "orthoplex": Polytope("orthoplex", lambda dim: 2 * dim, orthoplex, mirrored=True, axial=True),
     "cube": Polytope("cube", lambda dim: 2**dim, cube),
 }
 

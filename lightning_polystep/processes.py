@@ -34,13 +34,14 @@ class Processes:
     collectives: int = field(default=0, init=False)
     bytes: int = field(default=0, init=False)
 
-    def sum(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def sum(self, parts: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Return each tensor's sum over all processes, by one collective; zeros elsewhere make it a gather.
 
         Args:
-            parts: The same names and shapes on all processes; counted in float64.
+            parts: The same names and shapes on all processes.
+            dtype: In which they are counted.
         """
-        return {name: part.double() for name, part in parts.items()}
+        return {name: part.to(dtype) for name, part in parts.items()}
 
     def close(self) -> None:
         """Leave the process group."""
@@ -65,14 +66,18 @@ class ProcessGroup(Processes):
         self._group = cast("distributed.ProcessGroup", distributed.new_group(timeout=timeout))
         self._store = distributed.PrefixStore("polystep", distributed.distributed_c10d._get_default_store())
 
-    def sum(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def sum(self, parts: Mapping[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Return each tensor's sum over all processes, by one collective.
+
+        Args:
+            parts: The same names and shapes on all processes.
+            dtype: In which they are counted.
 
         Raises:
             MissingProcessError: When a process does not arrive within the time-out, naming it.
         """
         started = time.perf_counter()
-        flat = torch.cat([part.detach().to(self.device, torch.float64).flatten() for part in parts.values()])
+        flat = torch.cat([part.detach().to(self.device, dtype).flatten() for part in parts.values()])
         try:
             self._store.set(str(self.layout.rank), str(self.collectives))
             distributed.all_reduce(flat, group=self._group)

@@ -148,6 +148,7 @@ class Observation:
     bytes_before: dict[str, int] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _samples: dict[str, int] = field(default_factory=dict)
+    _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     def suffix_bytes(self, name: str) -> int:
         """Return the bytes of outputs from a block's site to the end: what one more candidate would hold in memory."""
@@ -157,16 +158,30 @@ class Observation:
         """Add a site's inputs to its second moment."""
         rows = input_rows(site, inputs.detach(), with_bias=block.has_bias)
         # A float32 product summed over batches in float64: exact enough for a basis, and several times as fast.
-        product = (rows.T @ rows).double()
-        self._sums[block.name] = self._sums[block.name] + product if block.name in self._sums else product
+        product = rows.T @ rows
+        self._dtypes[block.name] = product.dtype
+        total = self._sums.get(block.name)
+        self._sums[block.name] = product.double() if total is None else total + product
         self._samples[block.name] = self._samples.get(block.name, 0) + len(rows)
 
     def take_moments(self) -> dict[str, Tensor]:
-        """Return the finite second moments G = X^T X / N recorded since the last call, shape (D, D), float64."""
-        moments = {name: total / self._samples[name] for name, total in self._sums.items()}
+        """Return the finite second moments G = X^T X / N recorded since the last call.
+
+        Returns:
+            Shape (D, D), exactly symmetric, in the dtype of the inputs, float32 at least: what one process tells
+            another of them, a triangle in that dtype, is then all there is to know.
+        """
+        moments = {
+            name: _symmetric(total / self._samples[name]).to(self._dtypes[name]) for name, total in self._sums.items()
+        }
         self._sums, self._samples = {}, {}
         # A batch with a non-finite activation would poison the running average for good.
         return {name: moment for name, moment in moments.items() if bool(torch.isfinite(moment).all())}
+
+
+def _symmetric(square: Tensor) -> Tensor:
+    """Return a matrix that takes its upper triangle from the lower: a product X^T X is symmetric to rounding only."""
+    return square.tril() + square.tril(-1).T
 
 
 @contextmanager
@@ -254,8 +269,9 @@ def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputSta
 
     Args:
         known: The running statistics, or None before the first batch.
-        moment: The batch's second moment, shape (D, D), float64.
+        moment: The batch's second moment, shape (D, D); the average is kept in float64.
     """
+    moment = moment.double()
     if known is None or known.moment.shape != moment.shape:  # a bias that is frozen or unfrozen changes D
         return InputStatistics(moment, batches=1, basis=moment.new_empty(len(moment), 0), basis_moment=moment[:0])
     known.batches += 1

@@ -85,9 +85,12 @@ def propose(
     parts = []
     for _ in range(rotations):
         basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
-        rotated = torch.stack([vertices @ turn(dim).to(vertices) for _ in range(particles_per_row)])
-        columns = basis.reshape(block.dim, particles_per_row, dim)
-        parts.append(torch.einsum("gvd,Dgd->gvD", rotated.to(basis), columns))
+        columns = basis.reshape(block.dim, particles_per_row, dim).permute(1, 2, 0)
+        if subspace.is_rotated and polytope.axial:
+            parts.append(columns)
+        else:
+            rotated = torch.stack([vertices @ turn(dim).to(vertices) for _ in range(particles_per_row)])
+            parts.append(rotated.to(basis) @ columns)
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:

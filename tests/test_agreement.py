@@ -17,8 +17,8 @@ class Played(Processes):
         super().__init__(layout)
         self.answer = answer
 
-    def sum(self, parts):
-        parts = super().sum(parts)
+    def sum(self, parts, dtype=torch.float64):
+        parts = super().sum(parts, dtype)
         return {name: parts[name] + told for name, told in self.answer(parts).items()}
 
 
@@ -128,3 +128,27 @@ def test_a_second_shard_counts_as_much_as_the_first():
     for ours, theirs in zip(double.module.parameters(), alone.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert double.optimizer.progress.candidates == 2 * alone.optimizer.progress.candidates
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_shard_that_knows_nothing_is_told_what_the_others_know_bit_for_bit(dtype):
+    moment = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    moment = moment + moment.T
+    messages = []
+
+    def tell(parts):
+        messages.append(parts["site"])
+        return {"site": torch.zeros_like(parts["site"])}
+
+    def shards(index, own, answer):
+        layout = Layout(data=Axis(index, 2))
+        return agreement(answer, layout=layout).shards(own, {"site": 5}, count=2, dtype=dtype)
+
+    first, second = shards(1, {"site": moment}, tell)
+    assert first == {}
+    assert torch.equal(second["site"], moment)
+    assert messages[0].shape == (2, 1 + 15)
+    first, second = shards(0, {}, lambda _: {"site": messages[0]})
+    assert first == {}
+    assert torch.equal(second["site"], moment)
+    assert second["site"].dtype == dtype

@@ -96,3 +96,13 @@ def test_rotations_follow_the_haar_measure(dim):
     traces = rotations.diagonal(dim1=1, dim2=2).sum(1)
     assert abs(traces.mean()) < bound
     assert abs(traces.square().mean() - 1) < 2 * bound
+
+
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_what_a_polytope_says_of_its_vertices_is_true(name):
+    polytope = POLYTOPES[name]
+    vertices = polytope.vertices(4)
+    half = len(vertices) // 2
+    assert len(vertices) == polytope.count(4)
+    assert polytope.mirrored == torch.equal(vertices[half:], -vertices[:half])
+    assert polytope.axial == torch.equal(vertices[:half], torch.eye(4, dtype=torch.float64))
