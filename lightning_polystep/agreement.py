@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lightning_polystep.fingerprint import mix
 from lightning_polystep.optimizer import Pending, Progress
 from lightning_polystep.processes import Processes
 from lightning_polystep.scoring.plan import Assignment
+from lightning_polystep.sites import symmetric
 
 # Multiples of it add up exactly, in any order, as long as sums stay below 2^53 of them (8,192): the number of shards
 # that a batch is divided into then changes no bit. A loss in float32 is far coarser.
@@ -123,23 +125,22 @@ class Agreement:
             dtype: Of the matrices.
         """
         data, candidates = self.layout.data, self.layout.candidates
-        message, triangles = {}, {name: torch.tril_indices(size, size) for name, size in sizes.items()}
-        for name, (row, column) in triangles.items():
-            message[name] = torch.zeros(count, 1 + len(row), dtype=dtype)
+        message, triangles = {}, {name: _triangle(size) for name, size in sizes.items()}
+        for name, places in triangles.items():
+            message[name] = torch.zeros(count, 1 + len(places), dtype=dtype)
             if name in own and candidates.index == 0 and data.index < count:
                 message[name][data.index, 0] = 1.0
-                message[name][data.index, 1:] = own[name][row, column]
+                message[name][data.index, 1:] = own[name].flatten()[places.to(own[name].device)]
         if not message or count < 1:
             return []
         told = self.processes.sum(message, dtype)
         device = next(iter(own.values())).device if own else torch.device("cpu")
         known: list[dict[str, Tensor]] = [{} for _ in range(count)]
-        for name, (row, column) in triangles.items():
+        for name, places in triangles.items():
             for shard in range(count):
                 if told[name][shard, 0]:
-                    matrix = torch.empty(sizes[name], sizes[name], dtype=dtype)
-                    matrix[row, column] = matrix[column, row] = told[name][shard, 1:]
-                    known[shard][name] = matrix.to(device)
+                    square = told[name].new_zeros(sizes[name] ** 2).index_copy_(0, places, told[name][shard, 1:])
+                    known[shard][name] = symmetric(square.view(sizes[name], sizes[name])).to(device)
         return known
 
     def settle(
@@ -235,3 +236,10 @@ class Agreement:
             if others:
                 ranks = ", ".join(map(str, others))
                 raise RuntimeError(message.format(step=step, ranks=ranks, leader=of[others[0]]))
+
+
+@lru_cache(maxsize=16)
+def _triangle(size: int) -> Tensor:
+    """Return the places of the lower triangle in a square matrix that is laid flat."""
+    row, column = torch.tril_indices(size, size)
+    return row * size + column

@@ -172,16 +172,25 @@ class Observation:
             another of them, a triangle in that dtype, is then all there is to know.
         """
         moments = {
-            name: _symmetric(total / self._samples[name]).to(self._dtypes[name]) for name, total in self._sums.items()
+            name: symmetric((total / self._samples[name]).to(self._dtypes[name])) for name, total in self._sums.items()
         }
         self._sums, self._samples = {}, {}
         # A batch with a non-finite activation would poison the running average for good.
         return {name: moment for name, moment in moments.items() if bool(torch.isfinite(moment).all())}
 
 
-def _symmetric(square: Tensor) -> Tensor:
-    """Return a matrix that takes its upper triangle from the lower: a product X^T X is symmetric to rounding only."""
-    return square.tril() + square.tril(-1).T
+def symmetric(square: Tensor) -> Tensor:
+    """Return a matrix whose upper triangle is that of the lower: a product X^T X is symmetric to rounding only.
+
+    Args:
+        square: Shape (D, D).
+
+    Example:
+        >>> symmetric(torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
+        tensor([[1., 2.],
+                [2., 3.]])
+    """
+    return (square.tril(-1).T + square.tril()).contiguous()
 
 
 @contextmanager
