@@ -291,6 +291,8 @@ def _scaled(  # noqa: PLR0913, PLR0917
     else:
         output = product(quant_activation(x, *input_format, on_backward=on_backward, name=name), codes)
     if weight_scale is not None:
+        # The sums may have been exact in float32 already; what float64 inputs are scaled with is float64.
+        output = output.to(torch.promote_types(output.dtype, x.dtype))
         scale = per_output(weight_scale, output_dims, output.dtype)
         if integer and input_format is not None:
             scale = input_format.scale.to(output.dtype) * scale

@@ -3,8 +3,9 @@
 LLVM vectorizes a plain inner loop over classes too, but keeps the state of the loop over time in memory and checks
 before each step whether the arrays overlap. Written with these vectors the same loop is twice as fast.
 
-A :class:`Vector` exists only inside functions that numba compiles. It supports ``+``, ``-``, ``*``, ``/`` and ``>=``,
-lane by lane, each rounded as IEEE 754 asks (no fused multiply-add, no reassociation), so results equal those of torch.
+A :class:`Vector` exists only inside functions that numba compiles. It supports ``+``, ``-``, ``*``, ``/``, ``>=`` and
+``!=``, lane by lane, each rounded as IEEE 754 asks (no fused multiply-add, no reassociation), so results equal those
+of torch.
 """
 
 import operator
@@ -301,3 +302,4 @@ _support(operator.sub, _binary(lambda builder, arguments: builder.fsub(*argument
 _support(operator.mul, _binary(lambda builder, arguments: builder.fmul(*arguments)))
 _support(operator.truediv, _binary(lambda builder, arguments: builder.fdiv(*arguments)))
 _support(operator.ge, _binary(lambda builder, arguments: builder.fcmp_ordered(">=", *arguments), truth=True))
+_support(operator.ne, _binary(lambda builder, arguments: builder.fcmp_unordered("!=", *arguments), truth=True))

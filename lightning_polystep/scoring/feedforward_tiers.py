@@ -1,7 +1,8 @@
 r"""Score feed-forward networks: candidates of a layer of step functions, of ReLUs, and of the last layer.
 
 * :class:`StepOutcomeTier`: a unit that steps between a few levels. The loss of each level that some candidate reaches
-  is found once per sample and unit, and a candidate's cost is a look-up.
+  is found once per sample and unit, and a candidate's cost is a look-up. :class:`FineStepTier`: likewise, between many,
+  which costs nearly as much as to follow each candidate.
 * :class:`ReLUTier` and :class:`LinearTier`: a unit with a continuous response. Each candidate's change is followed
   through the layers behind, where it is not zero.
 * :class:`ScoreTier`: the last layer. One score changes, by the shift itself.
@@ -33,11 +34,16 @@ from lightning_polystep.scoring.feedforward import (
     FeedforwardLayer,
     FeedforwardStack,
     effective_inputs,
-    effective_rows,
     effective_weight,
 )
+from lightning_polystep.scoring.requantised import requantised_shifts
 from lightning_polystep.scoring.stack import Captured, Pass
 from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
+
+# Candidates per step where each costs about as much as carrying a change through the layers behind.
+_AFFORDABLE = 16384
+# Up to so many levels a unit's outcomes are few, whatever the number of candidates.
+_FEW_LEVELS = 16
 
 
 @dataclass
@@ -60,20 +66,12 @@ class FeedforwardTier(StackTier):
         if not isinstance(linear, QuantLinear) or linear.weight_format == "float":
             yield from super()._parts(seen, proposal, rows, reach)
             return
-        # A row's codes depend on where its latent weights are, so no two rows shift alike.
         inputs = self._inputs(seen)
-        latent = linear.weight.detach()[rows]
-        codes = effective_rows(linear, rows, latent)
         steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
         vertices = torch.arange(len(steps), device=steps.device)
-        bias = proposal.block.has_bias
         at_once = max(1, SHIFT_BYTES // (len(steps) * len(inputs) * inputs.element_size()))
         for places in torch.arange(len(rows), device=rows.device).split(at_once):
-            moved = reach[places, None, None] * steps
-            weights = moved[..., :-1] if bias else moved
-            candidates = effective_rows(linear, rows[places], latent[places, None] + weights)
-            shifts = inputs @ (candidates - codes[places, None]).transpose(1, 2)
-            yield Part(places, vertices, shifts + moved[:, None, :, -1] if bias else shifts)
+            yield Part(places, vertices, requantised_shifts(linear, inputs, rows[places], reach[places], steps))
 
     def _behind(self, seen: Pass, rows: Tensor) -> dict[str, Any]:
         """Return the kernels' arguments for the layers behind, and the loss."""
@@ -126,11 +124,18 @@ class StepOutcomeTier(FeedforwardTier):
 
 
 @dataclass
+class FineStepTier(StepOutcomeTier):
+    """Units that step between so many levels that hardly two candidates share one."""
+
+    default_candidates = _AFFORDABLE
+
+
+@dataclass
 class ReLUTier(FeedforwardTier):
     """Units with a continuous response."""
 
     name = "incremental"
-    default_candidates = 16384
+    default_candidates = _AFFORDABLE
 
     def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
         preactivation = seen.currents[self.index][:, rows].contiguous()
@@ -172,4 +177,8 @@ def feedforward_tier(place: int, stack: FeedforwardStack, capture: Captured) -> 
         return ScoreTier(stack, capture, place)
     if stack.is_linear(place):
         return LinearTier(stack, capture, place)
-    return (ReLUTier if stack.steps(place) is None else StepOutcomeTier)(stack, capture, place)
+    steps = stack.steps(place)
+    if steps is None:
+        return ReLUTier(stack, capture, place)
+    fine = len(steps.levels(torch.float64)) > _FEW_LEVELS
+    return (FineStepTier if fine else StepOutcomeTier)(stack, capture, place)

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import torch
 import torch.nn.functional as F
 
+from lightning_polystep.kernels import step_function_dictionary
 from lightning_polystep.kernels.feedforward.reference import activation
 from tests.kernels.cases import run, values
 
@@ -22,6 +23,7 @@ class Sizes(NamedTuple):
     behind: tuple[int, ...] = ()  # units of each layer behind
     steps: int = 4  # boundaries of each step function
     relu: tuple[bool, ...] = (False, True, False)  # which layers behind are ReLU
+    uniform: bool = False  # whether the step functions are uniform quantisers
 
 
 SIZES = st.builds(
@@ -31,8 +33,9 @@ SIZES = st.builds(
     candidates=st.sampled_from((1, 2, 17)),
     units=st.sampled_from((1, 3, 10)),
     behind=st.sampled_from(((), (1,), (5,), (17, 4), (3, 40, 2))),
-    steps=st.integers(0, 6),
+    steps=st.sampled_from((0, 1, 4, 6, 40)),
     relu=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    uniform=st.booleans(),
 )
 OPTIONS = {
     "sizes": SIZES,
@@ -43,19 +46,31 @@ OPTIONS = {
 }
 
 
-def table(rows, steps, dtype, dyadic=False):
+def table(rows, sizes, dtype, dyadic=False):
     """Boundaries and levels of step functions, with repeated boundaries and levels where they are dyadic."""
-    boundaries = values(rows, steps, dtype=dtype, dyadic=dyadic).sort(1).values
-    return boundaries, values(rows, steps + 1, dtype=dtype, dyadic=dyadic)
+    if sizes.uniform:
+        return tuple(part.repeat(rows, 1) for part in uniform_table(sizes.steps, 0.25 if dyadic else 0.09, dtype))
+    boundaries = values(rows, sizes.steps, dtype=dtype, dyadic=dyadic).sort(1).values
+    return boundaries, values(rows, sizes.steps + 1, dtype=dtype, dyadic=dyadic)
+
+
+def uniform_table(steps, step, dtype):
+    """Boundaries and levels of a quantiser, a third of whose codes are negative."""
+    low, high = -(steps // 3), steps - steps // 3
+
+    def quantiser(x):
+        return (x / step).round().clamp(low, high) * step
+
+    return tuple(part[None] for part in step_function_dictionary(quantiser, steps + 1, dtype))
 
 
 def layers_behind(sizes, dtype, dyadic=False, own_tables=False):
     """Pre-activations, boundaries and levels of the layers behind, and the weights of all."""
-    n, c, _, u, behind, steps, relu = sizes
+    n, c, _, u, behind, _, relu, _ = sizes
     nothing = torch.empty(1, 0, dtype=dtype)
     hidden = [values(n, h, dtype=dtype, dyadic=dyadic) for h in behind]
     tables = [
-        (nothing, nothing) if is_relu else table(h if own_tables else 1, steps, dtype, dyadic)
+        (nothing, nothing) if is_relu else table(h if own_tables else 1, sizes, dtype, dyadic)
         for h, is_relu in zip(behind, relu, strict=False)
     ]
     boundaries, levels = [pair[0] for pair in tables], [pair[1] for pair in tables]
@@ -87,7 +102,7 @@ def case(name, sizes, loss, dtype=torch.float64, dyadic=False, dense=False, own_
         return preactivation, *behind, *tail  # any numbers will do as changes
     if name == "relu_direct_costs":
         return preactivation, shifts, *behind, *tail
-    return preactivation, shifts, *table(u if own_tables else 1, sizes.steps, dtype, dyadic), *behind, *tail
+    return preactivation, shifts, *table(u if own_tables else 1, sizes, dtype, dyadic), *behind, *tail
 
 
 def network(first, behind):

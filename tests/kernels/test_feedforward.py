@@ -1,13 +1,24 @@
 """The layers behind that the kernels share: losses against torch's, refusals, and tables in compiled code."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
 from lightning_polystep.kernels import step_function_dictionary
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores, losses, step_function
 from lightning_polystep.kernels.feedforward.cpu import pack
+from lightning_polystep.kernels.feedforward.uniform import uniform_quantiser
 from tests.kernels.cases import values
-from tests.kernels.feedforward_cases import DTYPES, LOSSES, Sizes, layers_behind, scores_case, torch_losses
+from tests.kernels.feedforward_cases import (
+    DTYPES,
+    LOSSES,
+    Sizes,
+    layers_behind,
+    scores_case,
+    torch_losses,
+    uniform_table,
+)
 
 SIZES = Sizes(classes=19, behind=(5, 4, 17))
 
@@ -49,6 +60,33 @@ def test_units_change_exactly_outside_their_interval(dtype, own_tables):
         assert torch.equal(value, function(last))
         assert (function(upper) != value)[upper < torch.inf].all()
         assert packed.starts[layer + 1] - packed.starts[layer] == 64
+
+
+@given(step=st.floats(1e-3, 10), steps=st.integers(1, 300), dtype=st.sampled_from(DTYPES))
+def test_a_uniform_quantiser_is_one_to_the_last_bit(step, steps, dtype):
+    step = float(torch.tensor(step, dtype=dtype))
+    boundaries, levels = uniform_table(steps, step, dtype)
+    low = -(steps // 3)
+    assert uniform_quantiser(boundaries, levels)[:3].tolist() == [step, low, low + steps]
+    for moved in (torch.inf, -torch.inf):
+        other = boundaries.clone()
+        other[0, -1] = other[0, -1].nextafter(other.new_tensor(moved))
+        assert uniform_quantiser(other, levels).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[1.0, 2.0, 3.0], [0.0, 1.0, 2.5], [0.0, -1.0, -2.0], [0.0, 0.0, 1.0], [0.0]],
+    ids=["no zero", "uneven", "falling", "two zeros", "one level"],
+)
+def test_other_step_functions_are_no_uniform_quantisers(levels):
+    boundaries = torch.arange(len(levels) - 1)[None] + 0.5
+    assert uniform_quantiser(boundaries, torch.tensor([levels])).tolist() == [0, 0, 0, 0]
+
+
+def test_tables_of_single_units_are_no_uniform_quantiser():
+    boundaries, levels = uniform_table(5, 0.25, torch.float64)
+    assert uniform_quantiser(boundaries.repeat(2, 1), levels.repeat(2, 1)).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def _integers(counts, table, out):
 def _bits(a, out):
     mask = load(a, 0) >= splat(a[1])
     store(out, 0, mark(load(out, 0), mask, splat(np.int64(1) << 63)))
-    return bits(mask), lowest_bit(bits(mask) << 40), lowest_bit(np.int64(1) << 63)
+    different = bits(load(a, 0) != splat(a[1]))
+    return bits(mask), different, lowest_bit(bits(mask) << 40), lowest_bit(np.int64(1) << 63)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -70,8 +71,9 @@ def test_integer_lanes():
 def test_bits():
     a, out = np.random.randn(LANES).astype(np.float32), np.arange(LANES)
     chosen = a >= a[1]
-    packed, lowest, highest = _bits(a, out)
+    packed, different, lowest, highest = _bits(a, out)
     assert packed == sum(1 << lane for lane in range(LANES) if chosen[lane])
+    assert different == sum(1 << lane for lane in range(LANES) if lane != 1)
     assert lowest == 40 + int(np.flatnonzero(chosen)[0])
     assert highest == 63
     assert np.array_equal(out, np.where(chosen, np.arange(LANES) + np.iinfo(np.int64).min, np.arange(LANES)))

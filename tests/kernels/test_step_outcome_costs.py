@@ -43,12 +43,13 @@ def test_cpu_equals_the_reference_bit_for_bit_where_nothing_rounds(sizes, dense,
     assert_cpu_is_equal(NAME, sizes, dtype, dense=dense, own_shifts=own_shifts, own_tables=own_tables)
 
 
+@pytest.mark.parametrize(("steps", "uniform"), [(4, False), (40, False), (40, True)])
 @pytest.mark.parametrize("relu", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("behind", [(), (5,), (4, 6)], ids=["last", "1 behind", "2 behind"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_equals_networks_that_run_candidate_by_candidate(loss, behind, relu):
-    sizes, dtype = Sizes(behind=behind, relu=relu), torch.float64
-    first, layers = table(1, sizes.steps, dtype), layers_behind(sizes, dtype)
+def test_equals_networks_that_run_candidate_by_candidate(loss, behind, relu, steps, uniform):
+    sizes, dtype = Sizes(behind=behind, relu=relu, steps=steps, uniform=uniform), torch.float64
+    first, layers = table(1, sizes, dtype), layers_behind(sizes, dtype)
     _, *tail = scores_case(sizes, loss, dtype)
     forward = network(first, layers)
     current, shifts = (
@@ -106,8 +107,10 @@ def test_nothing_to_score(units, candidates):
     assert run("cpu", NAME, arguments).shape == (units, candidates)
 
 
-def test_the_number_of_threads_changes_no_bit():
-    assert_threads_change_nothing(NAME, step_outcome_costs, Sizes(100, 10, 40, 37, (20, 12), relu=(False, False)))
+@pytest.mark.parametrize("steps", [4, 40])
+def test_the_number_of_threads_changes_no_bit(steps):
+    sizes = Sizes(100, 10, 40, 37, (20, 12), steps, relu=(False, False), uniform=steps > 4)
+    assert_threads_change_nothing(NAME, step_outcome_costs, sizes)
 
 
 @pytest.mark.parametrize("behind", [(), (4, 2)])

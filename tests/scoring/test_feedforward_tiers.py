@@ -9,7 +9,7 @@ from torch import nn
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.layers import Heaviside, QuantActivation, QuantLinear, Sign, Staircase
 from lightning_polystep.scoring import stack_tier
-from lightning_polystep.scoring.feedforward_tiers import LinearTier, ReLUTier, ScoreTier, StepOutcomeTier
+from lightning_polystep.scoring.feedforward_tiers import FineStepTier, LinearTier, ReLUTier, ScoreTier, StepOutcomeTier
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.vmapped import ParameterTier
 from tests.helpers.parity import Case, Stacked, losses_of, prepare, reference_losses, sites
@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "sign": Sign,
     "heaviside": Heaviside,
     "int4": lambda: QuantActivation(4, scale=0.25),
+    "int8": lambda: QuantActivation(8, scale=0.02),
     "signed": lambda: QuantActivation(3, signed=True, scale=0.5),
     "relu": nn.ReLU,
 }
@@ -106,6 +107,36 @@ def test_each_layer_has_its_tier():
     prepared = prepare(Case("deep", deep, batch, {}))
     tiers = {name: type(prepared.stack_tier(name)) for name in prepared.proposals}
     assert tiers == {"network.0": StepOutcomeTier, "network.2": ReLUTier, "network.4": ScoreTier}
+
+
+def integer():
+    def layer(features_in, features_out, scale):
+        quantiser = QuantActivation(8, scale=scale)
+        return QuantLinear(features_in, features_out, input_quant=quantiser, integer=True).double()
+
+    return Stacked(layer(4, 6, 0.011), nn.ReLU(), layer(6, 5, 0.013), nn.ReLU(), layer(5, 3, 0.007))
+
+
+def test_units_of_an_integer_network_have_many_levels():
+    prepared = prepare(Case("integer", integer, batch, {}))
+    tiers = {name: prepared.stack_tier(name) for name in prepared.proposals}
+    kinds = {name: (type(tier), tier.default_candidates) for name, tier in tiers.items()}
+    fine = FineStepTier, ReLUTier.default_candidates
+    assert kinds == {"network.0": fine, "network.2": fine, "network.4": (ScoreTier, None)}
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), probe_radius=st.sampled_from([0.03, 0.3, 3.0]))
+def test_an_integer_network_and_the_loop_agree(seed, probe_radius):
+    def build():
+        torch.manual_seed(seed)
+        return integer()
+
+    prepared = prepare(Case("integer", build, batch, {}), probe_radius=probe_radius)
+    for name, proposal in prepared.proposals.items():
+        expected = losses_of(LoopTier(), prepared, proposal)
+        assert len(expected.unique()) > 1
+        torch.testing.assert_close(losses_of(prepared.stack_tier(name), prepared, proposal), expected, **EXACT)
 
 
 @pytest.mark.parametrize("quantised", [False, True])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_polystep.kernels.elementary import exp
 from lightning_polystep.kernels.feedforward.reference import Behind, Scores, is_relu, target_weights
+from lightning_polystep.kernels.feedforward.uniform import uniform_quantiser
 from lightning_polystep.kernels.simd import (
     LANES,
     bits,
@@ -51,6 +52,7 @@ class Network(NamedTuple):
     boundaries: NDArray[Any]  # of all layers, one after the other
     levels: NDArray[Any]
     tables: NDArray[np.int64]  # (L, 4): where each begins in both, P, or -1 for ReLU, and whether units have their own
+    quantisers: NDArray[Any]  # (L, 4): see uniform_quantiser
     weights: NDArray[Any]  # one row per unit: what it feeds the next layer, padded
     rows: NDArray[np.int64]  # (L + 1,): where in ``weights`` the first row of each layer begins, the candidates' first
     widths: NDArray[np.int64]  # (L + 1,): how long the rows of each layer are
@@ -92,6 +94,7 @@ def pack(behind: Behind, head: Scores) -> Network:
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.boundaries)]).numpy(),
         torch.cat([torch.empty(0, dtype=dtype), *(part.flatten() for part in behind.levels)]).numpy(),
         _tables(behind),
+        _quantisers(behind, dtype),
         torch.cat([weight.flatten() for weight in weights]).numpy(),
         np.cumsum([0, *(weight.numel() for weight in weights[:-1])]),
         np.array(widths),
@@ -113,6 +116,11 @@ def _tables(behind: Behind) -> NDArray[np.int64]:
         tables[layer] = *begin, -1 if is_relu(levels) else boundaries.shape[1], len(levels) > 1
         begin += boundaries.numel(), levels.numel()
     return tables
+
+
+def _quantisers(behind: Behind, dtype: torch.dtype) -> NDArray[Any]:
+    tables = zip(behind.boundaries, behind.levels, strict=True)
+    return torch.cat([torch.empty(0, 4, dtype=dtype), *(uniform_quantiser(*table)[None] for table in tables)]).numpy()
 
 
 @compiled(parallel=True)
@@ -142,7 +150,7 @@ def _fill_sample(network: Network, sample: int, sizes: NDArray[np.int64]) -> Non
             network.values[sample, place] = value
             network.lower[sample, place] = lower
             network.upper[sample, place] = upper
-    network.losses[sample] = _loss(network, sample, network.scores, sample * network.scores.shape[1])
+    network.losses[sample] = loss_of(network, sample, network.scores, sample * network.scores.shape[1])
 
 
 @compiled()
@@ -182,7 +190,7 @@ def loss_change(network: Network, sample: int, unit: int, change: Any, wave: Wav
             weight = load(network.weights, row + element(wave.units, index) * width)
             score = score + splat(element(wave.changes, index)) * weight
         store(wave.scores, block, score)
-    return _loss(network, sample, wave.scores, 0) - network.losses[sample]
+    return loss_of(network, sample, wave.scores, 0) - network.losses[sample]
 
 
 @borrowing
@@ -255,7 +263,15 @@ def _value(network: Network, layer: int, unit: int, x: Any) -> Any:
 
 
 @borrowing
-def _loss(network: Network, sample: int, scores: NDArray[Any], offset: int) -> float:
+def loss_of(network: Network, sample: int, scores: NDArray[Any], offset: int) -> float:
+    """Return the loss of a sample with other scores.
+
+    Args:
+        network: Holds the target.
+        sample: n.
+        scores: Padded, of any shape.
+        offset: Where in them these begin.
+    """
     width = network.scores.shape[1]
     first, second, top = 0.0, 0.0, -np.inf
     if network.by_entropy:

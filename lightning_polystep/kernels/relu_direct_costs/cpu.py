@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_polystep.kernels.feedforward import Behind, Scores
 from lightning_polystep.kernels.feedforward.cpu import Network, loss_change, make_wave, pack
+from lightning_polystep.kernels.feedforward.together import TOGETHER, can_go_together, loss_changes, make_waves
 from lightning_polystep.kernels.simd import compiled
 
 # Rows of costs that share what a sample loads into the first-level cache.
@@ -51,12 +52,22 @@ def _score_units(
     start: int,
     stop: int,
 ) -> None:
-    wave, least = make_wave(network), shifts.dtype.type(floor)
+    count, least = costs.shape[1], shifts.dtype.type(floor)
+    candidates, losses = np.empty(count, np.int64), np.empty(count + TOGETHER)
+    changes = np.zeros(count + TOGETHER, shifts.dtype)
+    wave, waves, together = make_wave(network), make_waves(network), can_go_together(network)
     for sample in range(len(preactivation)):
         for unit in range(start, stop):
-            own, x = min(unit, len(shifts) - 1), preactivation[sample, unit]
+            own, x, found = min(unit, len(shifts) - 1), preactivation[sample, unit], 0
             before = max(x, least)
-            for v in range(costs.shape[1]):
+            for v in range(count):
                 change = max(x + shifts[own, sample, v], least) - before
-                if change != 0:
-                    costs[unit, v] += loss_change(network, sample, unit, change, wave)
+                candidates[found], changes[found] = v, change
+                found += change != 0
+            if together:
+                loss_changes(network, sample, unit, changes, losses, 0, found, waves)
+            else:
+                for place in range(found):
+                    losses[place] = loss_change(network, sample, unit, changes[place], wave)
+            for place in range(found):
+                costs[unit, candidates[place]] += losses[place]

@@ -1,19 +1,23 @@
 """Outcomes on the CPU: for each (unit, sample) walk away from the incumbent's outcome, and sweep each jump of the loss.
 
 A thread owns whole rows of the costs and goes through the samples in their order, so that the sums have one order.
+Units of many levels are scored in another way: see ``tabulated.py``.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_polystep.kernels.feedforward import Behind, Scores
 from lightning_polystep.kernels.feedforward.cpu import Network, Wave, loss_change, make_wave, pack
-from lightning_polystep.kernels.simd import borrowing, compiled
+from lightning_polystep.kernels.feedforward.uniform import uniform_quantiser
+from lightning_polystep.kernels.simd import LANES, borrowing, compiled
+from lightning_polystep.kernels.step_outcome_costs import tabulated
 from lightning_polystep.kernels.sweep.cpu import outcome_of, sweep
 
 # Rows of costs that stay in the first-level cache while a sample's layers do.
@@ -21,6 +25,8 @@ _UNITS_AT_ONCE = 8
 # Samples whose jumps are added up in the dtype of the input before they join the float64 totals: in float32 twice as
 # many candidates fit a vector, and so few terms lose nothing that matters.
 _SAMPLES_AT_ONCE = 64
+# With more levels than this it is cheaper to tabulate those that candidates reach than to pass all between.
+_FEW_LEVELS = 16
 
 
 class Candidates(NamedTuple):
@@ -39,17 +45,19 @@ def step_outcome_costs(
 ) -> Tensor:
     """See :func:`lightning_polystep.kernels.step_outcome_costs`."""
     costs = np.zeros((preactivation.shape[1], shifts.shape[-1]))
-    if costs.size:
-        shifts = shifts.reshape(-1, *shifts.shape[-2:]).contiguous()
-        candidates = Candidates(
-            preactivation.contiguous().numpy(),
-            shifts.numpy(),
-            shifts.amin(-1).numpy(),
-            shifts.amax(-1).numpy(),
-            boundaries.contiguous().numpy(),
-            levels.contiguous().numpy(),
-        )
-        _score(candidates, pack(behind, Scores(*head_arguments)), costs)  # type: ignore[arg-type]
+    if not costs.size:
+        return torch.from_numpy(costs)
+    shifts = shifts.reshape(-1, *shifts.shape[-2:])
+    lowest, highest = shifts.amin(-1).numpy(), shifts.amax(-1).numpy()
+    unit = preactivation.contiguous().numpy()
+    table = boundaries.contiguous().numpy(), levels.contiguous().numpy()
+    network = pack(behind, Scores(*head_arguments))  # type: ignore[arg-type]
+    if levels.shape[1] <= _FEW_LEVELS:
+        _score(Candidates(unit, shifts.contiguous().numpy(), lowest, highest, *table), network, costs)
+    else:
+        whole = F.pad(shifts, (0, -shifts.shape[-1] % LANES)).contiguous().numpy()
+        quantiser = uniform_quantiser(boundaries, levels).numpy()
+        tabulated.score(tabulated.Candidates(unit, whole, lowest, highest, *table, quantiser), network, costs)
     return torch.from_numpy(costs)
 
 
