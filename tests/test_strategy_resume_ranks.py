@@ -50,13 +50,14 @@ class Saved:
 @pytest.mark.parametrize(("task", "batches"), [(spiking_task, 8), (foreign_task, 6)])
 def test_another_number_of_processes_goes_on_to_the_same_bits(tmp_path, task, batches, accumulate):
     options = {"accumulate_grad_batches": accumulate, "max_epochs": 2}
-    every_batch = range(1, 2 * batches)
+    # Every batch where it may be in the middle of a step or at the end of one.
+    stops = range(1, 2 * batches)[:: 1 if accumulate > 1 else 3]
     two = Saved(tmp_path, task, 2, options=options)
-    two.check(task, 1, every_batch, options=options)
-    two.check(task, 4, every_batch[::4], options=options)
+    two.check(task, 1, stops, options=options)
+    two.check(task, 4, stops[::4], options=options)
     one = Saved(two.checkpoints, task, 1, options=options)
     assert one.hashes == two.hashes
-    one.check(task, 2, every_batch, options=options)
+    one.check(task, 2, stops, options=options)
 
 
 # --- data and hybrid layouts: the same micro-batches on other shards --------------------------------------------------
