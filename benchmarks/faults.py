@@ -4,8 +4,9 @@ Runs of 20 steps that save after every step are hit at random points of random p
 checkpoint, hit again, and so on to the end; then the hash of all parameters is compared with that of a run that nothing
 happened to. Prints a Markdown table, fault x phase x outcome, then one line of JSON; exits with 1 if anything was lost.
 
-Each run is a process forked from this one, which has imported everything and computed nothing. One process per run, on
-the CPU. Needs an operating system with ``fork``.
+A run is one process or several (``--processes 2``), which divide the candidates. They are forked from this one, which
+has imported everything and computed nothing. A fault strikes one of them at random and nobody ends the others; the hash
+to compare with is always that of one process. On the CPU; needs an operating system with ``fork``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import random
 import select
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common import finish, make_parser
-from benchmarks.faulty import FAULT_OF_SIGNAL, PHASES, Fault, PhaseCell, run_to_the_end
+from benchmarks.faulty import FAULT_OF_SIGNAL, HANG, NOT_FINITE, PHASES, SUM, Fault, PhaseCell, Place, run_to_the_end
 from lightning_polystep.checkpoints import newest_intact
 
 _SECONDS = 120.0
@@ -36,9 +38,18 @@ _SIGTERM_EXIT_CODE = 143
 # Faults that the program itself sees, each with the phase in which it strikes.
 _OWN_FAULTS = (
     Fault("exception in the loader", "loader"),
-    Fault("non-finite batch", "observe"),
+    Fault(NOT_FINITE, "observe"),
     Fault("disk full", "saving"),
     Fault("out of memory", "score"),
+)
+_OWN_FAULTS_OF_SEVERAL = (
+    *_OWN_FAULTS,
+    Fault("exception in the loader", "loader", rank=1),
+    Fault("out of memory", "score", rank=1),
+    Fault(HANG, "loader", rank=1),
+    Fault(HANG, "score", rank=1),
+    Fault(HANG, SUM),
+    Fault(HANG, "saving"),
 )
 
 
@@ -49,7 +60,8 @@ class Row:
     Args:
         hits: How often it struck.
         unusable: After how many of them no checkpoint could be used although one had been saved.
-        exits: Exit codes; minus the number of the signal that ended the process.
+        exits: Exit codes of the processes that it struck; minus the number of the signal that ended them.
+        others: Exit codes of the other processes.
         runs: Runs that it struck.
         equal: Those of them that ended with the hash of the run that nothing happened to.
     """
@@ -57,6 +69,7 @@ class Row:
     hits: int = 0
     unusable: int = 0
     exits: Counter[int] = field(default_factory=Counter)
+    others: Counter[int] = field(default_factory=Counter)
     runs: int = 0
     equal: int = 0
 
@@ -64,6 +77,13 @@ class Row:
     def lost(self) -> bool:
         """Whether anything was lost."""
         return self.unusable > 0 or self.equal < self.runs
+
+    def count(self, codes: Sequence[int], struck: int, run: _Run) -> None:
+        """Add how the processes of a run ended, and what is left of it."""
+        self.hits += 1
+        self.exits[codes[struck]] += 1
+        self.others.update([*codes[:struck], *codes[struck + 1 :]])
+        self.unusable += run.saved and newest_intact(run.folder) is None
 
 
 Rows = dict[tuple[str, str], Row]
@@ -78,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="kill -9 at so many random points")
     parser.add_argument("--sigterms", type=int, help="SIGTERM at so many (default: a tenth of the kills, at least 2)")
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--network", choices=["dense", "spiking"], default="dense")
     options = parser.parse_args(arguments)
     options.threads = 1  # a process that has started threads cannot be forked
@@ -87,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = strike_all(options)
     print(table(rows, options))
     results = [
-        {"fault": fault, "phase": phase, **vars(row), "exits": dict(row.exits)} for (fault, phase), row in rows.items()
+        {"fault": fault, "phase": phase, **vars(row), "exits": dict(row.exits), "others": dict(row.others)}
+        for (fault, phase), row in rows.items()
     ]
     lost = any(row.lost for row in rows.values())
     finish("faults", options, {"rows": results, "kills": options.kills, "anything_lost": lost})
@@ -100,40 +122,61 @@ def strike_all(options: argparse.Namespace) -> Rows:
     draw = random.Random(options.seed)
     rows: Rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        expected = _hash_of(_Run(Path(folder) / "whole", options), None)
+        expected = _hash_of(_Run(Path(folder) / "whole", options.network), None)
         for number in (signal.SIGKILL, signal.SIGTERM):
             left = options.kills if number == signal.SIGKILL else options.sigterms
-            phases = _phases(draw)
+            phases = _phases(draw, several=options.processes > 1)
             count = 0
             while left > 0:
                 count += 1
-                run = _Run(Path(folder) / f"{number.name}-{count}", options)
+                run = _Run(Path(folder) / f"{number.name}-{count}", options.network, options.processes)
                 left -= _strike_one_run(run, number, left, phases, draw, rows, expected)
-        for index, fault in enumerate(_OWN_FAULTS):
-            _suffer(_Run(Path(folder) / f"own-{index}", options), fault, rows, expected)
+        for index, fault in enumerate(_OWN_FAULTS_OF_SEVERAL if options.processes > 1 else _OWN_FAULTS):
+            _suffer(_Run(Path(folder) / f"own-{index}", options.network, options.processes), fault, rows, expected)
     return dict(sorted(rows.items()))
 
 
 def table(rows: Rows, options: argparse.Namespace) -> str:
     """Return the table in Markdown."""
+    several = options.processes > 1
+    columns = ["fault", "phase", "hits", "struck process ends with" if several else "process ends with"]
+    columns += ["the others end with"] if several else []
+    columns += ["usable checkpoint", "runs equal to the uninterrupted one"]
     lines = [
-        f"Network: {options.network}, 20 steps, a checkpoint after every step, seed {options.seed}.",
+        f"Network: {options.network}, 20 steps, a checkpoint after every step, seed {options.seed}, "
+        f"{options.processes} process{'es' if several else ''}.",
         "",
-        "| fault | phase | hits | process ends with | usable checkpoint | runs equal to the uninterrupted one |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join(['---'] * len(columns))} |",
     ]
     for (fault, phase), row in rows.items():
-        usable = "always" if row.unusable == 0 else f"missing {row.unusable} times"
-        exits = ", ".join(_exit_name(code) for code in sorted(row.exits))
-        lines.append(f"| {fault} | {phase} | {row.hits} | {exits} | {usable} | {row.equal} of {row.runs} |")
+        cells = [fault, phase, str(row.hits), _exit_names(row.exits)]
+        cells += [_exit_names(row.others)] if several else []
+        cells += ["always" if row.unusable == 0 else f"missing {row.unusable} times", f"{row.equal} of {row.runs}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-class _Run:
-    """A run in its folder: what is left of it after each process."""
+@dataclass
+class _Process:
+    """A process of a run.
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        self.folder, self.network = folder, options.network
+    Args:
+        pid: Its id.
+        pipe: The end of a pipe by which it asks to be struck.
+        cell: The phase that it is in.
+    """
+
+    pid: int
+    pipe: int
+    cell: PhaseCell
+
+
+class _Run:
+    """A run in its folder: what is left of it after each start."""
+
+    def __init__(self, folder: Path, network: str, processes: int = 1) -> None:
+        self.folder, self.network, self.processes = folder, network, processes
         folder.mkdir()
 
     @property
@@ -142,23 +185,38 @@ class _Run:
 
     @property
     def hash(self) -> str | None:
-        result = self.folder / "hash"
-        return result.read_text() if result.is_file() else None
+        """Of all parameters in the end; None while a process has not come there."""
+        files = [Place(self.folder, self.network, rank).hash for rank in range(self.processes)]
+        found = {path.read_text() for path in files if path.is_file()}
+        finished = all(path.is_file() for path in files)
+        return (found.pop() if len(found) == 1 else "the processes differ") if finished else None
 
-    def start(self, fault: Fault | None, cell: PhaseCell) -> tuple[int, int]:
-        """Fork a process that trains to the end unless something happens; return its id and its end of a pipe."""
+    def start(self, fault: Fault | None) -> list[_Process]:
+        """Fork processes that train to the end unless something happens."""
         newest = newest_intact(self.folder)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(writing)
-            return child, reading
-        code = 1
-        try:
-            os.close(reading)
-            code = run_to_the_end(self.folder, self.network, newest, fault, cell, writing)
-        finally:
-            os._exit(code)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        hanging = fault is not None and fault.name == HANG
+        places = [
+            Place(self.folder, self.network, rank, self.processes, port, hanging) for rank in range(self.processes)
+        ]
+        return [_fork(place, newest, fault if fault and fault.strikes(place.rank) else None) for place in places]
+
+
+def _fork(place: Place, checkpoint: Path | None, fault: Fault | None) -> _Process:
+    cell = PhaseCell()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return _Process(child, reading, cell)
+    code = 1
+    try:
+        os.close(reading)
+        code = run_to_the_end(place, checkpoint, fault, cell, writing)
+    finally:
+        os._exit(code)
 
 
 def _strike_one_run(
@@ -172,85 +230,84 @@ def _strike_one_run(
 ) -> int:
     """Hit one run again and again until it ends; return how often."""
     name = FAULT_OF_SIGNAL[number]
-    struck: set[tuple[str, str]] = set()
+    rows_struck: set[tuple[str, str]] = set()
     hits = 0
     while run.hash is None:
-        cell = PhaseCell()
-        fault = Fault(name, next(phases), draw.randint(1, 4)) if hits < left else None
-        child, pipe = run.start(fault, cell)
-        notified = fault is not None and bool(select.select([pipe], [], [], _SECONDS)[0] and os.read(pipe, 1))
+        rank = draw.randrange(run.processes)
+        fault = Fault(name, next(phases), draw.randint(1, 4), rank) if hits < left else None
+        started = run.start(fault)
+        struck = started[rank]
+        notified = fault is not None and bool(select.select([struck.pipe], [], [], _SECONDS)[0])
+        notified = notified and bool(os.read(struck.pipe, 1))
         if notified:
             time.sleep(draw.uniform(0.0, _LATEST_SECONDS))
-            os.kill(child, number)
-        code = _wait(child)
-        os.close(pipe)
-        if code == 0 and run.hash is not None:
+            os.kill(struck.pid, number)
+        codes = _wait(started)
+        if not any(codes) and run.hash is not None:
             break
         if not notified:
-            raise RuntimeError(f"A run ended with {code} although nothing happened to it: {_log(run)}")
+            raise RuntimeError(f"A run ended with {codes} although nothing happened to it: {_log(run)}")
         hits += 1
-        phase = PHASES[cell.died_in]
-        row = rows.setdefault((name, phase), Row())
-        struck.add((name, phase))
-        row.hits += 1
-        row.exits[code] += 1
-        row.unusable += run.saved and newest_intact(run.folder) is None
-        if number == signal.SIGTERM and code != _SIGTERM_EXIT_CODE:
-            row.unusable += 1
-    for key in struck:
+        key = (name, PHASES[struck.cell.died_in])
+        rows_struck.add(key)
+        row = rows.setdefault(key, Row())
+        row.count(codes, rank, run)
+        row.unusable += number == signal.SIGTERM and set(codes) != {_SIGTERM_EXIT_CODE}
+    for key in rows_struck:
         rows[key].runs += 1
         rows[key].equal += run.hash == expected
     return max(hits, 1)
 
 
 def _suffer(run: _Run, fault: Fault, rows: Rows, expected: str) -> None:
-    """Let a fault of the program's own happen once, resume if that ended the process, and compare."""
-    if fault.name == "non-finite batch":
+    """Let a fault of the program's own happen once, resume if that ended the processes, and compare."""
+    if fault.name == NOT_FINITE:
         # The batch belongs to the data, so the run to compare with has it as well, and is stopped nowhere.
-        other = _Run(run.folder.with_name(f"{run.folder.name}-whole"), argparse.Namespace(network=run.network))
-        expected = _hash_of(other, fault)
-    row = rows.setdefault((fault.name, fault.phase), Row(runs=1))
-    child, pipe = run.start(fault, PhaseCell())
-    code = _wait(child)
-    os.close(pipe)
-    row.hits += 1
-    row.exits[code] += 1
-    row.unusable += run.saved and newest_intact(run.folder) is None
+        expected = _hash_of(_Run(run.folder.with_name(f"{run.folder.name}-whole"), run.network), fault)
+    row = rows.setdefault((fault.name, fault.phase), Row())
+    row.count(_wait(run.start(fault)), fault.rank, run)
     if run.hash is None:
         _hash_of(run, None)
+    row.runs += 1
     row.equal += run.hash == expected
 
 
 def _hash_of(run: _Run, fault: Fault | None) -> str:
-    child, pipe = run.start(fault, PhaseCell())
-    code = _wait(child)
-    os.close(pipe)
+    codes = _wait(run.start(fault))
     if run.hash is None:
-        raise RuntimeError(f"A run ended with {code} although nothing happened to it: {_log(run)}")
+        raise RuntimeError(f"A run ended with {codes} although nothing happened to it: {_log(run)}")
     return run.hash
 
 
-def _wait(child: int) -> int:
-    """Return the exit code of a process, minus the signal that ended it; one that hangs is ended."""
+def _wait(processes: list[_Process]) -> list[int]:
+    """Return the exit codes, minus the signals that ended them; who hangs is ended."""
+    codes: dict[int, int] = {}
     until = time.monotonic() + _SECONDS
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
+    while len(codes) < len(processes) and time.monotonic() < until:
+        for process in processes:
+            ended, status = os.waitpid(process.pid, os.WNOHANG) if process.pid not in codes else (0, 0)
+            if ended:
+                codes[process.pid] = os.waitstatus_to_exitcode(status)
+                os.close(process.pipe)
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise RuntimeError("A process did not end.")
+    hanging = [process.pid for process in processes if process.pid not in codes]
+    for pid in hanging:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if hanging:
+        raise RuntimeError("A process did not end.")
+    return [codes[process.pid] for process in processes]
 
 
-def _phases(draw: random.Random) -> Iterator[str]:
+def _phases(draw: random.Random, *, several: bool) -> Iterator[str]:
     """Name every phase in turn, in an order that is drawn anew each time around."""
+    named = [phase for phase in PHASES[1:] if several or phase != SUM]
     while True:
-        yield from draw.sample(PHASES[1:], len(PHASES) - 1)
+        yield from draw.sample(named, len(named))
 
 
-def _exit_name(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+def _exit_names(codes: Counter[int]) -> str:
+    return ", ".join(signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in sorted(codes))
 
 
 def _log(run: _Run) -> str:

@@ -6,7 +6,9 @@ import mmap
 import os
 import resource
 import signal
+import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,24 @@ from lightning_polystep import PolyStep, PolyStepStrategy
 from lightning_polystep.results import parameters_sha256
 from models import SpikingMLP
 
+SUM = "sum over processes"
 PHASES = (
     "between phases",
     "loader",
     "observe",
     "propose",
     "score",
+    SUM,
     "transport",
     "move",
     "validation",
     "saving",
 )
+HANG, NOT_FINITE = "process that hangs", "non-finite batch"
 FAULT_OF_SIGNAL = {signal.SIGKILL: "kill -9", signal.SIGTERM: "SIGTERM"}
+
+# How long a process waits for the others; where one of them is to hang, the shorter time, and it hangs for the longer.
+_PATIENCE_SECONDS, _SHORT_PATIENCE_SECONDS, _HANG_SECONDS = 60.0, 3.0, 9.0
 
 _EPOCHS, _BATCHES, _BATCH, _FEATURES = 4, 5, 8, 4
 _BAD_BATCH = 3
@@ -49,11 +57,43 @@ class Fault:
         name: Of the fault.
         phase: In which it strikes.
         occurrence: The how manieth beginning of that phase.
+        rank: The process that it strikes.
     """
 
     name: str
     phase: str
     occurrence: int = 7
+    rank: int = 0
+
+    def strikes(self, rank: int) -> bool:
+        """Tell whether a process has to do with it; data is the same everywhere."""
+        return rank == self.rank or self.name == NOT_FINITE
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a run.
+
+    Args:
+        folder: For checkpoints, hashes and log.
+        network: "dense" (dropout and BatchNorm) or "spiking".
+        rank: The process, counted from 0.
+        processes: Number of processes, which divide the candidates.
+        port: By which they find one another.
+        hanging: Whether one of them is to hang.
+    """
+
+    folder: Path
+    network: str
+    rank: int = 0
+    processes: int = 1
+    port: int = 0
+    hanging: bool = False
+
+    @property
+    def hash(self) -> Path:
+        """Where the process writes the hash of all parameters in the end."""
+        return self.folder / f"hash-{self.rank}"
 
 
 class PhaseCell:
@@ -72,14 +112,11 @@ class PhaseCell:
         self._memory[0] = phase
 
 
-def run_to_the_end(
-    folder: Path, network: str, checkpoint: Path | None, fault: Fault | None, cell: PhaseCell, pipe: int
-) -> int:
+def run_to_the_end(place: Place, checkpoint: Path | None, fault: Fault | None, cell: PhaseCell, pipe: int) -> int:
     """Train, from a checkpoint if there is one, write the hash of all parameters, and return the exit code.
 
     Args:
-        folder: For checkpoints, hash and log.
-        network: "dense" (dropout and BatchNorm) or "spiking".
+        place: Which process of which run this is.
         checkpoint: Where to go on.
         fault: What is to happen, or None.
         cell: Told every phase.
@@ -87,13 +124,16 @@ def run_to_the_end(
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    log = os.open(folder / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    if place.processes > 1:  # as torchrun tells the processes that it starts
+        addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(place.port)}
+        os.environ.update({"LOCAL_RANK": str(place.rank), "NODE_RANK": "0", **addresses})
+    log = os.open(place.folder / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            _train(folder, network, checkpoint, _PhaseProfiler(fault, cell, pipe))
+            _train(place, checkpoint, _PhaseProfiler(fault, cell, pipe))
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else 1
         except BaseException as error:
@@ -102,26 +142,42 @@ def run_to_the_end(
     return 0
 
 
-def _train(folder: Path, network: str, checkpoint: Path | None, profiler: _PhaseProfiler) -> None:
+def _train(place: Place, checkpoint: Path | None, profiler: _PhaseProfiler) -> None:
     pl.seed_everything(0, verbose=False)
-    module = _Module(network, profiler)
+    module = _Module(place.network, profiler)
     trainer = pl.Trainer(
-        strategy=PolyStepStrategy(show_plan=False),
+        strategy=_WatchedSums(show_plan=False, timeout=_SHORT_PATIENCE_SECONDS if place.hanging else _PATIENCE_SECONDS),
         accelerator="cpu",
+        devices=place.processes,
         max_epochs=_EPOCHS,
-        default_root_dir=folder,
+        default_root_dir=place.folder,
         logger=False,
         # Only the newest is kept, so that a checkpoint lost while it is replaced would be missed.
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=1, filename="{step}")],
+        callbacks=[ModelCheckpoint(place.folder, every_n_train_steps=1, save_top_k=1, filename="{step}")],
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=profiler,
     )
     train = DataLoader(_Points(profiler), batch_size=_BATCH, shuffle=True)
     trainer.fit(module, train, DataLoader(_Points(None), batch_size=_BATCH), ckpt_path=checkpoint)
-    result = folder / "hash.unfinished"
+    result = place.folder / f"unfinished-{place.rank}"
     result.write_text(parameters_sha256(module))
-    result.rename(folder / "hash")
+    result.rename(place.hash)
+
+
+class _WatchedSums(PolyStepStrategy):
+    """Tells the profiler when the processes sum up what they know."""
+
+    def start_alike(self, *, fitting: bool) -> None:
+        """Connect the processes."""
+        super().start_alike(fitting=fitting)
+        profiler, add_up = vars(self._module.trainer)["profiler"], self.processes.sum
+
+        def sum_watched(parts: Mapping[str, Tensor], *dtype: torch.dtype) -> dict[str, Tensor]:
+            with profiler.profile(f"[PolyStep]{SUM}"):
+                return add_up(parts, *dtype)
+
+        vars(self.processes)["sum"] = sum_watched
 
 
 class _PhaseProfiler(Profiler):
@@ -157,6 +213,8 @@ class _PhaseProfiler(Profiler):
         self.striking = True
         if fault.name in FAULT_OF_SIGNAL.values():
             os.write(self._pipe, b"!")
+        elif fault.name == HANG:
+            time.sleep(_HANG_SECONDS)
         elif fault.name == "disk full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM_BYTES, resource.RLIM_INFINITY))
 
@@ -186,7 +244,7 @@ class _Points(Dataset[tuple[Tensor, Tensor]]):
         self._labels = (self._inputs.sum(1) > 0).long()
         self._profiler = profiler
         fault = profiler.fault if profiler is not None else None
-        if fault is not None and fault.name == "non-finite batch":
+        if fault is not None and fault.name == NOT_FINITE:
             self._inputs[_BAD_BATCH] = torch.nan
 
     def __len__(self) -> int:

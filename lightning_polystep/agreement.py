@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -169,25 +169,53 @@ class Agreement:
         message |= {f"buffer {place}": first * buffer.double() for place, buffer in enumerate(buffers)}
         told = self.processes.sum(message)
         self._check(told["marks"], progress.step)
-        own, self.notes = self.notes, Notes()
         places = {assignment.block: place for place, assignment in enumerate(assignments)}
-        costs = told["costs"].split([assignment.most_candidates for assignment in assignments])
-        for index, proposal in enumerate(pending.proposals):
+        self._take(told, assignments, pending, progress)
+        for proposal in pending.proposals:
             place = places[proposal.block]
-            pending.costs[index] = costs[place][: proposal.candidates]
-            pending.incumbents[index] = told["incumbents"][place]
             assignments[place].learn_seconds(float(told["seconds"][place]), proposal)
         for assignment, demoted in zip(assignments, told["demoted"].tolist(), strict=True):
             if demoted:
                 assignment.step_down(guards.FAILED_ELSEWHERE)
         for place, buffer in enumerate(buffers):
             buffer.copy_(told[f"buffer {place}"])
+        self.processes.stopping = bool(told["stop"])
+        self.notes = Notes()
+        return pending.objections > 0
+
+    def gather(
+        self, assignments: Sequence[Assignment], pending: Pending, progress: Progress
+    ) -> tuple[Pending, Progress]:
+        """Return what all processes together have gathered and counted in the middle of a step, and leave it there.
+
+        Args:
+            assignments: Those of the plan.
+            pending: This process's own share.
+            progress: Its counters.
+
+        Raises:
+            RuntimeError: As :meth:`settle` does.
+        """
+        told = self.processes.sum(self._message(assignments, pending, progress.step))
+        self._check(told["marks"], progress.step)
+        whole, counted = replace(pending), replace(progress)
+        self._take(told, assignments, whole, counted)
+        return whole, counted
+
+    def _take(
+        self, told: dict[str, Tensor], assignments: Sequence[Assignment], pending: Pending, progress: Progress
+    ) -> None:
+        """Put the sums of all processes in the place of what this one has gathered and counted."""
+        places = {assignment.block: place for place, assignment in enumerate(assignments)}
+        costs = told["costs"].split([assignment.most_candidates for assignment in assignments])
+        pending.costs = [costs[places[p.block]][: p.candidates] for p in pending.proposals]
+        pending.incumbents = [told["incumbents"][places[p.block]] for p in pending.proposals]
         counts = dict(zip(_COUNTS, told["counts"].tolist(), strict=True))
         pending.weight = counts["weight"]
-        progress.candidates += int(counts["candidates"]) - own.candidates
-        progress.samples += int(counts["samples"]) - own.samples
-        progress.skipped += int(counts["skipped"]) - own.skipped
-        return counts["objections"] > 0
+        pending.objections = int(counts["objections"])
+        progress.candidates += int(counts["candidates"]) - self.notes.candidates
+        progress.samples += int(counts["samples"]) - self.notes.samples
+        progress.skipped += int(counts["skipped"]) - self.notes.skipped
 
     def _message(self, assignments: Sequence[Assignment], pending: Pending, step: int) -> dict[str, Tensor]:
         # Of what all processes of a candidate group know, only the first one tells.
@@ -205,7 +233,7 @@ class Agreement:
             incumbents[place] = speaks * pending.incumbents[index]
             seconds[place] = pending.seconds[index]
         notes = self.notes
-        counts = (pending.weight, notes.candidates, notes.samples, notes.skipped, notes.objections)
+        counts = (pending.weight, notes.candidates, notes.samples, notes.skipped, notes.objections + pending.objections)
         return {
             "costs": costs,
             "incumbents": incumbents,
@@ -213,6 +241,7 @@ class Agreement:
             "demoted": torch.tensor([float(assignment.failed) for assignment in assignments]),
             "counts": speaks * torch.tensor(counts, dtype=torch.float64),
             "marks": self._marks(step),
+            "stop": torch.tensor(float(self.processes.asked_to_stop)),
         }
 
     def _marks(self, step: int) -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -229,7 +230,7 @@ class Engine:
         """Propose what the other processes do, when they do, and score nothing of it."""
         if self._agreement.several and self.plan is not None and self.optimizer.binding.pending is None:
             self._learn(moments, most=1)
-            self.optimizer.binding.pending = self._propose(self.plan)
+            self.optimizer.binding.pending = self._start(self.plan)
 
     def _gather(
         self,
@@ -258,7 +259,7 @@ class Engine:
         probe.live_metrics = plan.live_metrics
         if pending is None:
             with self.verb("propose"):
-                pending = self._loaded_pending(plan) or self._propose(plan)
+                pending = self._start(plan)
         with self.verb("score"), probe.isolated():
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
@@ -286,7 +287,7 @@ class Engine:
             self._agreement.notes = Notes()
             return pending
         # Who was given no loss in this step comes to the collective all the same.
-        pending = pending or self._propose(self.plan)
+        pending = pending or self._start(self.plan)
         named = dict(self.module.named_buffers())
         buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]
         with self.verb("score"):
@@ -294,6 +295,19 @@ class Engine:
         if objected and self._stack is not None:
             self._give_up(self._problem or "it does not explain the loss of another process")
         return pending
+
+    def complete(self, state: dict[str, Any]) -> None:
+        """Put what all processes know of a half-gathered step into a state of the optimizer, for a checkpoint.
+
+        A collective in the middle of an accumulation window, where every process holds a part: all have to call it.
+
+        Args:
+            state: What the optimizer's ``state_dict()`` returned; changed in place.
+        """
+        pending = self.optimizer.binding.pending
+        if self._agreement.several and self.plan is not None and pending is not None:
+            whole, counted = self._agreement.gather(self.plan.assignments, pending, self.optimizer.progress)
+            state["polystep"] |= {"pending": whole.state_dict(), "progress": dict(vars(counted))}
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """Make one step in plain PyTorch.
@@ -386,6 +400,10 @@ class Engine:
             self._announce(self.plan)
         return self.plan
 
+    def _start(self, plan: Plan) -> Pending:
+        """Return the candidates of a step, with what a checkpoint from the middle of it had gathered."""
+        return self._loaded_pending(plan) or self._propose(plan)
+
     def _propose(self, plan: Plan) -> Pending:
         proposals = [
             self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
@@ -412,16 +430,16 @@ class Engine:
         state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
         if state is None:
             return None
-        if self._agreement.several or state.get("blocks") == {}:
-            warnings.warn(guards.LOST_WINDOW.format(guards.DIVIDED_WINDOW), stacklevel=4)
-            return None
+        blocks = [a.block for a in plan.assignments if a.block.trainable]
         try:
-            blocks = [a.block for a in plan.assignments if a.block.trainable]
-            return self._shared(Pending.restored(state, blocks), plan)
+            whole = Pending.restored(state, blocks)
         except KeyError as error:
-            reason = f"{error.args[0]!r} is probed in only one of the two runs"
+            of_one = state.get("blocks") == {}
+            reason = guards.ONE_PROCESS if of_one else f"{error.args[0]!r} is probed in only one of the two runs"
             warnings.warn(guards.LOST_WINDOW.format(reason), stacklevel=4)
             return None
+        # The costs of all processes will be summed, so one of them holds what is there already.
+        return self._shared(whole if self._agreement.layout.rank == 0 else whole.emptied(), plan)
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
         optimizer = self.optimizer

@@ -21,7 +21,7 @@ LOST_WINDOW = (
     "The checkpoint was saved between the micro-batches of a step, and {}: "
     "those micro-batches are left out of the step, so the run differs from the uninterrupted one."
 )
-DIVIDED_WINDOW = "of several processes each knows its own part of what they cost"
+ONE_PROCESS = "it was not saved by the Trainer, which asks all processes for their part of what they cost"
 
 NON_FINITE_LOSS = (
     "The loss of a batch is not finite, so the batch moves nothing and is counted in polystep/skipped: look for bad "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +15,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_polystep.processes import Processes
+
 FILE_NAME = "interrupted.ckpt"
 # What shells report of a process that SIGTERM ended; Lightning 2.6 would exit with 0, as if the run were finished.
 _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
@@ -22,33 +25,41 @@ _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 class FinishBatchFirst(Callback):
     """The strategy's own callback: Ctrl+C during a batch waits for its end, so that no half-made step is saved.
 
-    A second Ctrl+C stops at once. SIGTERM needs no such care: Lightning notes it and stops between batches.
+    A second Ctrl+C stops at once. On one process SIGTERM needs no such care: Lightning notes it and stops between
+    batches. On several Lightning broadcasts from within the handler, which pairs with whatever the others are at, so
+    there the signal is passed on by the next step's own collective, and all stop after the same batch.
     """
 
     def __init__(self) -> None:
         self._interrupted = False
-        self._handler: Any = None
+        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over Ctrl+C, where it is Python's own and this is the thread that gets it."""
-        del trainer, pl_module
-        ours = threading.current_thread() is threading.main_thread()
-        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._interrupted, self._handler = False, signal.signal(signal.SIGINT, self._note)
+        """Take over Ctrl+C, where it is Python's own."""
+        self.on_sanity_check_start(trainer, pl_module)
+        self._interrupted = False
+        if _gets_signals() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over SIGTERM where there are others to tell."""
+        del pl_module
+        if _gets_signals() and trainer.world_size > 1 and signal.SIGTERM not in self._handlers:
+            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, partial(_pass_on, _processes(trainer)))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_batch: Any) -> None:
-        """Stop now if Ctrl+C was pressed."""
-        del trainer
+        """Stop now if Ctrl+C was pressed, and soon if a process got SIGTERM."""
         if self._interrupted:
             self.release()
             raise KeyboardInterrupt
+        if _processes(trainer).stopping:
+            vars(trainer)["_signal_connector"].received_sigterm = True
 
     def release(self) -> None:
-        """Give Ctrl+C back."""
+        """Give the signals back."""
         self._interrupted = False
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
@@ -59,10 +70,28 @@ class FinishBatchFirst(Callback):
         rank_zero_info("Ctrl+C: stopping after this batch; press it again to stop at once.")
 
 
+def _gets_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _processes(trainer: pl.Trainer) -> Processes:
+    return vars(trainer.strategy)["processes"]
+
+
+def _pass_on(processes: Processes, signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    processes.asked_to_stop = True
+
+
 def in_mid_batch(trainer: pl.Trainer) -> bool:
     """Tell whether a training batch was begun and not ended: its state is neither before nor after the step."""
     current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(current.started > current.processed)
+
+
+def all_save(trainer: pl.Trainer) -> bool:
+    """Tell whether all processes come to a checkpoint that is being made: an exception may be that of one alone."""
+    return not trainer.interrupted or trainer.received_sigterm
 
 
 def on_exception(trainer: pl.Trainer, exception: BaseException) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning_fabric.strategies.registry import _StrategyRegistry
@@ -16,6 +18,7 @@ from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.trainer.call import _interrupt
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_polystep import trainer_guards
@@ -35,13 +38,40 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class ForkLauncher(_MultiProcessingLauncher):
-    """Lightning's launcher by fork, which first sees to it that the forked processes can run kernels."""
+@dataclass
+class _TellingOfExceptions:
+    """Run a function of the Trainer, and tell callbacks and strategy what ended it, as where no process was started.
 
-    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Fork the processes and run the function in each of them."""
-        trainer_guards.check_fork()
-        return super().launch(function, *args, **kwargs)
+    Lightning catches exceptions in the process that starts the others only, which knows nothing of the fit.
+
+    Args:
+        function: The function.
+        trainer: Its trainer, if it has one.
+    """
+
+    function: Callable[..., Any]
+    trainer: pl.Trainer | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.function(*args, **kwargs)
+        except BaseException as exception:
+            if self.trainer is not None:
+                _interrupt(self.trainer, exception)
+            raise
+
+
+class ProcessLauncher(_MultiProcessingLauncher):
+    """Lightning's launcher of functions in processes, in which exceptions and signals end a fit as they do elsewhere.
+
+    Before it forks it sees to it that the forked processes can run kernels.
+    """
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
+        """Start the processes and run the function in each of them."""
+        if self._start_method == "fork":
+            trainer_guards.check_fork()
+        return super().launch(_TellingOfExceptions(function, trainer), *args, trainer=trainer, **kwargs)
 
 
 class LayoutStrategy(DDPStrategy):
@@ -114,10 +144,10 @@ class LayoutStrategy(DDPStrategy):
     def _configure_launcher(self) -> None:
         if self.layout.world_size == 1:
             self._launcher = None
-        elif self._start_method == "fork":
-            self._launcher = ForkLauncher(self, start_method="fork")
-        else:
+        elif self._start_method == "popen":
             super()._configure_launcher()
+        else:
+            self._launcher = ProcessLauncher(self, start_method=self._start_method)
 
     def setup_distributed(self) -> None:
         """Set ranks and, with several processes, connect them."""

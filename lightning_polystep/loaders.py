@@ -11,8 +11,11 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from lightning_fabric.utilities.types import _Stateful
+from pytorch_lightning.trainer.states import RunningStage
+from pytorch_lightning.utilities.data import _is_dataloader_shuffled
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_polystep.parallel import Axis
 from lightning_polystep.randomness import noise_frame
 
 _MIXED_LOADERS = (
@@ -25,7 +28,8 @@ class ReplayableLoader:
     """A loader whose batches are a function of the run's seed, the epoch and their place in it.
 
     Shuffling and augmentation in the loader's process draw from the global generators; each batch is fetched with these
-    seeded by (seed, epoch, place), and they are put back afterwards. Generators that the user gave the loader or its
+    seeded by (seed, epoch, place), and they are put back afterwards. Places count over all shards of the data, which
+    take their batches in turn. Generators that the user gave the loader or its
     sampler are remembered as they were when the epoch began. So a resumed run that fetches the epoch's first batches
     once more and drops them goes on as if it had never stopped. Everything else is the loader's own.
 
@@ -33,12 +37,14 @@ class ReplayableLoader:
         loader: The user's loader.
         trainer: Counts the epochs and knows the loader's place among several.
         seed: Seed of the order.
+        shard: Which shard of the data the loader serves.
     """
 
-    def __init__(self, loader: Any, trainer: pl.Trainer, seed: int) -> None:
+    def __init__(self, loader: Any, trainer: pl.Trainer, seed: int, shard: Axis) -> None:
         self.loader = loader
         self._trainer = trainer
         self._seed = seed
+        self._shard = shard
         # Shorter loaders are run through several times in an epoch of several loaders.
         self._epoch, self._passes = -1, 0
         self._epoch_start = self._generators()
@@ -75,7 +81,7 @@ class ReplayableLoader:
         with frame(0):
             batches = iter(self.loader)
         for number in itertools.count():
-            with frame(number):
+            with frame(number * self._shard.size + self._shard.index):
                 try:
                     batch = next(batches)
                 except StopIteration:
@@ -120,15 +126,39 @@ class ReplayableLoader:
         return combined.flattened.index(self) if combined is not None else 0
 
 
-def replayable(loader: Any, trainer: pl.Trainer, seed: int) -> Any:
+def replayable(loader: Any, trainer: pl.Trainer, seed: int, shard: Axis) -> Any:
     """Return the loader so that its order can be replayed; one that keeps its own position is returned as it is.
 
     Args:
         loader: What the user, or Lightning for the user, made.
         trainer: The trainer that will run through it.
         seed: Seed of the order.
+        shard: Which shard of the data the loader serves.
     """
-    return loader if isinstance(loader, _Stateful) else ReplayableLoader(loader, trainer, seed)
+    return loader if isinstance(loader, _Stateful) else ReplayableLoader(loader, trainer, seed, shard)
+
+
+def keep_order(trainer: pl.Trainer) -> None:
+    """Let Lightning's sampler shuffle the training data where the user does, and nowhere else.
+
+    Lightning puts its sampler into every loader of a distributed strategy, and has it shuffle all training data, also
+    where the user said ``shuffle=False`` or gave a sampler with an order of its own.
+
+    Args:
+        trainer: Before its loaders are set up; :func:`forget_order` undoes it.
+    """
+    connector = trainer._data_connector
+    prepare = type(connector)._prepare_dataloader
+
+    def prepare_in_order(loader: object, shuffle: bool, mode: RunningStage) -> object:
+        return prepare(connector, loader, shuffle=shuffle and _is_dataloader_shuffled(loader), mode=mode)
+
+    vars(connector)["_prepare_dataloader"] = prepare_in_order
+
+
+def forget_order(trainer: pl.Trainer) -> None:
+    """Undo :func:`keep_order`."""
+    vars(trainer._data_connector).pop("_prepare_dataloader", None)
 
 
 def fast_forward(trainer: pl.Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Pending:
         incumbents: The incumbent's summed losses, scored as each proposal's candidates are: scalars; empty if unknown.
         shares: Which candidates of each proposal this process scores.
         seconds: What that took, for each proposal.
+        objections: Micro-batches that some process left out because the recognised stack did not explain their loss.
     """
 
     proposals: list[Proposal]
@@ -39,12 +41,14 @@ class Pending:
     incumbents: list[Tensor] = field(default_factory=list)
     shares: list[range] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    objections: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered, as tensors and numbers by the name of the block."""
         columns = itertools.zip_longest(self.proposals, self.costs, self.incumbents)
         return {
             "weight": self.weight,
+            "objections": self.objections,
             "blocks": {
                 proposal.block.name: {
                     "costs": costs,
@@ -75,7 +79,12 @@ class Pending:
             costs.append(saved["costs"].to(device, copy=True))
             if saved["incumbent"] is not None:
                 incumbents.append(saved["incumbent"].to(device, copy=True))
-        return cls(proposals, costs, state["weight"], incumbents)
+        return cls(proposals, costs, state["weight"], incumbents, objections=state.get("objections", 0))
+
+    def emptied(self) -> Pending:
+        """Return the same proposals, of which nothing has been gathered."""
+        costs, incumbents = ([torch.zeros_like(total) for total in sums] for sums in (self.costs, self.incumbents))
+        return Pending(self.proposals, costs, incumbents=incumbents)
 
 
 @dataclass
@@ -229,8 +238,15 @@ class PolyStep(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the costs gathered for the next step; there are no gradients to clear."""
         del set_to_none
-        self.binding.pending = self.binding.loaded = None
+        self.binding.pending = None
+        self._forget_loaded("the resumed run begins its steps at other batches")
         self.progress.micro_batch = 0
+
+    def _forget_loaded(self, reason: str) -> None:
+        """Say so when what a checkpoint had gathered for a step has not been taken up."""
+        loaded, self.binding.loaded = self.binding.loaded, None
+        if loaded is not None:
+            warnings.warn(guards.LOST_WINDOW.format(reason), stacklevel=3)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -249,7 +265,7 @@ class PolyStep(Optimizer):
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
         pending, self.binding.pending = self.binding.agree(self.binding.pending), None
-        self.binding.loaded = None
+        self._forget_loaded("no batch of the step that came after it could be scored")
         if pending is not None and pending.weight > 0:
             self.binding.null_candidates = {
                 proposal.block.name: null_candidates(costs, incumbent)

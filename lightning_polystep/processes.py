@@ -27,9 +27,13 @@ class Processes:
 
     Args:
         layout: Where this process stands.
+        asked_to_stop: Whether this process has been asked to end, by a signal.
+        stopping: Whether one of all had been at their last step: all then end after the same batch.
     """
 
     layout: Layout = field(default_factory=Layout)
+    asked_to_stop: bool = field(default=False, init=False)
+    stopping: bool = field(default=False, init=False)
     seconds: float = field(default=0.0, init=False)
     collectives: int = field(default=0, init=False)
     bytes: int = field(default=0, init=False)

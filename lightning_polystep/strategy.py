@@ -43,10 +43,11 @@ from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
 from lightning_polystep.layout_strategy import LayoutStrategy, StartMethod
-from lightning_polystep.loaders import fast_forward, replayable
+from lightning_polystep.loaders import fast_forward, forget_order, keep_order, replayable
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
 from lightning_polystep.parallel import Size
 from lightning_polystep.randomness import generator_states, restore_generators
+from lightning_polystep.redealing import redeal
 from lightning_polystep.scoring.plan import Evaluation
 
 
@@ -185,6 +186,7 @@ class PolyStepStrategy(LayoutStrategy):
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
         if fitting:
+            keep_order(trainer)
             # A gradient scaler has nothing to scale; without it the plugin only casts.
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})
             _optimizers_to_device(self.optimizers, self.root_device)
@@ -240,7 +242,7 @@ class PolyStepStrategy(LayoutStrategy):
     def process_dataloader(self, dataloader: Any) -> Any:
         """Make the order of training data repeatable."""
         trainer = self._module.trainer
-        return replayable(dataloader, trainer, self._data_seed) if trainer.training else dataloader
+        return replayable(dataloader, trainer, self._data_seed, self.layout.data) if trainer.training else dataloader
 
     def on_train_end(self) -> None:
         """Stop the clock of the fit; validation counts, setting up does not."""
@@ -259,6 +261,7 @@ class PolyStepStrategy(LayoutStrategy):
             _callbacks(trainer).remove(self._autograd_off)
             _callbacks(trainer).remove(self._finish_batch_first)
             self._finish_batch_first.release()
+            forget_order(trainer)
             torch.set_grad_enabled(True)
         super().teardown()
 
@@ -420,7 +423,10 @@ class PolyStepStrategy(LayoutStrategy):
         """Return the optimizer's state, with the step radius that the schedule has reached."""
         for adoption in self._adoptions:
             adoption.follow_schedule()
-        return super().optimizer_state(optimizer)
+        state = super().optimizer_state(optimizer)
+        if interruption.all_save(self._module.trainer):
+            next(engine for engine in self.engines if engine.optimizer is optimizer).complete(state)
+        return state
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -429,7 +435,11 @@ class PolyStepStrategy(LayoutStrategy):
         if interruption.refuse_half_a_step(self._module.trainer, filepath):
             return
         if "optimizer_states" in checkpoint:  # else weights only
-            checkpoint[_RUN_STATE] = {"data_seed": self._data_seed, "generators": generator_states()}
+            checkpoint[_RUN_STATE] = {
+                "data_seed": self._data_seed,
+                "generators": generator_states(),
+                "shards": self.layout.data.size,
+            }
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -444,6 +454,9 @@ class PolyStepStrategy(LayoutStrategy):
         super().load_optimizer_state_dict(checkpoint)
         for adoption in self._adoptions:
             adoption.restore_schedule()
+        shards = self.layout.data.size
+        optimizers = [adoption.optimizer for adoption in self._adoptions]
+        redeal(self._module.trainer, optimizers, self._resume.get("shards", shards), shards)
 
     @property
     def _module(self) -> pl.LightningModule:

@@ -88,8 +88,8 @@ def test_shards_of_the_data_may_differ_but_not_the_parameters():
     assert agreement(answer, layout=data).ready(finite=True)
 
 
-def step(answer, layout):
-    """One step of a small model among the processes."""
+def step(answer, layout, *, half=False):
+    """One step of a small model among the processes, or half of it."""
     torch.manual_seed(0)
     model, inputs, labels = nn.Linear(3, 2), torch.randn(16, 3), torch.tensor([0, 1] * 8)
     optimizer = PolyStep(model.parameters(), seed=0)
@@ -104,7 +104,15 @@ def step(answer, layout):
 
     engine = Engine(model, optimizer, announce=None, processes=Played(everything, layout))
 
-    engine.step(lambda: nn.functional.cross_entropy(model(inputs), labels))
+    def loss():
+        return nn.functional.cross_entropy(model(inputs), labels)
+
+    if half:
+        with engine.observing():
+            incumbent = loss()
+        engine.probe(loss, incumbent)
+    else:
+        engine.step(loss)
     return engine
 
 
@@ -152,3 +160,37 @@ def test_a_shard_that_knows_nothing_is_told_what_the_others_know_bit_for_bit(dty
     assert first == {}
     assert torch.equal(second["site"], moment)
     assert second["site"].dtype == dtype
+
+
+def test_half_a_step_is_gathered_without_ending_it():
+    """What a checkpoint takes are the sums of both; what this process goes on with is its own."""
+
+    def answer(parts):
+        return same(parts, **{name: parts[name].clone() for name in ("costs", "incumbents", "counts")})
+
+    engine = step(answer, Layout(data=Axis(0, 2)), half=True)
+    optimizer = engine.optimizer
+    own, counted = optimizer.binding.pending.state_dict(), dict(vars(optimizer.progress))
+    state = optimizer.state_dict()
+    engine.complete(state)
+    saved = state["polystep"]
+    assert saved["pending"]["weight"] == 2 * own["weight"] == 2
+    for name, block in own["blocks"].items():
+        assert torch.equal(saved["pending"]["blocks"][name]["costs"], 2 * block["costs"])
+        assert block["costs"].count_nonzero() > 0
+    assert saved["progress"]["candidates"] > counted["candidates"]
+    assert dict(vars(optimizer.progress)) == counted
+    assert torch.equal(optimizer.binding.pending.costs[0], own["blocks"][""]["costs"])
+
+
+def test_a_state_that_one_process_made_alone_says_what_it_lacks():
+    engine = step(same, Layout(data=Axis(0, 2)), half=True)
+    assert engine.optimizer.state_dict()["polystep"]["pending"] == {"weight": 1.0, "blocks": {}}
+
+
+def test_who_is_asked_to_stop_stops_all():
+    def answer(parts):
+        return same(parts, stop=torch.ones_like(parts["stop"]))
+
+    layout = Layout(candidates=Axis(0, 2))
+    assert [step(told, layout)._agreement.processes.stopping for told in (same, answer)] == [False, True]

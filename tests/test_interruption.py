@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_polystep.checkpoints import CheckedCheckpointIO
-from tests.helpers.boring import BATCH, loader, separable, trainer
+from tests.helpers.boring import BATCH, Boring, loader, polystep, separable, trainer
+from tests.helpers.ranks import alike, fit, resume
 from tests.helpers.resume import BATCHES, EPOCHS, Hashes, Noisy, run_rest, run_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
@@ -70,6 +71,51 @@ def test_a_signal_in_validation_keeps_the_training_exact(tmp_path):
     ended, seen = interrupted(tmp_path, Signalled(signal.SIGTERM, at=3, stage="validation"))
     assert ended.code == 143
     assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), data()) == whole[len(seen) :]
+
+
+class SignalledRank(Boring):
+    """One of several processes gets SIGTERM while it scores the seventh batch."""
+
+    def loss(self, batch):
+        trainer = self.trainer
+        at_it = trainer.training and trainer.fit_loop.epoch_loop.batch_idx == 6
+        if at_it and trainer.global_rank == self.struck and not trainer.strategy.processes.asked_to_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(batch)
+
+
+def struck(rank):
+    module = SignalledRank(polystep)
+    module.struck = rank
+    saver = ModelCheckpoint(save_top_k=-1, filename="{epoch}")
+    return module, loader(16, shuffle=True), {"callbacks": [saver], "enable_checkpointing": True}
+
+
+def struck_0():
+    return struck(0)
+
+
+def struck_1():
+    return struck(1)
+
+
+def struck_nowhere():
+    return struck(None)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("task", [struck_0, struck_1])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sigterm_in_any_process_stops_all_after_the_same_step(tmp_path, task, accumulate):
+    options = {"accumulate_grad_batches": accumulate}
+    whole = alike(fit(struck_nowhere, 2, tmp_path, options=options))
+    seen = fit(task, 2, tmp_path, options=options)
+    assert [rank.error for rank in seen] == ["SIGTERMException"] * 2
+    assert seen[0].hashes == seen[1].hashes == whole[: len(seen[0].hashes)]
+    (path,) = tmp_path.rglob("interrupted.ckpt")
+    for ranks in (1, 2):
+        (rest,) = resume(struck_nowhere, ranks, tmp_path, [path], options=options)
+        assert alike(rest) == whole[len(seen[0].hashes) :]
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):

@@ -15,8 +15,17 @@ from torch.utils.data import DataLoader
 
 from lightning_polystep import PolyStep, PolyStepStrategy
 from lightning_polystep.cli import main
-from tests.helpers.boring import BATCH, FEATURES, Boring, loader, polystep, separable, spiking, trainer
-from tests.helpers.ranks import alike, dealt, fit, foreign_task, spiking_task
+from tests.helpers.boring import BATCH, FEATURES, Boring, Busy, CountingLogger, loader, polystep, separable, trainer
+from tests.helpers.ranks import (
+    alike,
+    fit,
+    foreign_task,
+    noisy_hybrid,
+    noisy_shards,
+    spiking_hybrid,
+    spiking_shards,
+    spiking_task,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -53,30 +62,37 @@ def test_a_shuffled_batch_stops_all_processes_in_its_step(tmp_path):
         assert rank.error.startswith("At step 2 rank(s) 1 saw another batch than rank 0")
 
 
+LEFT = {"calls": 0}  # outside of any module, whose attributes are put back after each probe
+
+
+class ShortOfMemory(Busy):
+    """Rank 1 runs out of memory, once, while it scores the third step."""
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.world_size > 1 and self.trainer.global_rank == 1 and self.trainer.global_step == 2:
+            LEFT["calls"] += 1
+            if LEFT["calls"] == 2:
+                raise torch.OutOfMemoryError("out of memory, brought about for a test")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self):
+        (engine,) = self.trainer.strategy.engines
+        self.report = {"chunks": [assignment.chunking.size for assignment in engine.plan.assignments]}
+
+
+def short_of_memory():
+    return ShortOfMemory(), loader(6, shuffle=True), {"logger": CountingLogger()}
+
+
+def test_memory_that_runs_out_on_one_process_changes_no_bit(tmp_path):
+    """Chunks are halved there alone, and what a candidate costs does not depend on those beside it."""
+    two = fit(short_of_memory, 2, tmp_path)
+    assert alike(two) == alike(fit(short_of_memory, 1, tmp_path))
+    chunks = [rank.report["chunks"] for rank in two]
+    assert sum(ours < theirs for ours, theirs in zip(chunks[1], chunks[0], strict=True)) == 1
+
+
 # --- data and hybrid layouts ------------------------------------------------------------------------------------------
-
-
-class Noisy(Boring):
-    """Dropout, on whichever tier takes it."""
-
-    def __init__(self):
-        super().__init__(polystep, dropout=0.2)
-
-
-def spiking_shards():
-    return dealt(spiking(Boring, torch.float32)(polystep))
-
-
-def spiking_hybrid():
-    return dealt(spiking(Boring, torch.float32)(polystep), shares=2)
-
-
-def noisy_shards():
-    return dealt(Noisy())
-
-
-def noisy_hybrid():
-    return dealt(Noisy(), shares=2)
 
 
 @pytest.mark.parametrize(("task", "hybrid"), [(spiking_shards, spiking_hybrid), (noisy_shards, noisy_hybrid)])

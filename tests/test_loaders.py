@@ -6,7 +6,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import CombinedLoader
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 
 from lightning_polystep.loaders import ReplayableLoader
 from tests.helpers.boring import BATCH, Boring, loader, polystep, separable, trainer
@@ -94,6 +102,48 @@ def test_a_resumed_run_sees_the_same_batches(tmp_path, kind, make, options):
     whole = run_whole(tmp_path, kind(), make(), **options)
     for stop in (2, BATCHES, BATCHES + 3):
         assert run_rest(tmp_path / f"{stop}.ckpt", kind(), make(), **options) == whole[stop:], f"after batch {stop}"
+
+
+class Order(pl.Callback):
+    """A feature of the samples, in the order of training."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen += batch[0][:, 0].tolist()
+
+
+class Backwards(Sampler):
+    """An order of the user's own."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __iter__(self):
+        return iter(range(len(self.data))[::-1])
+
+
+@pytest.mark.parametrize("make", [loader, lambda: loader(shuffle=True)], ids=["unshuffled", "shuffled"])
+def test_lightnings_sampler_shuffles_what_the_user_shuffles(tmp_path, make):
+    order, data = Order(), make()
+    run = trainer(tmp_path, callbacks=[order])
+    run.fit(Boring(polystep), data)
+    in_order = data.dataset.tensors[0][:, 0].tolist()
+    assert sorted(order.seen) == sorted(in_order)
+    assert (order.seen == in_order) == (not isinstance(data.sampler, RandomSampler))
+    assert "_prepare_dataloader" not in vars(run._data_connector)
+
+
+def test_a_samplers_own_order_is_kept(tmp_path):
+    order, data = Order(), separable(4 * BATCH)
+    trainer(tmp_path, callbacks=[order]).fit(
+        Boring(polystep), DataLoader(data, batch_size=BATCH, sampler=Backwards(data))
+    )
+    assert order.seen == data.tensors[0][:, 0].flip(0).tolist()
 
 
 class Positioned:

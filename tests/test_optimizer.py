@@ -383,7 +383,8 @@ def test_loading_drops_what_was_gathered():
     weight, optimizer, proposal = scripted()
     optimizer.binding.pending = Pending([proposal], [torch.arange(8, dtype=torch.float64)], weight=1.0)
     optimizer.load_state_dict(optimizer.state_dict())
-    optimizer.step()
+    with pytest.warns(UserWarning, match="no batch of the step that came after it could be scored"):
+        optimizer.step()
     assert weight.abs().max() == 0
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from datamodules import Digits
 from tests.helpers.boring import Boring, loader, polystep, spiking, trainer
-from tests.helpers.resume import BATCHES, EPOCHS, STEPS, Hashes, Noisy, run_rest, run_whole, seeded
+from tests.helpers.resume import BATCHES, EPOCHS, STEPS, Hashes, Noisy, drop, run_rest, run_whole, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
 
@@ -50,19 +50,6 @@ def test_a_run_resumed_again_and_again_has_the_same_hashes(tmp_path, stops):
         assert rest == whole[at:], f"stopped after batch {at} of {stops}"
         path = folder / f"{stop - at}.ckpt"
     assert begun[-1] == EPOCHS - 1 or stops[-1] > STEPS - BATCHES
-
-
-def drop(path):
-    """Return a function that empties an entry of a checkpoint."""
-
-    def change(checkpoint):
-        *parents, last = path
-        for key in parents:
-            checkpoint = checkpoint[key]
-        kept = checkpoint[last]
-        checkpoint[last] = type(kept)() if isinstance(kept, dict) else 0 if isinstance(kept, int) else None
-
-    return change
 
 
 OWN = ("optimizer_states", 0, "polystep")

@@ -73,3 +73,16 @@ def run_rest(path, module, data, *, save_in=None, more=(), **options):
     run = trainer(path.parent, max_epochs=EPOCHS, callbacks=[hashes, *savers, *more], **options)
     run.fit(module, data, ckpt_path=path)
     return hashes.seen
+
+
+def drop(path):
+    """Return a function that empties an entry of a checkpoint."""
+
+    def change(checkpoint):
+        *parents, last = path
+        for key in parents:
+            checkpoint = checkpoint[key]
+        kept = checkpoint[last]
+        checkpoint[last] = type(kept)() if isinstance(kept, dict) else 0 if isinstance(kept, int) else None
+
+    return change
