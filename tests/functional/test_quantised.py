@@ -90,6 +90,14 @@ def test_the_integer_path_is_scales_times_integer_sums(weight_format, signed, fa
     assert torch.equal(output, expected)
 
 
+def test_float64_inputs_are_scaled_in_float64():
+    x, weight, bias = (torch.randn(*size, dtype=torch.float64) for size in ((6, 20), (5, 20), (5,)))
+    scale, input_format = weight_scale(weight), ActivationFormat(torch.tensor(0.02, dtype=torch.float64), 8, True)
+    options = {"weight_format": "int8", "input_format": input_format}
+    integer, exact = (quant_linear(x, weight, scale, bias, **options, integer=way) for way in (True, False))
+    torch.testing.assert_close(integer, exact, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_the_integer_convolution_is_scales_times_integer_sums(geometry):
     x, weight, bias = 3 * torch.randn(2, 4, 9, 8), torch.randn(8, 4 // geometry.get("groups", 1), 3, 3), torch.randn(8)
