@@ -209,7 +209,7 @@ class Engine:
         seen = self._seen.take_moments()
         if not self._agreement.sharded:
             return [seen]
-        sizes = {b.name: b.dim for b in self._blocks if b.name in self._due_for_moments() and b.subspace == "inputs"}
+        sizes = {b.name: b.dim for b in self._blocks if b.name in self._due_for_moments() and b.learns_inputs}
         shards = self._agreement.layout.data.size
         asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
         return self._agreement.shards(seen, sizes, asked)

@@ -62,6 +62,7 @@ class FeedforwardTier(StackTier):
             return
         # A row's codes depend on where its latent weights are, so no two rows shift alike.
         inputs = self._inputs(seen)
+        centred = inputs if proposal.centre is None else inputs - proposal.centre
         latent = linear.weight.detach()[rows]
         codes = effective_rows(linear, rows, latent)
         steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
@@ -72,7 +73,7 @@ class FeedforwardTier(StackTier):
             moved = reach[places, None, None] * steps
             weights = moved[..., :-1] if bias else moved
             candidates = effective_rows(linear, rows[places], latent[places, None] + weights)
-            shifts = inputs @ (candidates - codes[places, None]).transpose(1, 2)
+            shifts = centred @ (candidates - codes[places, None]).transpose(1, 2)
             yield Part(places, vertices, shifts + moved[:, None, :, -1] if bias else shifts)
 
     def _behind(self, seen: Pass, rows: Tensor) -> dict[str, Any]:
