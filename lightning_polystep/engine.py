@@ -211,7 +211,7 @@ class Engine:
         if not self._agreement.sharded:
             return [seen]
         due = self._due_for_moments()
-        asked_for = [block for block in self._blocks if block.name in due and block.subspace == "inputs"]
+        asked_for = [block for block in self._blocks if block.name in due and block.learns_inputs]
         shards = self._agreement.layout.data.size
         asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
         exact = any(block.parameters[0].dtype == torch.float64 for block in asked_for)

@@ -317,13 +317,14 @@ class PolyStep(Optimizer):
         probed = torch.zeros(block.rows, 1, dtype=torch.bool, device=full.device).index_fill_(0, proposal.rows, True)
         squared = torch.zeros((), dtype=torch.float64, device=full.device)
         masks = block.split(probed.expand(block.rows, block.dim))
+        before = block.parameters[0].clone()
         for parameter, part, mask in zip(block.parameters, block.split(full), masks, strict=True):
             buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
             buffer.copy_(torch.where(mask, torch.lerp(part, buffer, group["momentum"]), buffer))
             update = group["lr"] * torch.where(mask, buffer, 0.0)
             parameter.add_(update)
             squared += update.double().square().sum()
-        SUBSPACES[block.subspace].confine(block)
+        SUBSPACES[block.subspace].settle(proposal, before)
         return squared
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from lightning_polystep.centring import bias_shifts
+from lightning_polystep.layers.quantised import QuantisedWeight
 
 
 @dataclass(eq=False)
@@ -50,6 +53,11 @@ class Block:
     def has_bias(self) -> bool:
         """Whether the last column of a row is a bias."""
         return self.site is not None and len(self.parameters) > 1
+
+    @property
+    def learns_inputs(self) -> bool:
+        """Whether its subspace wants to know what its inputs look like."""
+        return self.subspace in {"inputs", "flips"}
 
     @property
     def trainable(self) -> bool:
@@ -105,6 +113,8 @@ class Proposal:
             needs to be found for one of the two only.
         starts: Displacements of a row at reach 1, shape (K, D); a candidate's cost is then the mean of those of K rows,
             each displaced by one of them as well. None for one that is zero.
+        centre: What the inputs are on the mean, shape (D - 1,): biases move along with weights, by
+            :func:`~lightning_polystep.centring.bias_shifts`. None where they move on their own only.
     """
 
     block: Block
@@ -115,6 +125,7 @@ class Proposal:
     probe_radius: float
     mirrored: bool = False
     starts: Tensor | None = None
+    centre: Tensor | None = None
 
     @property
     def vertices_per_row(self) -> int:
@@ -145,4 +156,8 @@ class Proposal:
         row, vertex = index // self.vertices_per_row, index % self.vertices_per_row
         reach = self.reach[row, None]
         moved = self.probe_radius * reach * flat[vertex]
-        return self.rows[row], moved if self.starts is None else moved + reach * self.starts
+        rows, moved = self.rows[row], moved if self.starts is None else moved + reach * self.starts
+        if self.centre is not None:
+            site, latent = cast("QuantisedWeight", self.block.site), self.block.parameters[0].detach()[rows].flatten(1)
+            moved[:, -1] += bias_shifts(site, rows, latent, latent + moved[:, :-1], self.centre)
+        return rows, moved

@@ -215,7 +215,7 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             seen.bytes_before.setdefault(block.name, seen.total_bytes)
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
-            if wanted and block.subspace == "inputs" and inputs is not None:
+            if wanted and block.learns_inputs and inputs is not None:
                 seen.record(block, site, inputs)
 
         return hook

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -81,21 +80,20 @@ def propose(
     draw = generator(seed, step, f"basis/{block.name}")
     vertices = polytope.vertices(dim)
     vertices = vertices[: len(vertices) // 2] if polytope.mirrored else vertices
-    turn = torch.eye if subspace.is_rotated else partial(haar_rotation, generator=draw)
     parts = []
     for _ in range(rotations):
         basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
         columns = basis.reshape(block.dim, particles_per_row, dim).permute(1, 2, 0)
-        if subspace.is_rotated and polytope.axial:
-            parts.append(columns)
+        if subspace.is_rotated:
+            parts.append(columns if polytope.axial else vertices.to(basis) @ columns)
         else:
-            rotated = torch.stack([vertices @ turn(dim).to(vertices) for _ in range(particles_per_row)])
-            parts.append(rotated.to(basis) @ columns)
+            turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(particles_per_row)]
+            parts.append((vertices @ torch.stack(turns)).to(basis) @ columns)
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:
         rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
-    starts = subspace.starts(block, group, draw)
+    starts, centre = subspace.starts(block, group, draw), subspace.centre(block, statistics)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)
     return Proposal(
@@ -107,6 +105,7 @@ def propose(
         probe_radius=subspace.probe_radius(group),
         mirrored=polytope.mirrored,
         starts=None if starts is None else starts.to(parameter),
+        centre=None if centre is None else centre.to(parameter),
     )
 
 

@@ -13,6 +13,8 @@ from models.sizes import check_sizes
 
 # Of ones and minus ones.
 _BINARY = 1.0
+# Root mean square of latent weights, in units of the scale at which their signs act.
+_LATENT = 0.35
 
 
 class BinaryPixels(StepFunction):
@@ -51,7 +53,7 @@ class BinaryMLP(nn.Sequential):
     The bias of a layer is the threshold of its signs. It stands for BNN-PYNQ's batch normalisation, which before a sign
     is a threshold as well (and is made one when such a network is compiled to hardware). Each weight acts by its sign
     alone, times a scale per output unit that stays as it was at first: pre-activations of root mean square 1. The
-    latent weights start at the same size, so that a probe of some tenths flips the signs of some.
+    latent weights start at a third of that size, from where few steps flip a weight whose flip pays.
 
     Args:
         sizes: Features of the input, of each hidden layer, and of the output; TFC is 784-64-64-64-10, SFC
@@ -79,6 +81,8 @@ class BinaryMLP(nn.Sequential):
                 layers.append(Sign())
             linear = QuantLinear(features_in, features_out, weight_format="binary")
             unit_preactivations_(linear, _BINARY)
+            with torch.no_grad():
+                linear.weight.mul_(_LATENT)
             linear.weight_scale = torch.full((features_out,), features_in**-0.5)
             layers.append(linear)
         super().__init__(*layers)

@@ -13,6 +13,7 @@ from lightning_polystep.kernels.route_outcome_costs import route_outcome_costs
 from lightning_polystep.kernels.score_direct_costs import score_direct_costs
 from lightning_polystep.kernels.step_outcome_costs import step_outcome_costs
 from lightning_polystep.kernels.step_outcomes import step_function_dictionary
+from lightning_polystep.kernels.two_level_losses import two_level_losses
 from lightning_polystep.kernels.unit_change_losses import unit_change_losses
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "score_direct_costs",
     "step_function_dictionary",
     "step_outcome_costs",
+    "two_level_losses",
     "unit_change_losses",
 ]

@@ -67,11 +67,12 @@ class FeedforwardTier(StackTier):
             yield from super()._parts(seen, proposal, rows, reach)
             return
         inputs = self._inputs(seen)
+        centred = inputs if proposal.centre is None else inputs - proposal.centre
         steps = proposal.probe_radius * proposal.directions.reshape(-1, proposal.directions.shape[-1])
         vertices = torch.arange(len(steps), device=steps.device)
         at_once = max(1, SHIFT_BYTES // (len(steps) * len(inputs) * inputs.element_size()))
         for places in torch.arange(len(rows), device=rows.device).split(at_once):
-            yield Part(places, vertices, requantised_shifts(linear, inputs, rows[places], reach[places], steps))
+            yield Part(places, vertices, requantised_shifts(linear, centred, rows[places], reach[places], steps))
 
     def _behind(self, seen: Pass, rows: Tensor) -> dict[str, Any]:
         """Return the kernels' arguments for the layers behind, and the loss."""

@@ -1,27 +1,30 @@
-r"""Score every single flip of a layer's binary weights, from one number per sample and unit.
+r"""Score every single flip of a layer's binary weights, from a few numbers per sample and unit.
 
-A flip of a weight that meets inputs of -1 and 1 shifts a pre-activation by :math:`\pm 2 s`, whichever weight it is. So
-with :math:`T_{nj}^\pm` the loss change of sample n when unit j shifts by :math:`\pm 2 s`, averaged over the starts, and
-q the codes before the flip,
+A flip to the sign f of a weight that meets inputs of -1 and 1 shifts a pre-activation by :math:`2 f s (x_{nd} - m_d)`,
+where m is the centre (:func:`~lightning_polystep.centring.bias_shifts`), or 0. So with :math:`T_{nj}(\delta)` the loss
+change of sample n when unit j shifts by :math:`\delta`, averaged over the starts,
 
-.. math:: C_{jd} = \sum_{n : x_{nd} q_{jd} < 0} T_{nj}^+ + \sum_{n : x_{nd} q_{jd} > 0} T_{nj}^- ,
+.. math:: C_{jd} = \sum_{n : x_{nd} = 1} T_{nj}(2 f s (1 - m_d)) + \sum_{n : x_{nd} = -1} T_{nj}(-2 f s (1 + m_d)) ,
 
-one product of matrices for all flips of a layer. Each cost is exact, as if the network had been run for it.
+two products of matrices for all flips of weights that have the same m, which is why m is on a coarse grid. Each cost is
+exact, as if the network had been run for it.
 
-* :class:`HiddenFlipTier`: a unit that steps between two levels. :math:`T^\pm` is what the other level costs, times the
-  share of starts from which the shift reaches it.
+* :class:`HiddenFlipTier`: a unit that steps between two levels. T is what the other level costs, times the share of
+  starts from which the shift reaches it.
 * :class:`ScoreFlipTier`: the last layer. One score shifts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import product
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_polystep.kernels import unit_change_losses
+from lightning_polystep.kernels import two_level_losses, unit_change_losses
 from lightning_polystep.kernels.feedforward import Scores, target_weights
 from lightning_polystep.layers import QuantLinear
 from lightning_polystep.particles import Proposal
@@ -32,6 +35,8 @@ from lightning_polystep.scoring.stack import NotAStackError, Pass
 # Loss changes are rounded to multiples of this. Sums of them in float64 are then exact, so that a cost does not depend
 # on the order in which a product of matrices adds: on its threads, or on the rows that are scored in the same call.
 _RESOLUTION = 2.0**-30
+# Of which logarithms are taken together.
+_FACTORS = 4
 
 
 @dataclass
@@ -41,31 +46,40 @@ class FlipTier(FeedforwardTier):
     def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:
         linear, inputs = self.layer.linear, self._inputs(seen).double()
         scale = _scale_of(linear, inputs)[rows].double()
-        around = _around(proposal, reach)
-        changes = self._changes(seen, rows, around)
-        up, down, still = changes(2 * scale), changes(-2 * scale), changes(0 * scale).sum(1)
-        middle, tilt = (up + down).sum(1)[:, None] / 2, ((up - down) / 2) @ inputs
+        around, centre = _around(proposal, reach), _centre(proposal, inputs)
         vertices = proposal.probe_radius * proposal.directions.reshape(-1, proposal.block.dim)
         place = vertices.abs().argmax(1)
-        displacement = reach[:, None] * vertices.gather(1, place[:, None]).T
-        costs = torch.empty(len(rows), len(vertices), dtype=torch.float64, device=rows.device)
+        steps = vertices.gather(1, place[:, None])[:, 0]
+        displacement = reach[:, None] * steps
         of_weight = place < inputs.shape[1]
-        columns = place[of_weight]
-        latent = linear.weight.detach()[rows][:, columns]
-        flipped = effective_rows(linear, rows, latent + displacement[:, of_weight])
-        flipped = (flipped - effective_rows(linear, rows, latent)).sign()
-        costs[:, of_weight] = torch.where(flipped == 0, still[:, None], middle + flipped * tilt[:, columns])
-        for vertex in (~of_weight).nonzero()[:, 0].tolist():
-            costs[:, vertex] = changes(displacement[:, vertex].double()).sum(1)
+        widest = torch.cat([2 * scale[:, None] * (1 + centre.abs().max()), displacement[:, ~of_weight].abs()], 1)
+        changes = self._changes(seen, rows, around, widest.amax(1))
+        alone = torch.cat([torch.zeros_like(scale)[:, None], displacement[:, ~of_weight].double()], 1)
+        costs = around.new_empty(len(rows), len(vertices))
+        costs[:, of_weight], costs[:, ~of_weight] = changes(alone).sum(2).split([1, alone.shape[1] - 1], 1)
+        # Rows are gathered several times as fast as columns.
+        latent, by_input = linear.weight.detach()[rows], inputs.T.contiguous()
+        for mean, sign in product(centre[place[of_weight]].unique().tolist(), (-1, 1)):
+            alike = (of_weight & (steps.sign() == sign)).nonzero()[:, 0]
+            alike = alike[centre[place[alike]] == mean]
+            columns = place[alike]
+            flipped = effective_rows(linear, rows, latent[:, columns] + displacement[:, alike])
+            flipped = flipped != effective_rows(linear, rows, latent[:, columns])
+            # On samples with an input of 1, and of -1.
+            shifts = 2 * sign * scale[:, None] * (scale.new_tensor([1.0, -1.0]) - mean)
+            up, down = changes(shifts).unbind(1)
+            found = (up + down).sum(1)[:, None] / 2 + ((up - down) / 2) @ by_input[columns].T
+            costs[:, alike] = torch.where(flipped, found, costs[:, alike])
         return costs / around.shape[1]
 
-    def _changes(self, seen: Pass, rows: Tensor, around: Tensor) -> Changes:
+    def _changes(self, seen: Pass, rows: Tensor, around: Tensor, farthest: Tensor) -> Changes:
         """Return what tells how the loss of each sample changes when the pre-activations of some rows shift.
 
         Args:
             seen: The samples.
             rows: (R,).
             around: Shifts of the starts, (R, K), ascending.
+            farthest: The largest shift that will be asked for, (R,).
         """
         raise NotImplementedError
 
@@ -73,39 +87,29 @@ class FlipTier(FeedforwardTier):
 class Changes(Protocol):
     """Sums over the starts of how the loss of each sample changes, all multiples of ``_RESOLUTION``."""
 
-    def __call__(self, shift: Tensor) -> Tensor:
-        """Return them for a shift of each row, (R,): (R, N), float64."""
+    def __call__(self, shifts: Tensor) -> Tensor:
+        """Return them for some shifts of each row, (R, P): (R, P, N), float64."""
         ...
-
-
-@dataclass
-class _TwoLevels:
-    lacking: Tensor  # (R, N): what the pre-activation lacks to the boundary
-    around: Tensor  # (R, K)
-    lost: Tensor  # (R, N): change per start that falls below the boundary ...
-    least: Tensor  # (R, N): ... and if none does
-
-    def __call__(self, shift: Tensor) -> Tensor:
-        below = torch.searchsorted(self.around, self.lacking - shift[:, None], out_int32=True)
-        return below.to(torch.float64).mul_(self.lost).add_(self.least)
 
 
 @dataclass
 class HiddenFlipTier(FlipTier):
     """A unit that steps between two levels."""
 
-    def _changes(self, seen: Pass, rows: Tensor, around: Tensor) -> Changes:
+    def _changes(self, seen: Pass, rows: Tensor, around: Tensor, farthest: Tensor) -> Changes:
         preactivation = seen.currents[self.index][:, rows]
         boundaries, levels = self._dictionary(self.index, preactivation)
         if boundaries.shape != (1, 1):
             raise NotAStackError(f"flips are scored where units have two levels, not {levels.shape[1]}")
         low, high = levels[0]
         is_high = preactivation >= boundaries[0]
-        step = torch.where(is_high, low - high, high - low)
-        other = _rounded(unit_change_losses(step, **self._behind(seen, rows))).T.contiguous()
         lacking = (boundaries[0].double() - preactivation.double()).T.contiguous()
-        lost = torch.where(is_high.T, other, -other)
-        return _TwoLevels(lacking, around, lost, torch.where(is_high.T, 0.0, around.shape[1] * other))
+        nearest, widest = around[:, :1] - farthest[:, None], around[:, -1:] + farthest[:, None]
+        # About half of the units are so far from their boundary that no candidate carries them over it from any start.
+        stays = torch.where(is_high.T, lacking <= nearest, lacking > widest).T
+        step = torch.where(is_high, low - high, high - low).masked_fill(stays, 0.0)
+        other = _rounded(unit_change_losses(step, **self._behind(seen, rows))).T.contiguous()
+        return partial(two_level_losses, lacking, other, around)
 
 
 @dataclass
@@ -114,9 +118,9 @@ class _Squares:
     classes: int
     around: Tensor  # (R, K)
 
-    def __call__(self, shift: Tensor) -> Tensor:
-        shifts = self.around + shift[:, None]
-        sums = 2 * shifts.sum(1, keepdim=True) * self.errors + shifts.square().sum(1, keepdim=True)
+    def __call__(self, shifts: Tensor) -> Tensor:
+        moved = self.around[:, None] + shifts[..., None]
+        sums = 2 * moved.sum(2, keepdim=True) * self.errors[:, None] + moved.square().sum(2, keepdim=True)
         return _rounded(sums / self.classes)
 
 
@@ -127,20 +131,23 @@ class _Entropy:
     totals: Tensor  # (N,): their sums over the classes
     around: Tensor  # (R, K)
 
-    def __call__(self, shift: Tensor) -> Tensor:
-        shifts = self.around + shift[:, None]
-        growth = torch.zeros_like(self.probabilities)
-        # One score more by d makes the sum of exponentials 1 + p (exp(d) - 1) times as large.
-        for factor in shifts.expm1().unbind(1):
-            growth += torch.log1p(self.probabilities * factor[:, None])
-        return _rounded(self.totals * growth - self.weights * shifts.sum(1, keepdim=True))
+    def __call__(self, shifts: Tensor) -> Tensor:
+        moved = self.around[:, None] + shifts[..., None]
+        growth = torch.zeros(())
+        # One score more by d makes the sum of exponentials 1 + p (exp(d) - 1) times as large. A logarithm takes longer
+        # than the product of a few such numbers, which cannot overflow.
+        for some in moved.expm1().split(_FACTORS, 2):
+            factors = (1 + self.probabilities[:, None] * factor[..., None] for factor in some.unbind(2))
+            growth = growth + reduce(torch.mul, factors).log_()
+        return _rounded(self.totals * growth - self.weights[:, None] * moved.sum(2, keepdim=True))
 
 
 @dataclass
 class ScoreFlipTier(FlipTier):
     """The last layer."""
 
-    def _changes(self, seen: Pass, rows: Tensor, around: Tensor) -> Changes:
+    def _changes(self, seen: Pass, rows: Tensor, around: Tensor, farthest: Tensor) -> Changes:
+        del farthest
         scores = seen.scores.double()
         weights = target_weights(Scores(scores, seen.targets, self.stack.loss, self.stack.label_smoothing))
         if self.stack.loss == "mse":
@@ -152,6 +159,11 @@ def _around(proposal: Proposal, reach: Tensor) -> Tensor:
     """Return by how much the starts shift each row's pre-activation, ascending, (R, K), float64."""
     starts = reach.new_zeros(1) if proposal.starts is None else proposal.starts[:, -1]
     return (reach.double()[:, None] * starts.double()).sort(1).values
+
+
+def _centre(proposal: Proposal, inputs: Tensor) -> Tensor:
+    """Return what is taken from each input where its weight flips, (D,), float64."""
+    return inputs.new_zeros(inputs.shape[1]) if proposal.centre is None else proposal.centre.double()
 
 
 def _rounded(changes: Tensor) -> Tensor:

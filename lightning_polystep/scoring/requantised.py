@@ -22,7 +22,7 @@ def requantised_shifts(linear: QuantLinear, inputs: Tensor, rows: Tensor, reach:
 
     Args:
         linear: The layer.
-        inputs: x, what it multiplies its weights with, (N, D).
+        inputs: x, what it multiplies its weights with, (N, D), less their centre where the bias moves along.
         rows: j, (R,).
         reach: r, of these rows, (R,).
         steps: :math:`\delta`, displacements of latent weights, and of the bias if there is one, (V, D) or (V, D + 1).

@@ -8,13 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lightning_polystep.centring import bias_shifts
 from lightning_polystep.layers.quantised import QuantisedWeight
-from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.subspaces.protocol import Subspace
 
 # Biases over which a candidate's cost is averaged. In the fast tier they cost next to nothing, in others each costs as
 # much as the candidate.
 _STARTS = 16
+# Of the means of inputs of -1 and 1: flips of weights whose inputs have the same mean are scored together.
+_GRID = 0.25
 
 
 class FlipSubspace(Subspace):
@@ -33,6 +36,12 @@ class FlipSubspace(Subspace):
 
     with :math:`\Phi` the normal distribution function. A bias is a particle too, probed at the size of a flip. Without
     a bias there is one start, the row itself.
+
+    On the inputs' mean :math:`m` (of -1 and 1; on a grid of 1/4) nothing is to change: a flip moves the bias by
+    :math:`\mp 2 s m_d`, in a candidate and when it is made, so that it shifts a pre-activation by
+    :math:`\pm 2 s (x_d - m_d)`. Otherwise the flips of all inputs that hardly ever change, such as dark pixels, are one
+    and the same shift of the threshold, done hundreds of times at once. This takes the place of the mean that batch
+    normalisation subtracts.
 
     ``lr`` is then the share of s by which a weight moves that matters as much as the others of its row do (with
     :math:`\varepsilon = 2`): a weight whose flip pays is drawn to its threshold, and the more steps it takes the
@@ -77,10 +86,20 @@ class FlipSubspace(Subspace):
         starts[:, -1] = group["probe_radius"] * torch.special.ndtri(shares)
         return starts
 
-    def confine(self, block: Block) -> None:
-        """Keep the latent weights in [-s, s], from where one vertex each way reaches both signs."""
-        unit = _unit(block)
-        block.parameters[0].clamp_(-unit, unit)
+    def centre(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
+        """Return the inputs' running mean m, (D - 1,), float64, on a grid, so that many flips shift alike."""
+        if statistics is None or not block.has_bias:
+            return None
+        return (statistics.moment[:-1, -1] / _GRID).round() * _GRID
+
+    def settle(self, proposal: Proposal, before: Tensor) -> None:
+        """Keep the latent weights in [-s, s], from where one vertex each way reaches both signs; move the biases."""
+        block, unit = proposal.block, _unit(proposal.block)
+        weight = block.parameters[0].clamp_(-unit, unit)
+        if proposal.centre is not None:
+            site, rows = cast("QuantisedWeight", block.site), proposal.rows
+            shifts = bias_shifts(site, rows, before[rows].flatten(1), weight[rows].flatten(1), proposal.centre)
+            block.parameters[1].index_add_(0, rows, shifts)
 
 
 def _unit(block: Block) -> float:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.particles import Block, InputStatistics, Proposal
 
 
 class Subspace(Protocol):
@@ -51,6 +51,16 @@ class Subspace(Protocol):
         del block, group, draw
         return None
 
-    def confine(self, block: Block) -> None:
-        """Put the parameters of a block that has just moved back to where the subspace can probe them."""
-        del block
+    def centre(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
+        """Return what the inputs are on the mean, (D - 1,), float64, if biases are to move along with weights."""
+        del block, statistics
+        return None
+
+    def settle(self, proposal: Proposal, before: Tensor) -> None:
+        """Bring a block that has just moved to where its next candidates start.
+
+        Args:
+            proposal: What has moved.
+            before: The first of its parameters as it was.
+        """
+        del proposal, before

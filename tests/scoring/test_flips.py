@@ -12,6 +12,7 @@ from lightning_polystep.scoring.flips import FlipTier, HiddenFlipTier, ScoreFlip
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan import score_by
 from lightning_polystep.scoring.stack import NotAStackError
+from lightning_polystep.sites import update_statistics
 from lightning_polystep.step import propose
 from tests.helpers.parity import Case, Stacked, losses_of, prepare
 
@@ -37,10 +38,12 @@ def prepared_case(sizes, samples, criterion=None, **options):
     return prepare(Case("flips", lambda: module, lambda: batch, {}), subspace="flips")
 
 
-def all_flips(prepared, name, most_rows=None):
+def all_flips(prepared, name, most_rows=None, centred=False):
     block = prepared.proposals[name].block
     reach = torch.tensor([1.0, 2.0, 0.5]).repeat(block.rows)[: block.rows]
-    return propose(block, None, reach, seed=0, step=0, rank=block.dim, most_rows=most_rows)
+    mean = torch.rand(block.dim, dtype=torch.float64) * 2 - 1
+    statistics = update_statistics(None, mean.expand(block.dim, block.dim).T) if centred else None
+    return propose(block, statistics, reach, seed=0, step=0, rank=block.dim, most_rows=most_rows)
 
 
 @settings(max_examples=12)
@@ -50,14 +53,15 @@ def all_flips(prepared, name, most_rows=None):
     mse=st.booleans(),
     bias=st.booleans(),
     granularity=st.sampled_from(["per_channel", "per_tensor"]),
+    centred=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_flips_and_the_loop_agree(sizes, samples, mse, bias, granularity, seed):
+def test_flips_and_the_loop_agree(sizes, samples, mse, bias, granularity, centred, seed):
     torch.manual_seed(seed)
     criterion = nn.MSELoss() if mse else None
     prepared = prepared_case(sizes, samples, criterion, bias=bias, granularity=granularity)
     for name in prepared.proposals:
-        proposal = all_flips(prepared, name, most_rows=2)
+        proposal = all_flips(prepared, name, most_rows=2, centred=centred)
         with prepared.probe.isolated():
             expected = score_by(LoopTier(), proposal, prepared.probe, 0, proposal.candidates)
         tier = prepared.stack_tier(name)
@@ -68,13 +72,25 @@ def test_flips_and_the_loop_agree(sizes, samples, mse, bias, granularity, seed):
 def test_neither_the_rows_of_a_call_nor_threads_change_a_bit():
     prepared = prepared_case([50, 20, 20], 300)
     for name in prepared.proposals:
-        proposal, tier = all_flips(prepared, name), prepared.stack_tier(name)
+        proposal, tier = all_flips(prepared, name, centred=True), prepared.stack_tier(name)
         torch.set_num_threads(1)
         losses = losses_of(tier, prepared, proposal)
         torch.set_num_threads(2)
         cut = proposal.vertices_per_row + 5
         parts = losses_of(tier, prepared, proposal, 0, cut), losses_of(tier, prepared, proposal, cut)
         assert torch.equal(torch.cat(parts), losses)
+
+
+def test_a_flip_takes_the_bias_along_so_that_an_input_that_never_changes_costs_nothing():
+    prepared = prepared_case([6, 8], 50)
+    name = next(iter(prepared.proposals))
+    proposal, tier = all_flips(prepared, name), prepared.stack_tier(name)
+    inputs = prepared.capture.inputs[0]
+    inputs[:, 0] = -1
+    proposal.centre = inputs.mean(0)
+    costs = losses_of(tier, prepared, proposal).reshape(len(proposal.rows), -1, 2)
+    assert torch.equal(costs[:, 0, 0], costs[:, 0, 1])
+    assert not torch.equal(costs[:, 1, 0], costs[:, 1, 1])
 
 
 def test_each_layer_has_its_tier():

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lightning_polystep.layers import QuantLinear
-from lightning_polystep.particles import Block
+from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import generator
+from lightning_polystep.sites import update_statistics
 from lightning_polystep.subspaces import SUBSPACES, FlipSubspace, particle_dim
 
 SUBSPACE = FlipSubspace()
@@ -19,6 +20,10 @@ def block(bias=True):
     return Block("layer", parameters, (), GROUP, 4, 6 + bias, "flips", site=layer)
 
 
+def proposal(flips, centre=None):
+    return Proposal(flips, torch.arange(4), torch.ones(4), torch.empty(0, 2, flips.dim), 1, 1.0, centre=centre)
+
+
 def draw(step=0):
     return generator(0, step, "basis/layer")
 
@@ -28,7 +33,7 @@ def test_either_vertex_gives_its_sign_whatever_the_latent_weight_is():
     weight = flips.parameters[0]
     with torch.no_grad():
         weight.mul_(100)
-        SUBSPACE.confine(flips)
+        SUBSPACE.settle(proposal(flips), weight.clone())
     steps = SUBSPACE.basis(flips, 7, GROUP, None, draw()).float()
     for column in range(6):
         moved = SUBSPACE.probe_radius(GROUP) * steps[:6, column]
@@ -42,7 +47,7 @@ def test_latent_weights_stay_within_the_scale_and_biases_are_free():
     with torch.no_grad():
         weight[0, :2] = torch.tensor([3.0, -0.1])
         bias.fill_(9.0)
-        SUBSPACE.confine(flips)
+        SUBSPACE.settle(proposal(flips), weight.clone())
     assert weight[0, :2].tolist() == pytest.approx([0.25, -0.1])
     assert bool((bias == 9).all())
 
@@ -58,6 +63,27 @@ def test_the_starts_are_biases_whose_root_mean_square_is_the_radius():
 
 def test_without_a_bias_a_row_is_scored_where_it_is():
     assert SUBSPACE.starts(block(bias=False), GROUP, draw()) is None
+
+
+def test_where_a_weight_flips_the_bias_moves_along():
+    flips, inputs = block(), (torch.rand(50, 6) < 0.8) * 2.0 - 1
+    weight, bias = flips.parameters
+    rows = torch.cat([inputs, torch.ones(50, 1)], 1).double()
+    centre = SUBSPACE.centre(flips, update_statistics(None, rows.T @ rows / 50)).float()
+    assert float((centre - inputs.mean(0)).abs().max()) <= 0.125
+    before, kept, mean = weight.detach().clone(), bias.detach().clone(), flips.site(centre).detach()
+    with torch.no_grad():
+        weight[1:, 2].neg_()
+        weight[2, 5] *= 0.1
+        SUBSPACE.settle(proposal(flips, centre), before)
+    torch.testing.assert_close(flips.site(centre).detach(), mean)
+    assert (bias == kept).tolist() == [True, False, False, False]
+
+
+def test_without_a_bias_or_inputs_nothing_is_centred():
+    moment = torch.eye(6, dtype=torch.float64)
+    assert SUBSPACE.centre(block(bias=False), update_statistics(None, moment)) is None
+    assert SUBSPACE.centre(block(), None) is None
 
 
 def test_each_weight_is_a_particle():
