@@ -29,10 +29,12 @@ def uniform_quantiser(boundaries: Tensor, levels: Tensor) -> Tensor:
         function is something else.
 
     Example:
-        >>> levels = torch.tensor([[0.0, 0.5, 1.0]])
-        >>> uniform_quantiser(torch.tensor([[0.2500001, 0.75]]), levels)  # a tie goes to the even code
+        >>> from lightning_polystep.kernels import step_function_dictionary
+        >>> step = torch.tensor(0.5)
+        >>> boundaries, levels = step_function_dictionary(lambda x: (x / step).round().clamp(0, 2) * step, levels=3)
+        >>> uniform_quantiser(boundaries[None], levels[None])
         tensor([5.0000e-01, 0.0000e+00, 2.0000e+00, 1.2583e+07])
-        >>> uniform_quantiser(torch.tensor([[0.3, 0.75]]), levels)
+        >>> uniform_quantiser(boundaries[None] + 0.1, levels[None])
         tensor([0., 0., 0., 0.])
     """
     other, zero = levels.new_zeros(4), (levels == 0).nonzero()
