@@ -67,7 +67,8 @@ class StackTier:
         rows, reach = proposal.rows[first:last], proposal.reach[first:last]
         # Not a loop, whose variable would hold a slice while the next one is replayed.
         slices = map(partial(self._all_costs, proposal, rows, reach), self.capture.slices(self.stack))
-        costs = reduce(torch.add, slices, reach.new_zeros(len(rows), per_row, dtype=torch.float64))
+        # In place: see `layers.sliced.Rows` for what is kept among large tensors that come and go.
+        costs = reduce(Tensor.add_, slices, reach.new_zeros(len(rows), per_row, dtype=torch.float64))
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
