@@ -30,15 +30,13 @@ class Kernel:
     Args:
         name: Of the operator, of its folder beside this file and of the function in ``reference.py``, ``cpu.py`` and
             ``triton.py``.
-        implementations: Those of these files that exist.
     """
 
     name: str
-    implementations: tuple[str, ...] = tuple(RUNS_ON)
 
     def __call__(self, *arguments: Any) -> Tensor:
         """Run the implementation for the device of the first argument."""
-        choice = choose(arguments[0].device, self.name, self.implementations)
+        choice = choose(arguments[0].device, self.name)
         # Imported at the first call: importing numba kernels or Triton costs seconds that most processes never need.
         function = getattr(import_module(f"lightning_polystep.kernels.{self.name}.{choice}"), self.name)
         if choice != "cpu":
@@ -47,13 +45,12 @@ class Kernel:
             return function(*arguments)
 
 
-def choose(device: torch.device, name: str, implementations: tuple[str, ...] = tuple(RUNS_ON)) -> str:
+def choose(device: torch.device, name: str) -> str:
     """Return ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Args:
         device: Where the tensors are.
         name: What errors call the operator.
-        implementations: Those that the operator has.
 
     Returns:
         The choice of ``POLYSTEP_KERNELS`` if it is set, else the implementation for ``device``.
@@ -65,12 +62,12 @@ def choose(device: torch.device, name: str, implementations: tuple[str, ...] = t
     choice = asked or BY_DEVICE.get(device.type, "")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     able = {"reference": True, "cpu": device.type == "cpu", "triton": device.type == "cuda" or interpreted}
-    if choice in implementations and able.get(choice, False):
+    if able.get(choice, False):
         return choice
     problem = f"{VARIABLE}={asked} cannot run on" if asked in RUNS_ON else f"{VARIABLE}={asked} is no kernel for"
     if not asked:
         problem = "there is no kernel for"
-    choices = ", ".join(f"{key}: {RUNS_ON[key]}" for key in implementations)
+    choices = ", ".join(f"{key}: {where}" for key, where in RUNS_ON.items())
     raise RuntimeError(f"{name}: {problem} device {device.type!r}; set {VARIABLE} to one of {choices}.")
 
 

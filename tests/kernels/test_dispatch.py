@@ -43,13 +43,6 @@ def test_what_cannot_run_is_refused_with_the_choices(monkeypatch, asked, device,
         choose(device, "op")
 
 
-def test_a_kernel_that_does_not_exist_is_refused_with_those_that_do(monkeypatch):
-    monkeypatch.delenv("POLYSTEP_KERNELS", raising=False)
-    with pytest.raises(RuntimeError, match=r"op: there is no kernel for device 'cuda'.*reference: .*cpu: ") as caught:
-        choose(CUDA, "op", ("reference", "cpu"))
-    assert "triton" not in str(caught.value)
-
-
 def test_a_compilation_is_announced_once_and_a_cached_kernel_not_at_all(tmp_path):
     script = """
 import torch

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tests.kernels import cases, feedforward_cases, route_cases
+from tests.kernels import cases, feedforward_cases, route_cases, two_level_cases
 from tests.kernels.cases import NEURONS, Sizes, readout_case, run, train_case
 
 LIF = ("lif_outcome_costs", "lif_direct_costs", "lif_train_costs")
@@ -46,6 +46,8 @@ def all_cases() -> Iterator[Case]:
     for dtype, own in itertools.product((torch.float32, torch.float64), (False, True)):
         for sizes in ((5, 4, 3, 6), (67, 2, 1, 130), (1, 1, 2, 1), (3, 4, 0, 2), (3, 4, 2, 0)):
             yield Case("route_outcome_costs", route_cases.case(*sizes, dtype=dtype, own=own), exact=True)
+    for sizes, whole in itertools.product(((1, 1, 1, 1), (3, 300, 5, 2), (2, 7, 0, 1), (2, 0, 3, 1)), (False, True)):
+        yield Case("two_level_losses", two_level_cases.case(*sizes, whole=whole), exact=True)
 
 
 def _spiking() -> Iterator[Case]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_polystep.kernels.dispatch import Kernel
 
 _NAME = "two_level_losses"
-_KERNEL = Kernel(_NAME, ("reference", "cpu"))
+_KERNEL = Kernel(_NAME)
 
 
 @torch.library.custom_op("polystep::two_level_losses", mutates_args=())
