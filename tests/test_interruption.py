@@ -18,6 +18,14 @@ from tests.helpers.resume import BATCHES, EPOCHS, Hashes, Noisy, run_rest, run_w
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Take signals as an ordinary process does, also where the tests run in the background and SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def data():
     return loader(BATCHES, shuffle=True)
 
