@@ -128,7 +128,9 @@ class Augmented(torch.utils.data.Dataset):
 
 def augmented_in_workers():
     pl.seed_everything(0, workers=True)
-    return Boring(polystep), DataLoader(Augmented(), batch_size=BATCH, num_workers=1), {}
+    # Spawned, because a worker that is forked from a process with threads may wait for a lock of theirs for ever.
+    batches = DataLoader(Augmented(), batch_size=BATCH, num_workers=1, multiprocessing_context="spawn")
+    return Boring(polystep), batches, {}
 
 
 class Drifting(Boring):
