@@ -10,12 +10,9 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning_fabric.strategies.registry import _StrategyRegistry
 from lightning_fabric.utilities.distributed import _destroy_dist_connection
-from pytorch_lightning.accelerators import Accelerator
 from pytorch_lightning.overrides.distributed import _sync_module_states
-from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.call import _interrupt
@@ -80,45 +77,24 @@ class LayoutStrategy(DDPStrategy):
     One process needs no launcher and no process group, so that it works in notebooks and beside other runs.
 
     Args:
-        accelerator: As in DDPStrategy; the Trainer sets it.
-        parallel_devices: As in DDPStrategy; the Trainer sets it.
-        cluster_environment: As in DDPStrategy.
-        checkpoint_io: As in DDPStrategy.
-        precision_plugin: As in DDPStrategy; the Trainer sets it.
-        process_group_backend: As in DDPStrategy.
         timeout: How long a process waits for the others, as a timedelta or in seconds.
-        start_method: How processes are started on this machine.
         data_parallel_size: Shards of the batch.
         candidate_parallel_size: Processes that see the same shard and divide the candidates.
+        ddp_options: DDPStrategy's other arguments.
     """
 
     strategy_name = "polystep"
 
-    def __init__(  # noqa: PLR0913 - DDPStrategy's own, and where the processes stand
+    def __init__(
         self,
         *,
-        accelerator: Accelerator | None = None,
-        parallel_devices: list[torch.device] | None = None,
-        cluster_environment: ClusterEnvironment | None = None,
-        checkpoint_io: CheckpointIO | None = None,
-        precision_plugin: Precision | None = None,
-        process_group_backend: str | None = None,
         timeout: timedelta | float,
-        start_method: StartMethod,
         data_parallel_size: Size,
         candidate_parallel_size: Size,
+        **ddp_options: Any,
     ) -> None:
         self._patience = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
-        super().__init__(
-            accelerator=accelerator,
-            parallel_devices=parallel_devices,
-            cluster_environment=cluster_environment,
-            checkpoint_io=checkpoint_io,
-            precision_plugin=precision_plugin,
-            process_group_backend=process_group_backend,
-            timeout=self._patience,
-            start_method=start_method,
-        )
+        super().__init__(timeout=self._patience, **ddp_options)
         self.processes = Processes()
         self._data_parallel_size: Size = data_parallel_size
         self._candidate_parallel_size: Size = candidate_parallel_size

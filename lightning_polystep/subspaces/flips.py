@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_polystep.centring import bias_shifts
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.subspaces.protocol import Subspace
+from lightning_polystep.subspaces.protocol import Subspace, some_axes
 
 # Biases over which a candidate's cost is averaged. In the fast tier they cost next to nothing, in others each costs as
 # much as the candidate.
@@ -58,18 +58,12 @@ class FlipSubspace(Subspace):
     particle_dim = 1
     full_rank = sys.maxsize
 
-    def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
-        """Return D, the weights of a row, the bias among them."""
-        del group, statistics
-        return block.dim
-
     def basis(
         self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
     ) -> Tensor:
         """Return B, shape (D, rank), float64: all weights, or a random choice of them when fewer are asked for."""
         del group, statistics
-        chosen = torch.randperm(block.dim, generator=draw)[:rank].sort().values
-        return 2 * _unit(block) * torch.eye(block.dim, dtype=torch.float64)[:, chosen]
+        return 2 * _unit(block) * some_axes(block.dim, rank, draw)
 
     def probe_radius(self, group: dict[str, Any]) -> float:
         """Return 1: a flip is as large as it is, and the group's radius is that of the starts."""

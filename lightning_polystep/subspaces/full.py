@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, InputStatistics
-from lightning_polystep.subspaces.protocol import Subspace
+from lightning_polystep.subspaces.protocol import Subspace, some_axes
 
 
 class FullSubspace(Subspace):
@@ -24,15 +24,9 @@ class FullSubspace(Subspace):
     name = "full"
     is_rotated = False
 
-    def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
-        """Return D, the coordinates of a particle."""
-        del group, statistics
-        return block.dim
-
     def basis(
         self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
     ) -> Tensor:
         """Return B, shape (D, rank), float64: all coordinates, or a random choice of them when fewer are asked for."""
         del group, statistics
-        chosen = torch.randperm(block.dim, generator=draw)[:rank].sort().values
-        return block.scale * torch.eye(block.dim, dtype=torch.float64)[:, chosen]
+        return block.scale * some_axes(block.dim, rank, draw)

@@ -25,11 +25,6 @@ class GaussianSubspace(Subspace):
     name = "gaussian"
     is_rotated = False
 
-    def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
-        """Return D: any number of directions up to the row's own dimension."""
-        del group, statistics
-        return block.dim
-
     def basis(
         self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
     ) -> Tensor:

@@ -30,8 +30,9 @@ class Subspace(Protocol):
     full_rank: ClassVar[int] = 128
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
-        """Return how many directions the subspace could give this block now."""
-        ...
+        """Return how many directions the subspace could give this block now: by default D, all of a row's own."""
+        del group, statistics
+        return block.dim
 
     def basis(
         self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
@@ -64,3 +65,22 @@ class Subspace(Protocol):
             before: The first of its parameters as it was.
         """
         del proposal, before
+
+
+def some_axes(dim: int, rank: int, draw: torch.Generator) -> Tensor:
+    """Return all axes, or a random choice of them when fewer are asked for.
+
+    Args:
+        dim: D.
+        rank: How many are asked for.
+        draw: Source of randomness, on the CPU.
+
+    Returns:
+        Shape (D, rank), float64, the axes in ascending order.
+
+    Example:
+        >>> some_axes(3, 3, torch.Generator()).diagonal()
+        tensor([1., 1., 1.], dtype=torch.float64)
+    """
+    chosen = torch.randperm(dim, generator=draw)[:rank].sort().values
+    return torch.eye(dim, dtype=torch.float64)[:, chosen]
