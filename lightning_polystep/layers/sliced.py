@@ -1,5 +1,6 @@
 """A sequence of layers that takes a large batch in slices."""
 
+import math
 from typing import cast
 
 import torch
@@ -104,7 +105,10 @@ class Sliced(nn.Sequential):
         Args:
             input: ``(N, ...)``.
         """
-        return self.samples if self.samples is not None and len(input) > self.samples else None
+        if self.samples is None or len(input) <= self.samples:
+            return None
+        # Slices as even as can be: what is freed of one is then just right for the next.
+        return math.ceil(len(input) / math.ceil(len(input) / self.samples))
 
     def extra_repr(self) -> str:
         """Show the size of a slice."""

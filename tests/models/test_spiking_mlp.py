@@ -61,9 +61,10 @@ def test_too_few_sizes_are_refused(sizes):
         SpikingMLP(sizes)
 
 
-def test_the_mnist_configuration_is_run_whole_and_more_steps_in_slices():
-    assert SpikingMLP().slice_size(torch.empty(1024, 1)) is None
-    assert SpikingMLP(num_steps=400).samples == 40
+def test_the_mnist_configuration_is_run_in_two_slices_and_more_steps_in_many():
+    assert SpikingMLP().slice_size(torch.empty(512, 1)) is None
+    assert SpikingMLP().slice_size(torch.empty(1024, 1)) == 512
+    assert SpikingMLP(num_steps=400).samples == 20
     assert SpikingMLP((784, 16, 256, 10), num_steps=16, slice_bytes=2**20).samples == 64
     assert SpikingMLP(num_steps=400, slice_bytes=1).samples == 1
     assert SpikingMLP(num_steps=400, slice_bytes=None).samples is None

@@ -215,7 +215,7 @@ def test_a_sliced_pass_keeps_nothing_with_a_time_axis():
         assert run.problem() is None
         return [tuple(tensor.shape) for tensor in (*run.capture.inputs, *run.capture.currents, *run.capture.scored())]
 
-    assert kept(5) == kept(50) == [(16, 4), (16, 4), (8, 4), (16, 6), (16, 6), (8, 6), (40, 3), (40,)]
+    assert kept(5) == kept(50) == [(14, 4), (14, 4), (12, 4), (14, 6), (14, 6), (12, 6), (40, 3), (40,)]
 
 
 def test_a_batch_that_fits_again_is_captured_whole_again():
@@ -228,11 +228,11 @@ def test_a_batch_that_fits_again_is_captured_whole_again():
 
 _SLICED_STEPS = {
     "twice": (lambda m, x, y: m.criterion(m.network(x) + m.network(-x), y), "ran on 6 slices, and the criterion was"),
-    "some samples": (lambda m, x, y: m.criterion(m.network(x)[:30], y[:30]), "ran on 3 slices, and the criterion was"),
-    "fewer in a slice": (lambda m, x, y: m.criterion(m.network(x)[:33], y[:33]), "shape (8, 6): not one position"),
+    "some samples": (lambda m, x, y: m.criterion(m.network(x)[:28], y[:28]), "ran on 3 slices, and the criterion was"),
+    "fewer in a slice": (lambda m, x, y: m.criterion(m.network(x)[:33], y[:33]), "shape (12, 6): not one position"),
     "other slices": (
-        lambda m, x, y: m.criterion(torch.cat([m.network(x[:20]), m.network(x[20:])]), y),
-        "ran on 4 slices, and the criterion was given 3",
+        lambda m, x, y: m.criterion(torch.cat([m.network(x[:22]), m.network(x[22:])]), y),
+        "ran on 4 slices, and the criterion was given 5",
     ),
     "a slice apart": (
         lambda m, x, y: m.criterion(torch.cat([m.network(x[:16]), m.network(x[16:])]), y),
