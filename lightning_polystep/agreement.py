@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_polystep import guards
 from lightning_polystep.fingerprint import mix
 from lightning_polystep.optimizer import Pending, Progress
+from lightning_polystep.parallel import Balance
 from lightning_polystep.processes import Processes
 from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.sites import symmetric
@@ -80,6 +81,7 @@ class Agreement:
         self.processes = processes
         self.layout = processes.layout
         self.notes = Notes()
+        self.balance = Balance(self.layout.candidates.size)
         self._parameters = parameters
         self._check_every = check_every
 
@@ -173,7 +175,8 @@ class Agreement:
         self._take(told, assignments, pending, progress)
         for proposal in pending.proposals:
             place = places[proposal.block]
-            assignments[place].learn_seconds(float(told["seconds"][place]), proposal)
+            assignments[place].learn_seconds(float(told["seconds"][:, place].sum()), proposal)
+        self.balance.learn(told["seconds"].sum(1).tolist())
         for assignment, demoted in zip(assignments, told["demoted"].tolist(), strict=True):
             if demoted:
                 assignment.step_down(guards.FAILED_ELSEWHERE)
@@ -224,14 +227,14 @@ class Agreement:
         device = pending.costs[0].device if pending.costs else torch.device("cpu")
         costs = torch.zeros(sum(a.most_candidates for a in assignments), dtype=torch.float64, device=device)
         incumbents = torch.zeros(blocks, dtype=torch.float64, device=device)
-        seconds = torch.zeros(blocks)
+        seconds = torch.zeros(self.layout.candidates.size, blocks)
         places = {assignment.block: place for place, assignment in enumerate(assignments)}
         slots = costs.split([assignment.most_candidates for assignment in assignments])
         for index, proposal in enumerate(pending.proposals):
             place = places[proposal.block]
             slots[place][: proposal.candidates] = pending.costs[index]
             incumbents[place] = speaks * pending.incumbents[index]
-            seconds[place] = pending.seconds[index]
+            seconds[self.layout.candidates.index, place] = pending.seconds[index]
         notes = self.notes
         counts = (pending.weight, notes.candidates, notes.samples, notes.skipped, notes.objections + pending.objections)
         return {

@@ -17,6 +17,7 @@ from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
+from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.non_finite import HardInputs, noticing
@@ -32,13 +33,7 @@ from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack, capturing, disagreement
 from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.sites import Observation, find_blocks
-from lightning_polystep.step import learn_inputs, observe, propose, score
-
-# The moments settle within so many batches; from then on they only follow the drift of hidden layers' inputs.
-_EARLY_BATCHES = 20
-_MOMENT_PERIOD = 5
-# So many micro-batches of a step show enough of its inputs; more shards would only make the message longer.
-_MOMENT_BATCHES = 4
+from lightning_polystep.step import observe, propose, score
 
 # Why random directions take the place of the span of a layer's inputs.
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
@@ -113,6 +108,7 @@ class Engine:
         self._agreement = Agreement(
             processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
         )
+        self._inputs = InputLearning(optimizer, self._agreement)
         self._mute = mute
         self._profile = profile
         self._announce = announce
@@ -146,13 +142,14 @@ class Engine:
             self._adapters.observing(),
             torch.no_grad(),
             noise_frame(*self._noise_key()),
-            observe(self.module, self._blocks, self._due_for_moments()) as self._seen,
+            observe(self.module, self._blocks, self._inputs.measured(self._inputs.own_batch)) as self._seen,
             noticing(self.module) as self._hard_inputs,
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
             yield
             if not self._agreement.sharded:
-                learn_inputs(self._seen.take_moments(), self.optimizer.statistics)
+                self._inputs.take(self._seen)
+                self._inputs.learn()
 
     def start_pass(self) -> None:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
@@ -182,17 +179,18 @@ class Engine:
         """
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
-        moments = self._moments()
+        # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
+        self._inputs.take(self._seen)
         fit = problem is None
         if self.plan is None:
             fit = self._agreement.ready(fit)
         if fit:
-            self._gather(evaluate, loss, samples, weight, moments)
+            self._gather(evaluate, loss, samples, weight)
         else:
             # Of the first micro-batch another process may have had the broken part.
             self._count_skipped(*(problem or ("loss", guards.NON_FINITE_LOSS)))
-            self._abstain(moments)
-        self._learn(moments)
+            self._abstain()
+        self._inputs.learn()
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
@@ -204,48 +202,19 @@ class Engine:
         layers = self._hard_inputs.non_finite()
         return ("inputs", guards.non_finite_inputs(layers)) if layers else None
 
-    def _moments(self) -> list[dict[str, Tensor]]:
-        """Return what the shards of this micro-batch have shown of the sites' inputs, in the order of the shards."""
-        # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
-        seen = self._seen.take_moments()
-        if not self._agreement.sharded:
-            return [seen]
-        due = self._due_for_moments()
-        asked_for = [block for block in self._blocks if block.name in due and block.learns_inputs]
-        shards = self._agreement.layout.data.size
-        asked = min(shards, _MOMENT_BATCHES - self.optimizer.progress.micro_batch * shards)
-        exact = any(block.parameters[0].dtype == torch.float64 for block in asked_for)
-        dtype = torch.float64 if exact else torch.float32
-        return self._agreement.shards(seen, {block.name: block.dim for block in asked_for}, asked, dtype)
-
-    def _learn(self, moments: list[dict[str, Tensor]], most: int | None = None) -> None:
-        """Fold the next shards' moments into the running statistics, as one process would that saw them in turn."""
-        for _ in range(len(moments) if most is None else min(most, len(moments))):
-            due, learnt = self._due_for_moments(), moments.pop(0)
-            if self._agreement.sharded:
-                learnt = {name: moment for name, moment in learnt.items() if name in due}
-            learn_inputs(learnt, self.optimizer.statistics)
-
-    def _abstain(self, moments: list[dict[str, Tensor]]) -> None:
+    def _abstain(self) -> None:
         """Propose what the other processes do, when they do, and score nothing of it."""
         if self._agreement.several and self.plan is not None and self.optimizer.binding.pending is None:
-            self._learn(moments, most=1)
+            self._inputs.learn(most=1)
             self.optimizer.binding.pending = self._start(self.plan)
 
-    def _gather(
-        self,
-        evaluate: Callable[[], Tensor],
-        loss: Tensor,
-        samples: int,
-        weight: float,
-        moments: list[dict[str, Tensor]],
-    ) -> None:
+    def _gather(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float) -> None:
         progress, pending = self.optimizer.progress, self.optimizer.binding.pending
         if self._objects(loss):
-            self._abstain(moments)
+            self._abstain()
             return
         # A step's directions come from its first shard, however many there are.
-        self._learn(moments, most=1 if pending is None else None)
+        self._inputs.learn(most=1 if pending is None else None)
         self._written_buffers |= self._buffers.written(self.module)
         probe = Probe(
             self.module,
@@ -339,21 +308,7 @@ class Engine:
 
     def _noise_key(self) -> tuple[int, int, int]:
         progress = self.optimizer.progress
-        return self.optimizer.seed, progress.step, self._micro_batch
-
-    @property
-    def _micro_batch(self) -> int:
-        """The micro-batch, counted over all shards of the step: processes take them in turn."""
-        data = self._agreement.layout.data
-        return self.optimizer.progress.micro_batch * data.size + data.index
-
-    def _due_for_moments(self) -> set[str]:
-        """Return the blocks whose running second moment takes this batch in: all at first, then every fifth step."""
-        known, step = self.optimizer.statistics, self.optimizer.progress.step
-        if self.optimizer.progress.micro_batch * self._agreement.layout.data.size >= _MOMENT_BATCHES:
-            return set()
-        early = {b.name for b in self._blocks if b.name not in known or known[b.name].batches < _EARLY_BATCHES}
-        return {b.name for b in self._blocks} if step % _MOMENT_PERIOD == 0 else early
+        return self.optimizer.seed, progress.step, self._inputs.own_batch
 
     def _follow_frozen_parameters(self) -> None:
         """Plan afresh when parameters were frozen, unfrozen or added since the last plan, as fine-tuning does."""
@@ -363,6 +318,7 @@ class Engine:
             names = self._adapters.held()
             held = {parameter for name, parameter in self.module.named_parameters() if name in names}
             self._blocks = [b for b in find_blocks(self.module, groups) if held.isdisjoint(b.parameters)]
+            self._inputs.follow(self._blocks)
             self._planned_for = trainable
             self.plan = None
 
@@ -418,7 +374,7 @@ class Engine:
         """Say which candidates of a step this process scores."""
         assignments = {assignment.block: assignment for assignment in plan.assignments}
         work = [assignments[proposal.block].work(proposal) for proposal in pending.proposals]
-        pending.shares = divide(work, self._agreement.layout.candidates)
+        pending.shares = divide(work, self._agreement.layout.candidates, self._agreement.balance.parts)
         pending.seconds = [0.0] * len(work)
         return pending
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 Size = int | Literal["auto"]
@@ -108,17 +109,48 @@ class Work:
         return -(-self.candidates // self.piece)
 
 
-def divide(work: Sequence[Work], axis: Axis) -> list[range]:
+class Balance:
+    r"""How large a part of a step's work each place of an axis is given, by how long its last part took it.
+
+    A part takes longer than predicted where a process prepares more blocks before it scores, or is slower than others:
+
+    .. math:: p_c \propto p_c \, (\bar t / t_c)^{1/3}
+
+    Args:
+        places: Number of places.
+
+    Example:
+        >>> balance = Balance(2)
+        >>> balance.learn([1.0, 8.0])
+        >>> [round(part, 2) for part in balance.parts]
+        [0.67, 0.33]
+    """
+
+    def __init__(self, places: int) -> None:
+        self.parts = [1 / places] * places
+
+    def learn(self, seconds: Sequence[float]) -> None:
+        """Move work to the places that were done sooner.
+
+        Args:
+            seconds: Of each place. Nothing is learnt from a step in which one of them had nothing to do.
+        """
+        if min(seconds) > 0:
+            wanted = [part * took ** (-1 / 3) for part, took in zip(self.parts, seconds, strict=True)]
+            total = sum(wanted)
+            self.parts = [part / total for part in wanted]
+
+
+def divide(work: Sequence[Work], axis: Axis, parts: Sequence[float] | None = None) -> list[range]:
     r"""Return, for each block, the contiguous range of candidates that falls to one place of an axis.
 
-    All pieces of all blocks are laid one behind the other, each as long as it is expected to take. With the total cut
-    into :math:`C` equal parts, a piece belongs to the part that its middle lies in:
-
-    .. math:: \text{owner} = \lfloor C\, t_\text{middle} / t_\text{total} \rfloor
+    All pieces of all blocks are laid one behind the other, each as long as it is expected to take, and the whole is cut
+    into one part for each place. A piece belongs to the part that its middle lies in.
 
     Args:
         work: One entry per block.
-        axis: The place, and the number C of places.
+        axis: The place, and the number of places.
+        parts: How large each place's part is; equal by default. Their sum is 1.
 
     Returns:
         Ranges that, over all places, cover every candidate exactly once.
@@ -129,11 +161,13 @@ def divide(work: Sequence[Work], axis: Axis) -> list[range]:
         ([range(0, 8), range(0, 0)], [range(8, 8), range(0, 4)])
     """
     total = sum(block.pieces * block.seconds for block in work)
+    # The last end is left out: the last place takes what is left, whatever the sum of the parts rounds to.
+    ends = list(accumulate(parts or [1 / axis.size] * axis.size))[:-1]
     shares, begin = [], 0.0
     for block in work:
 
         def owner(piece: int, begin: float = begin, seconds: float = block.seconds) -> int:
-            return min(int((begin + (piece + 0.5) * seconds) / total * axis.size), axis.size - 1)
+            return bisect_right(ends, (begin + (piece + 0.5) * seconds) / total)
 
         first, last = (bisect_left(range(block.pieces), place, key=owner) for place in (axis.index, axis.index + 1))
         shares.append(range(*(min(piece * block.piece, block.candidates) for piece in (first, last))))

@@ -1,0 +1,92 @@
+"""Which micro-batches the moments of the sites' inputs take in, and how all processes come to the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.agreement import Agreement
+from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.particles import Block
+from lightning_polystep.sites import Observation
+from lightning_polystep.step import learn_inputs
+
+# The moments settle within so many micro-batches; from then on they only follow the drift of hidden layers' inputs.
+_EARLY_BATCHES = 20
+# So many micro-batches of an early step show enough of its inputs; more shards would only make the message longer.
+_EARLY_SHARDS = 4
+# Of later steps every fifth is measured, on its first micro-batch.
+_PERIOD = 5
+
+
+class InputLearning:
+    """Folds what commit passes show of the sites' inputs into the optimizer's running statistics.
+
+    Micro-batches are counted over all shards of a step, and taken in by that order. Processes that divide a batch tell
+    one another what each has seen, so that all learn what one process would that ran their micro-batches in turn.
+
+    Args:
+        optimizer: Its statistics learn.
+        agreement: With the other processes.
+    """
+
+    def __init__(self, optimizer: PolyStep, agreement: Agreement) -> None:
+        self._optimizer = optimizer
+        self._agreement = agreement
+        self._blocks: list[Block] = []
+        self._waiting: list[dict[str, Tensor]] = []
+        self._next = 0
+
+    def follow(self, blocks: Sequence[Block]) -> None:
+        """Learn the inputs of these blocks from now on, as far as their subspaces want to know them."""
+        self._blocks = [block for block in blocks if block.learns_inputs]
+
+    @property
+    def own_batch(self) -> int:
+        """This process's micro-batch, counted over all shards of the step: processes take them in turn."""
+        data = self._agreement.layout.data
+        return self._optimizer.progress.micro_batch * data.size + data.index
+
+    def measured(self, batch: int) -> set[str]:
+        """Return the blocks whose inputs are measured on a micro-batch of this step.
+
+        Args:
+            batch: Counted over all shards of the step.
+        """
+        known, step = self._optimizer.statistics, self._optimizer.progress.step
+        names = {block.name for block in self._blocks}
+        early = {name for name in names if name not in known or known[name].batches < _EARLY_BATCHES}
+        if batch == 0 and step % _PERIOD == 0:
+            return names
+        return early if batch < _EARLY_SHARDS else set()
+
+    def take(self, seen: Observation) -> None:
+        """Take what this micro-batch has shown, here and on the processes that hold its other shards."""
+        data = self._agreement.layout.data
+        self._next = self._optimizer.progress.micro_batch * data.size
+        moments = seen.take_moments()
+        if not self._agreement.sharded:
+            self._waiting = [moments]
+            return
+        shards = range(self._next, self._next + data.size)
+        asked = sum(bool(self.measured(batch)) for batch in shards)
+        wanted = [block for block in self._blocks if block.name in self.measured(self._next)]
+        exact = any(block.parameters[0].dtype == torch.float64 for block in wanted)
+        dtype = torch.float64 if exact else torch.float32
+        self._waiting = self._agreement.shards(moments, {block.name: block.dim for block in wanted}, asked, dtype)
+
+    def learn(self, most: int | None = None) -> None:
+        """Fold what was taken into the running statistics.
+
+        Args:
+            most: Of so many micro-batches; by default of all that wait.
+        """
+        for _ in range(len(self._waiting) if most is None else min(most, len(self._waiting))):
+            # What a micro-batch before it has settled is not measured on the next one.
+            measured, moments = self.measured(self._next), self._waiting.pop(0)
+            if self._agreement.sharded:
+                moments = {name: moment for name, moment in moments.items() if name in measured}
+            learn_inputs(moments, self._optimizer.statistics)
+            self._next += 1
