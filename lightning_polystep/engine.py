@@ -25,7 +25,7 @@ from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
-from lightning_polystep.randomness import noise_frame
+from lightning_polystep.randomness import generator, noise_frame
 from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
@@ -230,6 +230,7 @@ class Engine:
             with self.verb("propose"):
                 pending = self._start(plan)
         with self.verb("score"), probe.isolated():
+            self._select_samples()
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
                 assignment, started = assignments[proposal.block], time.perf_counter()
@@ -245,10 +246,19 @@ class Engine:
                 }
         pending.weight += weight
         self.optimizer.binding.pending = pending
-        candidates = sum(proposal.candidates for proposal in pending.proposals)
-        for counters in (progress, self._agreement.notes):
-            counters.candidates += candidates
-            counters.samples += candidates * samples
+        for proposal in pending.proposals:
+            in_stack = isinstance(assignments[proposal.block].tier, StackTier)
+            scored = min(samples, self._capture.scored_samples) if in_stack else samples
+            for counters in (progress, self._agreement.notes):
+                counters.candidates += proposal.candidates
+                counters.samples += proposal.candidates * scored
+
+    def _select_samples(self) -> None:
+        """Draw the samples on which a stack's candidates are scored, if the optimizer asks for fewer than all."""
+        certain_error, stack = self.optimizer.importance_sampling, self._stack
+        if certain_error and stack is not None and not isinstance(stack.criterion, nn.MSELoss):
+            seed, step, micro_batch = self._noise_key()
+            self._capture.select(stack, certain_error, generator(seed, step, "samples", micro_batch))
 
     def _agree(self, pending: Pending | None) -> Pending | None:
         """Turn what this process has gathered for a step into what all have, at the optimizer's step."""
@@ -348,6 +358,7 @@ class Engine:
             written = self._agreement.slowest([int(name in self._written_buffers) for name in names])
             self._shared_buffers = frozenset(name for name, one in zip(names, written, strict=True) if one)
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
+        self.plan.sampling = self._sampling(self.plan)
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         probed = [assignment for assignment in self.plan.assignments if assignment.block.trainable]
         self.plan.last_candidates = {a.block.name: a.candidates(statistics.get(a.block.name)) for a in probed}
@@ -355,6 +366,18 @@ class Engine:
         if self._announce is not None:
             self._announce(self.plan)
         return self.plan
+
+    def _sampling(self, plan: Plan) -> str:
+        """Return what the plan says about the samples on which candidates are scored; nothing where it is all."""
+        if not self.optimizer.importance_sampling:
+            return ""
+        others = [a.block.name for a in plan.assignments if not isinstance(a.tier, StackTier)]
+        squares = self._stack is not None and isinstance(self._stack.criterion, nn.MSELoss)
+        if squares or len(others) == len(plan.assignments):
+            reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
+            warnings.warn(guards.NO_IMPORTANCE_SAMPLING.format(reason), stacklevel=4)
+            return f"importance sampling: none, {reason}"
+        return "samples: by importance" + (f"; all of them for {', '.join(others)}" if others else "")
 
     def _start(self, plan: Plan) -> Pending:
         """Return the candidates of a step, with what a checkpoint from the middle of it had gathered."""

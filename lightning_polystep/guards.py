@@ -17,6 +17,11 @@ DETACHED_OPTIMIZER = (
     'Trainer(strategy="polystep"), or in plain PyTorch call Engine(model, optimizer).step(closure).'
 )
 
+NO_IMPORTANCE_SAMPLING = (
+    "importance_sampling has no effect, because {}: all samples are scored. It is for modules whose `network` and "
+    "`criterion`, a CrossEntropyLoss, are scored as a stack; set it to 0 for others."
+)
+
 LOST_WINDOW = (
     "The checkpoint was saved between the micro-batches of a step, and {}: "
     "those micro-batches are left out of the step, so the run differs from the uninterrupted one."

@@ -154,7 +154,8 @@ class PolyStep(Optimizer):
     In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
 
     ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
-    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed`` can be set per parameter group.
+    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed`` and ``importance_sampling`` can be
+    set per parameter group.
 
     Args:
         params: Parameters or parameter groups, as for any torch optimizer.
@@ -172,6 +173,9 @@ class PolyStep(Optimizer):
         particle_dim: Dimension of a particle; None makes all directions of a row one particle.
         transport: How costs become weights: "softmax" (one-sided optimal transport).
         maximize: Climb instead of descend.
+        importance_sampling: Score candidates of a recognised stack on a random part of the batch: a sample is always
+            taken if its error (half the sum of |softmax - target|, 0 to 1) is at least this, else with a chance that
+            falls in proportion down to 3 %, and counts for its reciprocal. 0 scores all samples.
         seed: Seed of every draw; None takes torch.initial_seed(), which seed_everything sets.
 
     Raises:
@@ -208,6 +212,7 @@ class PolyStep(Optimizer):
         particle_dim: int | None = None,
         transport: Literal["softmax"] = "softmax",
         maximize: bool = False,
+        importance_sampling: float = 0.0,
         seed: int | None = None,
     ) -> None:
         defaults = {
@@ -224,6 +229,9 @@ class PolyStep(Optimizer):
             "transport": transport,
             "maximize": maximize,
         }
+        if importance_sampling < 0:
+            raise ValueError(f"importance_sampling must be at least 0 (0: all samples), got {importance_sampling}.")
+        self.importance_sampling = importance_sampling
         self.seed = torch.initial_seed() if seed is None else seed
         self.progress = Progress()
         self.binding = Binding()

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -548,6 +549,78 @@ def test_training_with_slices_is_training(samples):
     assert losses[-1] < losses[0]
     for name, value in whole.items():
         torch.testing.assert_close(sliced[name], value, rtol=0, atol=1e-6)
+
+
+# A part of the samples.
+
+
+def sampling_run(certain_error=0.6):
+    task = Task(hidden=16)
+    optimizer = PolyStep(task.parameters(), seed=0, rank=2, lr=0.3, importance_sampling=certain_error)
+    return Run(plainly, task=task, optimizer=optimizer)
+
+
+def test_training_on_a_part_of_the_samples_is_training():
+    def loss(run):
+        with torch.no_grad():
+            return float(run.task.loss(run.inputs, run.targets))
+
+    run = sampling_run()
+    before = loss(run)
+    assert loss(run(25)) < 0.5 * before
+    assert "samples: by importance" in str(run.engine.plan)
+    assert digest(run.task) == digest(sampling_run()(25).task) != digest(sampling_run(0.0)(25).task)
+
+
+def test_samples_are_drawn_anew_in_each_step_and_micro_batch():
+    run, drawn = sampling_run(), []
+    run(1)
+    for _ in range(2):
+        with run.engine.observing():
+            loss = run.task.loss(run.inputs, run.targets)
+        capture = run.engine._capture
+        for _ in range(2):
+            run.engine._select_samples()
+            drawn.append(capture.selection.chosen)
+        before = replace(run.engine.optimizer.progress)
+        run.engine.probe(lambda: run.task.loss(run.inputs, run.targets), loss, samples=len(run.inputs))
+        after = run.engine.optimizer.progress
+        assert after.samples - before.samples == int(drawn[-1].sum()) * (after.candidates - before.candidates)
+        run.engine.optimizer.step()
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"), [(network, "no block is scored as part of a stack"), (None, "no cross-entropy")]
+)
+def test_importance_sampling_without_effect_says_so_once(build, reason):
+    torch.manual_seed(0)
+    inputs, targets = problem()
+    if build is None:
+        module = nn.Module()
+        module.network, module.criterion = nn.Linear(6, 3), nn.MSELoss()
+        targets = F.one_hot(targets, 3).float()
+
+        def loss():
+            return module.criterion(module.network(inputs), targets)
+    else:
+        module = build()
+
+        def loss():
+            return F.cross_entropy(module(inputs), targets)
+
+    engine = engine_of(module, optimizer=PolyStep(module.parameters(), seed=0, rank=2, importance_sampling=0.5))
+    with pytest.warns(UserWarning, match=f"importance_sampling has no effect.*{reason}"):
+        engine.step(loss)
+    engine.step(loss)  # a second warning would be an error
+    assert reason in str(engine.plan)
+
+
+def test_a_negative_error_is_refused():
+    with pytest.raises(ValueError, match="importance_sampling must be at least 0"):
+        PolyStep(nn.Linear(2, 2).parameters(), importance_sampling=-0.1)
 
 
 # What is not finite.

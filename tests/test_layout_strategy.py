@@ -22,6 +22,9 @@ from tests.helpers.ranks import (
     foreign_task,
     noisy_hybrid,
     noisy_shards,
+    sampled_hybrid,
+    sampled_shards,
+    sampled_task,
     spiking_hybrid,
     spiking_shards,
     spiking_task,
@@ -35,7 +38,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*does
 # --- candidate layout: 1 = 2 = 4 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", [spiking_task, foreign_task])
+@pytest.mark.parametrize("task", [spiking_task, sampled_task, foreign_task])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_number_of_processes_does_not_change_a_bit(tmp_path, task, accumulate):
     options = {"accumulate_grad_batches": accumulate}
@@ -95,7 +98,10 @@ def test_memory_that_runs_out_on_one_process_changes_no_bit(tmp_path):
 # --- data and hybrid layouts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("task", "hybrid"), [(spiking_shards, spiking_hybrid), (noisy_shards, noisy_hybrid)])
+@pytest.mark.parametrize(
+    ("task", "hybrid"),
+    [(spiking_shards, spiking_hybrid), (sampled_shards, sampled_hybrid), (noisy_shards, noisy_hybrid)],
+)
 def test_the_number_of_shards_does_not_change_a_bit(tmp_path, task, hybrid):
     """One process that accumulates over four micro-batches makes the steps of four that see one each."""
 

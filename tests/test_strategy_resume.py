@@ -2,6 +2,7 @@
 
 import itertools
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -10,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from datamodules import Digits
-from tests.helpers.boring import Boring, loader, polystep, spiking, trainer
+from tests.helpers.boring import Boring, loader, polystep, sampled, spiking, trainer
 from tests.helpers.resume import BATCHES, EPOCHS, STEPS, Hashes, Noisy, drop, run_rest, run_whole, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
@@ -23,6 +24,7 @@ CASES = {
     "shuffled by Lightning's sampler": (Noisy, True, EVERY_BATCH, {}),
     "accumulating": (Noisy, True, EVERY_BATCH, {"accumulate_grad_batches": 3}),
     "spiking": (spiking(Boring), True, EVERY_BATCH, {}),
+    "some samples": (partial(spiking(Boring), sampled), True, SOME_BATCHES, {"accumulate_grad_batches": 3}),
     "64-true": (Noisy, True, SOME_BATCHES, {"precision": "64-true"}),
 }
 

@@ -94,7 +94,6 @@ class FeedforwardTier(StackTier):
             "scores": seen.scores,
             "target": seen.targets,
             "loss": self.stack.loss,
-            "label_smoothing": self.stack.label_smoothing,
         }
 
     def _dictionary(self, place: int, preactivation: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +157,7 @@ class ScoreTier(FeedforwardTier):
 
     def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
         scores, targets = seen.scores, seen.targets
-        options = {"loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
+        options = {"loss": self.stack.loss}
         if shifts.ndim == 2:
             return score_direct_costs(shifts, scores, targets, **options)[rows]
         every = shifts.new_zeros(scores.shape[1], *shifts.shape[1:])

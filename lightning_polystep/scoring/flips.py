@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.kernels import two_level_losses, unit_change_losses
-from lightning_polystep.kernels.feedforward import Scores, target_weights
 from lightning_polystep.layers import QuantLinear
 from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring.feedforward import effective_rows
@@ -149,7 +148,7 @@ class ScoreFlipTier(FlipTier):
     def _changes(self, seen: Pass, rows: Tensor, around: Tensor, farthest: Tensor) -> Changes:
         del farthest
         scores = seen.scores.double()
-        weights = target_weights(Scores(scores, seen.targets, self.stack.loss, self.stack.label_smoothing))
+        weights = seen.targets
         if self.stack.loss == "mse":
             return _Squares((scores - weights).T[rows], scores.shape[1], around)
         return _Entropy(scores.softmax(1).T[rows], weights.T[rows], weights.sum(1), around)

@@ -177,12 +177,14 @@ class Plan:
         live_metrics: Whether the loss depends on a torchmetrics object.
         last_candidates: Candidates of each block in the step that the plan was made for, by name.
         held: Trainable parameters that are not probed, each with the reason.
+        sampling: On which samples candidates are scored; empty for all.
     """
 
     assignments: list[Assignment]
     live_metrics: bool = False
     last_candidates: dict[str, int] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    sampling: str = ""
 
     def table(self) -> Table:
         """Return the plan as a table: block, subspace, rows, rank, candidates per step, tier, and a note's number."""
@@ -206,7 +208,7 @@ class Plan:
                 assignment.tier.name,
                 str(notes.index(assignment.note) + 1) if assignment.note else "",
             )
-        lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
+        lines = [f"{sum(self.last_candidates.values()):,} candidates per step", *[self.sampling][: bool(self.sampling)]]
         lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
         for reason in dict.fromkeys(self.held.values()):
             names = [name for name, why in self.held.items() if why == reason]

@@ -76,7 +76,7 @@ class RoutedStack(FeedforwardStack):
         Args:
             passes: Of each expert, on all samples.
         """
-        heads = (Scores(seen.scores, seen.targets, self.loss, self.label_smoothing) for seen in passes)
+        heads = (Scores(seen.scores, seen.targets, self.loss, 0.0) for seen in passes)
         return torch.stack([losses_of_each(head, head.scores) for head in heads], 1)
 
     def passed_on(self, place: int, inputs: Tensor, currents: Tensor) -> Tensor:

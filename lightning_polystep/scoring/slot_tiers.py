@@ -93,6 +93,6 @@ class KeyTier(StackTier):
             for place, linear in enumerate(self.stack.behind.linears):
                 currents = type(linear).forward(linear, arriving).detach()
                 arriving = self.stack.behind.passed_on(place, arriving, currents)
-        targets = seen.targets.repeat(len(keys), *[1] * (seen.targets.ndim - 1))
-        head = Scores(arriving, targets, self.stack.loss, self.stack.label_smoothing)
+        targets = seen.targets.repeat(len(keys), 1)
+        head = Scores(arriving, targets, self.stack.loss, 0.0)
         return losses(head, arriving).reshape(len(keys), -1)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.kernels.readout.reference import dense_targets
 from lightning_polystep.layers import Sliced
 from lightning_polystep.layers.sliced import Rows
+from lightning_polystep.scoring.importance import Selection, output_errors, select_samples
 from lightning_polystep.sites import is_recording
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
@@ -109,7 +111,7 @@ class Stack:
             inputs: Of the first Linear layer.
             currents: Its output.
             scores: What the criterion was given first for these samples.
-            targets: What it was given second.
+            targets: What they should be, (N, C).
         """
         seen = Pass([inputs], [currents], scores, targets)
         for place, following in enumerate(self.linears[1:]):
@@ -141,7 +143,8 @@ class Pass:
         inputs: Input of each Linear layer, (N, D) or (T, N, D).
         currents: Output of each Linear layer.
         scores: What the criterion was given first, (N, C).
-        targets: What it was given second: class indices (N,), or one number per sample and class, (N, C).
+        targets: What the scores should be, one number per sample and class, (N, C), float64, smoothed where the
+            criterion does; of a cross-entropy times what the sample counts.
     """
 
     inputs: list[Tensor]
@@ -169,6 +172,7 @@ class Capture:
         linear_calls: How often Linear layers ran.
         slice_size: Samples of a slice, if the network took the batch in slices.
         rows: Where the currents of slices are kept.
+        selection: The samples that are scored; None for all.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -179,12 +183,14 @@ class Capture:
     linear_calls: int = 0
     slice_size: int | None = None
     rows: Rows = field(default_factory=lambda: Rows(0))
+    selection: Selection | None = None
     _loss: Tensor | None = field(default=None, init=False, repr=False)
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
         self.linear_calls, self.slice_size, self.rows, self._loss = 0, None, Rows(0), None
+        self.selection = None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -207,19 +213,51 @@ class Capture:
             self._loss = stack.loss_of(*self.scored())
         return self._loss
 
+    @property
+    def scored_samples(self) -> int:
+        """Samples on which candidates are scored."""
+        return self.samples if self.selection is None else len(self.selection.weights)
+
+    def select(self, stack: Stack, certain_error: float, draw: torch.Generator) -> None:
+        """Score candidates on some samples only, by how much they are off; see ``importance.py``.
+
+        Args:
+            stack: The stack, with a cross-entropy.
+            certain_error: Samples whose error is at least that are always scored.
+            draw: For the others.
+        """
+        errors = output_errors(self.scored()[0], self.targets_of(stack))
+        self.selection = select_samples(errors, certain_error, draw)
+
+    def targets_of(self, stack: Stack) -> Tensor:
+        """Return what the scores should be, one number per sample and class, (N, C), float64."""
+        scores, targets = self.scored()
+        return dense_targets(targets, scores.shape[-1], stack.label_smoothing)
+
     def slices(self, stack: Stack) -> Iterator[Pass]:
-        """Yield what every layer saw, slice by slice; the whole batch at once unless the network took it in slices.
+        """Yield what every layer saw of the samples that are scored: slice by slice if the network took them so.
 
         Args:
             stack: The stack.
         """
-        scores, targets = self.scored()
-        if self.slice_size is None:
-            yield Pass(self.inputs, self.currents, scores, targets)
+        inputs, currents, size = self.inputs, self.currents, self.slice_size
+        (scores, _), targets = self.scored(), self.targets_of(stack)
+        if self.selection is not None:
+            chosen, weights = self.selection
+            scores, targets = scores[chosen], weights[:, None] * targets[chosen]
+            if size is None:
+                inputs, currents = ([seen[..., chosen, :] for seen in part] for part in (inputs, currents))
+            else:
+                of_slices = chosen.split(size)
+                inputs, currents = (
+                    torch.cat([seen[own] for seen, own in zip(part, of_slices, strict=True)]).split(size)
+                    for part in (inputs, currents)
+                )
+        if size is None:
+            yield Pass(inputs, currents, scores, targets)
             return
-        outcomes = zip(scores.split(self.slice_size), targets.split(self.slice_size), strict=True)
-        for inputs, currents, outcome in zip(self.inputs, self.currents, outcomes, strict=True):
-            yield stack.replayed(inputs, currents, *outcome)
+        for of_slice in zip(inputs, currents, scores.split(size), targets.split(size), strict=True):
+            yield stack.replayed(*of_slice)
 
 
 class Captured(Protocol):

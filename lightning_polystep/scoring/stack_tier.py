@@ -154,7 +154,7 @@ class SpikingTier(StackTier):
         """Return the kernels' arguments that describe the last layer: tensors, and options."""
         neurons = self.stack.layers[-1].neurons
         currents = self.currents(seen, len(self.stack.layers) - 1)
-        options = {**dynamics(neurons), "loss": self.stack.loss, "label_smoothing": self.stack.label_smoothing}
+        options = {**dynamics(neurons), "loss": self.stack.loss}
         return (currents, *constants_of_each(neurons, currents), seen.targets), options
 
     def currents(self, seen: Pass, index: int) -> Tensor:

@@ -106,6 +106,11 @@ def polystep(module, **options):
     return PolyStep(module.parameters(), **{"seed": 0, "rank": 4, **options})
 
 
+def sampled(module):
+    """The same, scoring candidates on a part of the samples."""
+    return polystep(module, importance_sampling=0.8)
+
+
 class CountingExperiment:
     """Counts every call of a method of a logger's experiment; snapshots of the module do not reach it."""
 

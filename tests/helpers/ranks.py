@@ -26,7 +26,18 @@ import lightning_polystep.kernels.lif_outcome_costs.cpu  # noqa: F401
 from lightning_polystep import PolyStepStrategy
 from lightning_polystep.layout_strategy import ProcessLauncher
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import BATCH, Boring, Busy, CountingLogger, loader, polystep, separable, spiking, trainer
+from tests.helpers.boring import (
+    BATCH,
+    Boring,
+    Busy,
+    CountingLogger,
+    loader,
+    polystep,
+    sampled,
+    separable,
+    spiking,
+    trainer,
+)
 from tests.helpers.resume import SaveEveryBatch
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -231,6 +242,11 @@ def spiking_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     return spiking(Boring, torch.float32)(polystep), loader(8, shuffle=True), {}
 
 
+def sampled_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
+    """The same, scored on a part of the samples."""
+    return spiking(Boring, torch.float32)(sampled), loader(8, shuffle=True), {}
+
+
 def foreign_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     """Batch normalisation and dropout by vmap, trained by an Adam that is replaced."""
     return Busy(), loader(6, shuffle=True), {"logger": CountingLogger()}
@@ -304,6 +320,16 @@ def spiking_shards():
 def spiking_hybrid():
     """The same, dealt to pairs of ranks."""
     return dealt(spiking(Boring, torch.float32)(polystep), shares=2)
+
+
+def sampled_shards():
+    """A spiking network scored on a part of the samples, micro-batches dealt to the ranks."""
+    return dealt(spiking(Boring, torch.float32)(sampled))
+
+
+def sampled_hybrid():
+    """The same, dealt to pairs of ranks."""
+    return dealt(spiking(Boring, torch.float32)(sampled), shares=2)
 
 
 def noisy_shards():
