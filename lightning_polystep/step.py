@@ -232,5 +232,9 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
     Returns:
         Shape (rows, D), in the parameters' dtype.
     """
-    barycentre = torch.einsum("rgv,gvD->rD", weights.to(proposal.directions), proposal.directions)
+    directions, weights = proposal.directions, weights.to(proposal.directions)
+    if proposal.mirrored:  # v and -v: one product of half the size
+        half = directions.shape[1] // 2
+        directions, weights = directions[:, :half], weights[..., :half] - weights[..., half:]
+    barycentre = torch.einsum("rgv,gvD->rD", weights, directions)
     return math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre
