@@ -169,12 +169,13 @@ def compare(net: Net, seeds: Sequence[int], options: argparse.Namespace) -> dict
 def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
     """Train by every learning rate, and return what each reached on validation, and the best."""
     run = load_run(options, options.seed)
+    epochs = options.adam_epochs or run.settings["trainer"]["max_epochs"]
     rows = []
     for rate in options.adam_rates:
-        curve = adam(run, run.network, Choice(rate, "cosine", run.shift), options, tuning=True)
+        curve = adam(run, run.network, Choice(rate, "cosine", run.shift, epochs), options, tuning=True)
         rows.append({"rate": rate, "val": curve.samples[-1].val})
     best = max(rows, key=lambda found: found["val"])
-    return rows, Choice(best["rate"], "cosine", run.shift)
+    return rows, Choice(best["rate"], "cosine", run.shift, epochs)
 
 
 def adam(run: Run, start: torch.nn.Sequential, choice: Choice, options: argparse.Namespace, *, tuning: bool) -> Curve:
@@ -183,12 +184,9 @@ def adam(run: Run, start: torch.nn.Sequential, choice: Choice, options: argparse
     def watch_of(network: torch.nn.Module) -> Watch:
         return Watch(network, run.data.val_set, None if tuning else run.data.test_set, _NEVER)
 
-    epochs = options.adam_epochs or run.settings["trainer"]["max_epochs"]
     if any(isinstance(layer, LIF) for layer in start.modules()):
-        return train_adam(
-            run, start, choice, epochs=epochs, batch=options.adam_batch, surrogate="fast_sigmoid", watch_of=watch_of
-        )
-    return train_straight_through(run, start, choice, epochs=epochs, batch=options.adam_batch, watch_of=watch_of)
+        return train_adam(run, start, choice, batch=options.adam_batch, surrogate="fast_sigmoid", watch_of=watch_of)
+    return train_straight_through(run, start, choice, batch=options.adam_batch, watch_of=watch_of)
 
 
 def _result(curve: Curve, seed: int) -> dict[str, Any]:

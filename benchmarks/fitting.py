@@ -78,11 +78,13 @@ class Choice:
         rate: Learning rate.
         schedule: "constant", or "cosine" for a rate that goes down to 0.
         shift: Pixels by which training images are moved at random, at the most.
+        epochs: Over the training images; a cosine takes as long.
     """
 
     rate: float
     schedule: str
     shift: int
+    epochs: int
 
 
 def load_run(options: argparse.Namespace, seed: int) -> Run:
@@ -164,7 +166,6 @@ def train_adam(
     start: nn.Sequential,
     choice: Choice,
     *,
-    epochs: int,
     batch: int,
     surrogate: SurrogateName,
     watch_of: Callable[[nn.Module], Watch],
@@ -175,13 +176,12 @@ def train_adam(
         run: Criterion and data.
         start: The network, left as it is.
         choice: How Adam is set.
-        epochs: Over the training images.
         batch: Images per batch.
         surrogate: Name of the surrogate derivative.
         watch_of: Makes the watch of the network that is trained.
     """
     task = Task(with_surrogate(start, surrogate), run.model.criterion)
-    return _adam(run, task, choice, epochs, batch, watch_of(task.network))
+    return _adam(run, task, choice, batch, watch_of(task.network))
 
 
 def train_straight_through(
@@ -189,7 +189,6 @@ def train_straight_through(
     start: nn.Sequential,
     choice: Choice,
     *,
-    epochs: int,
     batch: int,
     watch_of: Callable[[nn.Module], Watch],
 ) -> Curve:
@@ -199,27 +198,24 @@ def train_straight_through(
         run: Criterion and data; its callbacks say whether scales follow.
         start: The network, left as it is.
         choice: How Adam is set.
-        epochs: Over the training images.
         batch: Images per batch.
         watch_of: Makes the watch of the network that is trained.
     """
     task = Task(copy.deepcopy(start), run.model.criterion)
     callbacks = [c for c in vars(run.trainer)["callbacks"] if isinstance(c, Calibrate)]
     with straight_through():
-        return _adam(run, task, choice, epochs, batch, watch_of(task.network), *callbacks)
+        return _adam(run, task, choice, batch, watch_of(task.network), *callbacks)
 
 
-def _adam(
-    run: Run, task: Task, choice: Choice, epochs: int, batch: int, watch: Watch, scales: Calibrate | None = None
-) -> Curve:
+def _adam(run: Run, task: Task, choice: Choice, batch: int, watch: Watch, scales: Calibrate | None = None) -> Curve:
     loader = run.loader(batch)
     optimizer = torch.optim.Adam(task.parameters(), lr=choice.rate)
-    steps = epochs * len(loader)
+    steps = choice.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if choice.schedule == "cosine" else None
     draw = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
     with torch.enable_grad():
         watch.resume()
-        for epoch in range(epochs):
+        for epoch in range(choice.epochs):
             if scales is not None and (epoch == 0 or scales.follow):
                 calibrate(
                     task.network,

@@ -2,8 +2,8 @@
 
 * ours: under Lightning's Trainer, everything (network, data, batch, step radius, schedule) as the config says.
 * surrogate: Adam through a surrogate gradient, the same network from the same weights, in a plain loop, which spares it
-  Lightning's overhead. Its rate, schedule and shifts of images (none, or the config's) are those that reach the target
-  first on the validation images.
+  Lightning's overhead. Its rate, schedule, epochs and shifts of images (none, or the config's) are those that reach the
+  target first on the validation images.
 * peer: polystep 1.1.0 as its own spiking runs set it up, for as many seconds as ours took.
 
 Measuring accuracy, and compiling kernels, do not count as training. Test images serve the curves; nothing is chosen by
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=1.0, help="seconds of training between points of a curve")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.95, 0.96, 0.97, 0.972])
     parser.add_argument("--target", type=float, default=0.97, help="what Adam is tuned to reach first, on validation")
-    parser.add_argument("--adam-epochs", type=int, default=10)
+    parser.add_argument("--adam-epochs", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--adam-batch", type=int, default=256)
     parser.add_argument("--adam-rates", type=float, nargs="+", default=[0.001, 0.002, 0.005])
     parser.add_argument("--adam-schedules", nargs="+", choices=["constant", "cosine"], default=["constant", "cosine"])
@@ -88,13 +88,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.max_steps, options.chunks, options.peer_coordinates = None, peer.CHUNKS, None
     if options.quick:
         options.config = REPOSITORY / "configs" / "digits_spiking.yaml"
-        options.max_steps, options.adam_epochs, options.adam_rates = 4, 1, options.adam_rates[:2]
+        options.max_steps, options.adam_epochs, options.adam_rates = 4, [1], options.adam_rates[:2]
         options.every, options.chunks, options.peer_coordinates = 0.1, peer.CHUNKS[:1], 100
     return options
 
 
 def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
-    """Train Adam at every rate, schedule and shift, looking at validation images alone.
+    """Train Adam at every rate, schedule, shift and length, looking at validation images alone.
 
     Args:
         options: The choices.
@@ -105,7 +105,7 @@ def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
     run = load_run(options, options.seed)
     rows = []
     shifts = sorted({0, run.shift})
-    for setting in itertools.product(options.adam_rates, options.adam_schedules, shifts):
+    for setting in itertools.product(options.adam_rates, options.adam_schedules, shifts, options.adam_epochs):
         choice = Choice(*setting)
         curve = adam(run, run.network, choice, options, tuning=True)
         highest = max(sample.val for sample in curve.samples)
@@ -116,7 +116,7 @@ def tune(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Choice]:
         return (float("inf") if seconds is None else seconds, -row["best_val"])
 
     best = min(rows, key=key)
-    return rows, Choice(best["rate"], best["schedule"], best["shift"])
+    return rows, Choice(best["rate"], best["schedule"], best["shift"], best["epochs"])
 
 
 def adam(run: Run, start: torch.nn.Sequential, choice: Choice, options: argparse.Namespace, *, tuning: bool) -> Curve:
@@ -125,7 +125,6 @@ def adam(run: Run, start: torch.nn.Sequential, choice: Choice, options: argparse
         run,
         start,
         choice,
-        epochs=options.adam_epochs,
         batch=options.adam_batch,
         surrogate=options.surrogate,
         watch_of=lambda network: Watch(network, run.data.val_set, None if tuning else run.data.test_set, options.every),
@@ -156,7 +155,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
     """Print how Adam was tuned, then the comparison."""
     rows = [
         [
-            f"{row['rate']:g}, {row['schedule']}, shift {row['shift']}"
+            f"{row['rate']:g}, {row['schedule']}, shift {row['shift']}, {row['epochs']} epochs"
             + (" (chosen)" if _is(row, results["adam_choice"]) else ""),
             "-" if row["seconds_to_target"] is None else f"{row['seconds_to_target']:.1f}",
             f"{row['best_val']:.2%}",
@@ -164,7 +163,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
         for row in results["adam_tuning"]
     ]
     head = ["Adam", f"s to {options.target:.1%}", "highest"]
-    show(f"Tuning Adam on validation, {options.adam_epochs} epochs of batch {options.adam_batch}", head, rows)
+    show(f"Tuning Adam on validation, batches of {options.adam_batch}", head, rows)
     rows = []
     for name, label in _NAMES.items():
         if name not in results:
