@@ -78,6 +78,7 @@ def check_group(group: dict[str, Any]) -> None:
         ("probe_radius", group["probe_radius"] > 0, "candidates need a radius above 0"),
         ("epsilon", group["epsilon"] > 0, "the temperature must be above 0"),
         ("momentum", 0 <= group["momentum"] < 1, "the memory must be in [0, 1)"),
+        ("weight_decay", group["weight_decay"] >= 0, "the decay must be at least 0"),
         ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
         ("rank", group["rank"] is None or group["rank"] >= 1, "at least one direction must be probed, or None"),
         ("rotations", group["rotations"] >= 1, "at least one polytope must be placed"),

@@ -147,10 +147,11 @@ class PolyStep(Optimizer):
         C_{iv} &= L(\theta + \rho\, B R v) \\
         W_{iv} &\propto \exp(-C_{iv} / (\sigma_i \varepsilon)) \\
         \Delta_i &= \sqrt d \sum_v W_{iv}\, B R v \\
-        M &\leftarrow \mu M + (1 - \mu) \Delta, \qquad \theta \leftarrow \theta + \eta M
+        M &\leftarrow \mu M + (1 - \mu) \Delta, \qquad \theta \leftarrow (1 - \eta \lambda) \theta + \eta M
 
     with :math:`\rho` = ``probe_radius``, :math:`\varepsilon` = ``epsilon``, :math:`\mu` = ``momentum``,
-    :math:`\eta` = ``lr``, :math:`\sigma_i` the standard deviation of the row's costs and d the particle's dimension.
+    :math:`\eta` = ``lr``, :math:`\lambda` = ``weight_decay``, :math:`\sigma_i` the standard deviation of the row's
+    costs and d the particle's dimension.
     In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
 
     ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
@@ -163,6 +164,8 @@ class PolyStep(Optimizer):
         probe_radius: Radius (rho), above 0, at which candidates are probed.
         epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all.
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
+        weight_decay: Share (lambda), at least 0, of a parameter that a step at radius 1 takes away, as in AdamW; of the
+            rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
         rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
@@ -204,6 +207,7 @@ class PolyStep(Optimizer):
         probe_radius: float = 0.3,
         epsilon: float = 2.0,
         momentum: float = 0.8,
+        weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
         subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
@@ -220,6 +224,7 @@ class PolyStep(Optimizer):
             "probe_radius": probe_radius,
             "epsilon": epsilon,
             "momentum": momentum,
+            "weight_decay": weight_decay,
             "rank": rank,
             "rotations": rotations,
             "subspace": subspace,
@@ -329,7 +334,8 @@ class PolyStep(Optimizer):
         for parameter, part, mask in zip(block.parameters, block.split(full), masks, strict=True):
             buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
             buffer.copy_(torch.where(mask, torch.lerp(part, buffer, group["momentum"]), buffer))
-            update = group["lr"] * torch.where(mask, buffer, 0.0)
+            pull = torch.sub(buffer, parameter, alpha=group["weight_decay"])
+            update = group["lr"] * torch.where(mask, pull, 0.0)
             parameter.add_(update)
             squared += update.double().square().sum()
         SUBSPACES[block.subspace].settle(proposal, before)

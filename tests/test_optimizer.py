@@ -84,6 +84,21 @@ def test_momentum_is_that_of_the_equation_over_two_steps():
     assert float(optimizer.binding.report["step_norm"]) == pytest.approx(0.5 * float(memory.norm()), rel=1e-5)
 
 
+def test_weight_decay_takes_a_share_of_the_probed_rows_and_leaves_momentum_alone():
+    weights, memories = [], []
+    for decay in (0.0, 0.3):
+        weight, optimizer, proposal = scripted(weight_decay=decay)
+        with torch.no_grad():
+            weight.copy_(torch.arange(6.0).reshape(3, 2))
+        optimizer.binding.pending = Pending([proposal], [torch.arange(8.0, dtype=torch.float64)], weight=1.0)
+        optimizer.step()
+        weights.append(weight.detach())
+        memories.append(optimizer.state[weight]["momentum_buffer"])
+    assert torch.equal(*memories)
+    taken = 0.5 * 0.3 * torch.tensor([[0.0, 1.0], [0.0, 0.0], [4.0, 5.0]])
+    torch.testing.assert_close(weights[0] - weights[1], taken)
+
+
 def test_a_row_that_is_not_probed_keeps_its_momentum_and_its_place():
     weight, optimizer, proposal = scripted(rows=(0, 1, 2))
     optimizer.binding.pending = Pending([proposal], [torch.randn(12, dtype=torch.float64)], weight=1.0)
