@@ -208,7 +208,8 @@ class Plan:
                 assignment.tier.name,
                 str(notes.index(assignment.note) + 1) if assignment.note else "",
             )
-        lines = [f"{sum(self.last_candidates.values()):,} candidates per step", *[self.sampling][: bool(self.sampling)]]
+        lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
+        lines += [self.sampling] if self.sampling else []
         lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
         for reason in dict.fromkeys(self.held.values()):
             names = [name for name, why in self.held.items() if why == reason]
