@@ -343,8 +343,8 @@ class PolyStep(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles take along: all but the engine's binding."""
-        own = {"seed": self.seed, "progress": self.progress, "statistics": self.statistics}
-        return {**super().__getstate__(), **own}
+        own = ("seed", "importance_sampling", "progress", "statistics")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, bound to no engine."""

@@ -415,10 +415,11 @@ def test_the_state_of_adam_is_refused_and_changes_nothing():
 
 def test_copies_keep_the_state_but_not_the_binding():
     parameter = nn.Parameter(torch.zeros(3))
-    optimizer = PolyStep([parameter], seed=7)
+    optimizer = PolyStep([parameter], seed=7, importance_sampling=0.25)
     Engine(nn.ParameterList([parameter]), optimizer, announce=None)
     optimizer.progress.step = 5
     copied = copy.deepcopy(optimizer)
     assert (copied.seed, copied.progress.step, copied.binding.attached) == (7, 5, False)
+    assert copied.importance_sampling == 0.25
     with pytest.raises(RuntimeError, match="nothing scores them"):
         copied.step()
