@@ -19,7 +19,7 @@ def test_without_the_peer(quick, monkeypatch):
     check(results["surrogate"])
     shifts = 2 if results["config"]["data"]["init_args"].get("shift") else 1
     assert len(results["adam_tuning"]) == 4 * shifts
-    assert set(results["adam_choice"]) == {"rate", "schedule", "shift"}
+    assert set(results["adam_choice"]) == {"rate", "schedule", "shift", "epochs"}
     assert results["config"]["model"]
     assert "peer" not in results
 

@@ -51,7 +51,8 @@ def test_padding_is_never_taken():
     assert indices[1].max() <= 1
     assert (indices[2] == -1).all()
     assert torch.allclose(output[2], layer.out_proj.bias.expand(5, 8))
-    assert torch.equal(output[1], layer(x[1:2, :], x[1:2, :2]).output[0])
+    # Products of other shapes may round in another way.
+    torch.testing.assert_close(output[1], layer(x[1:2, :], x[1:2, :2]).output[0])
 
 
 def test_causal_queries_do_not_look_ahead():
