@@ -235,7 +235,7 @@ class PolyStep(Optimizer):
             "maximize": maximize,
         }
         if importance_sampling < 0:
-            raise ValueError(f"PolyStep({importance_sampling=}): the error must be at least 0, which scores all samples.")
+            raise ValueError(f"PolyStep({importance_sampling=}): the error must be at least 0 (all samples).")
         self.importance_sampling = importance_sampling
         self.seed = torch.initial_seed() if seed is None else seed
         self.progress = Progress()
