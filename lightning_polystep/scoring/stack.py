@@ -244,6 +244,8 @@ class Capture:
         (scores, _), targets = self.scored(), self.targets_of(stack)
         if self.selection is not None:
             chosen, weights = self.selection
+            if not len(weights):
+                return  # of a small batch that is learnt, it may be none
             scores, targets = scores[chosen], weights[:, None] * targets[chosen]
             if size is None:
                 inputs, currents = ([seen[..., chosen, :] for seen in part] for part in (inputs, currents))

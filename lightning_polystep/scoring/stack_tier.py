@@ -81,7 +81,9 @@ class StackTier:
         Args:
             proposal: All candidates of the block.
         """
-        seen = next(self.capture.slices(self.stack))
+        seen = next(self.capture.slices(self.stack), None)
+        if seen is None:  # no sample is scored: an expert has none
+            return 0.0
         every = max(1, len(seen.scores) // _COUNTED_SAMPLES)
         samples = range(0, len(seen.scores), every)[:_COUNTED_SAMPLES]
         costs = [self._all_costs(proposal, proposal.rows, proposal.reach, seen.alone(sample)) for sample in samples]

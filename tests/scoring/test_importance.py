@@ -126,6 +126,20 @@ def test_every_tier_scores_chosen_samples_as_often_as_they_count(name, slices):
         torch.testing.assert_close(losses_of(tier, prepared, proposal), everything, **EXACT)
 
 
+@pytest.mark.parametrize("slices", [None, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_where_no_sample_is_drawn_no_candidate_changes_anything(name, slices):
+    prepared = prepare(case_of(name, slices=slices if name in {"spiking", "staircase"} else None))
+    prepared.capture.selection = Selection(torch.zeros(SAMPLES, dtype=torch.bool), torch.empty(0).double())
+    for proposal in prepared.proposals.values():
+        if proposal.block.site is not None or name == "slots":
+            tier = prepared.stack_tier(proposal.block.name)
+            losses = losses_of(tier, prepared, proposal)
+            assert bool((losses == losses[0]).all())
+            torch.testing.assert_close(losses[0], prepared.commit_loss.double())
+            assert tier.changed_pairs(proposal) == 0.0
+
+
 @settings(max_examples=15)
 @given(smoothing=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 10**6))
 def test_flips_are_scored_on_chosen_samples_too(smoothing, seed):
