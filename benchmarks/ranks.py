@@ -62,7 +62,9 @@ class Contender:
     def __post_init__(self) -> None:
         torch.manual_seed(self.options.seed)
         self.task = Task(SpikingMLP((self.pixels, self.options.units, 10), num_steps=self.options.num_steps))
-        optimizer = PolyStep(self.task.parameters(), seed=self.options.seed)
+        optimizer = PolyStep(
+            self.task.parameters(), seed=self.options.seed, importance_sampling=self.options.importance_sampling
+        )
         self.engine = Engine(self.task, optimizer, announce=None, processes=self.processes)
 
     def run(self, batches: Sequence[Batch]) -> float:
@@ -117,6 +119,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(threads=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1024, help="samples per step, over all processes")
+    parser.add_argument("--importance-sampling", type=float, default=0.0, help="of the optimizer; 0 scores all samples")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--steps", type=int, default=20, help=f"per turn, best a multiple of {REFRESH}")
     options = parser.parse_args(arguments)
