@@ -256,7 +256,7 @@ class Engine:
     def _select_samples(self) -> None:
         """Draw the samples on which a stack's candidates are scored, if the optimizer asks for fewer than all."""
         certain_error, stack = self.optimizer.importance_sampling, self._stack
-        if certain_error and stack is not None and not isinstance(stack.criterion, nn.MSELoss):
+        if certain_error and stack is not None and not stack.squares:
             seed, step, micro_batch = self._noise_key()
             self._capture.select(stack, certain_error, generator(seed, step, "samples", micro_batch))
 
@@ -372,7 +372,7 @@ class Engine:
         if not self.optimizer.importance_sampling:
             return ""
         others = [a.block.name for a in plan.assignments if not isinstance(a.tier, StackTier)]
-        squares = self._stack is not None and isinstance(self._stack.criterion, nn.MSELoss)
+        squares = self._stack is not None and self._stack.squares
         if squares or len(others) == len(plan.assignments):
             reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
             warnings.warn(guards.NO_IMPORTANCE_SAMPLING.format(reason), stacklevel=4)

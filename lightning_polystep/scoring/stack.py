@@ -93,13 +93,18 @@ class Stack:
         raise NotImplementedError
 
     @property
+    def squares(self) -> bool:
+        """Whether the loss is one of squares, not a cross-entropy."""
+        return isinstance(self.criterion, nn.MSELoss)
+
+    @property
     def label_smoothing(self) -> float:
         """Of a cross-entropy; else 0."""
         return float(getattr(self.criterion, "label_smoothing", 0.0))
 
     def loss_of(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of scores (N, C) in float64."""
-        if isinstance(self.criterion, nn.MSELoss):
+        if self.squares:
             return functional.mse_loss(scores.double(), targets.double())
         targets = targets.double() if targets.is_floating_point() else targets
         return functional.cross_entropy(scores.double(), targets, label_smoothing=self.label_smoothing)
