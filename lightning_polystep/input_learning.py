@@ -17,8 +17,10 @@ from lightning_polystep.step import learn_inputs
 _EARLY_BATCHES = 20
 # So many micro-batches of an early step show enough of its inputs; more shards would only make the message longer.
 _EARLY_SHARDS = 4
-# Of later steps every fifth is measured, on its first micro-batch.
-_PERIOD = 5
+# Of later steps every fifth is measured, on its first micro-batch; and every twentieth once a basis has held for so
+# many batches, as that of images does: the product of 785 inputs with themselves took a tenth of each step.
+_PERIOD, _LONG_PERIOD = 5, 20
+_LONG_HELD = 8
 
 
 class InputLearning:
@@ -55,12 +57,16 @@ class InputLearning:
         Args:
             batch: Counted over all shards of the step.
         """
-        known, step = self._optimizer.statistics, self._optimizer.progress.step
-        names = {block.name for block in self._blocks}
-        early = {name for name in names if name not in known or known[name].batches < _EARLY_BATCHES}
-        if batch == 0 and step % _PERIOD == 0:
-            return names
-        return early if batch < _EARLY_SHARDS else set()
+        step, names = self._optimizer.progress.step, set()
+        for block in self._blocks:
+            known = self._optimizer.statistics.get(block.name)
+            if known is None or known.batches < _EARLY_BATCHES:
+                due = batch < _EARLY_SHARDS or (batch == 0 and step % _PERIOD == 0)
+            else:
+                due = batch == 0 and step % (_LONG_PERIOD if known.held >= _LONG_HELD else _PERIOD) == 0
+            if due:
+                names.add(block.name)
+        return names
 
     def take(self, seen: Observation) -> None:
         """Take what this micro-batch has shown, here and on the processes that hold its other shards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -326,16 +326,21 @@ class PolyStep(Optimizer):
     def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
         """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""
         block, group = proposal.block, proposal.block.group
-        full = displacement.new_zeros(block.rows, block.dim).index_copy_(0, proposal.rows, displacement)
-        probed = torch.zeros(block.rows, 1, dtype=torch.bool, device=full.device).index_fill_(0, proposal.rows, True)
-        squared = torch.zeros((), dtype=torch.float64, device=full.device)
-        masks = block.split(probed.expand(block.rows, block.dim))
+        squared = torch.zeros((), dtype=torch.float64, device=displacement.device)
+        masks: Sequence[Tensor | None] = [None] * len(block.parameters)
+        if len(proposal.rows) < block.rows:
+            displacement = displacement.new_zeros(block.rows, block.dim).index_copy_(0, proposal.rows, displacement)
+            probed = torch.zeros_like(displacement[:, :1], dtype=torch.bool).index_fill_(0, proposal.rows, True)
+            masks = block.split(probed.expand(block.rows, block.dim))
         before = block.parameters[0].clone()
-        for parameter, part, mask in zip(block.parameters, block.split(full), masks, strict=True):
+        for parameter, part, mask in zip(block.parameters, block.split(displacement), masks, strict=True):
             buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-            buffer.copy_(torch.where(mask, torch.lerp(part, buffer, group["momentum"]), buffer))
-            pull = torch.sub(buffer, parameter, alpha=group["weight_decay"])
-            update = group["lr"] * torch.where(mask, pull, 0.0)
+            momentum = torch.lerp(part, buffer, group["momentum"])
+            pull = torch.sub(momentum, parameter, alpha=group["weight_decay"])
+            if mask is not None:
+                momentum, pull = torch.where(mask, momentum, buffer), torch.where(mask, pull, 0.0)
+            buffer.copy_(momentum)
+            update = group["lr"] * pull
             parameter.add_(update)
             squared += update.double().square().sum()
         SUBSPACES[block.subspace].settle(proposal, before)

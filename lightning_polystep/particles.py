@@ -86,6 +86,7 @@ class InputStatistics:
         basis: Whitened eigenvectors in use, shape (D, K), float64; empty before the first proposal.
         basis_moment: The moment that ``basis`` was taken from, shape (D, D), float64; empty likewise.
         drift: How far the moment has moved since then, relative to its size then (Frobenius norms).
+        held: How many batches the moment has taken in since then.
     """
 
     moment: Tensor
@@ -93,6 +94,7 @@ class InputStatistics:
     basis: Tensor
     basis_moment: Tensor
     drift: float = math.inf
+    held: int = 0
 
 
 @dataclass

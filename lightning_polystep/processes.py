@@ -15,6 +15,8 @@ from lightning_polystep.parallel import Layout
 
 # What rank 0 is given to answer before it counts as gone: it keeps the list of arrivals.
 _PATIENCE = timedelta(seconds=5)
+# For so many seconds a process waits awake, giving way to others: woken from sleep it takes milliseconds to get going.
+_AWAKE = 0.01
 
 
 class MissingProcessError(RuntimeError):
@@ -84,7 +86,10 @@ class ProcessGroup(Processes):
         flat = torch.cat([part.detach().to(self.device, dtype).flatten() for part in parts.values()])
         try:
             self._store.set(str(self.layout.rank), str(self.collectives))
-            distributed.all_reduce(flat, group=self._group)
+            work = cast("distributed.Work", distributed.all_reduce(flat, group=self._group, async_op=True))
+            while self.device.type == "cpu" and not work.is_completed() and time.perf_counter() < started + _AWAKE:
+                time.sleep(0)
+            work.wait()
         except RuntimeError as error:
             raise MissingProcessError(self._missing(time.perf_counter() - started)) from error
         self.collectives += 1

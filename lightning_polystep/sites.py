@@ -288,4 +288,5 @@ def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputSta
     if len(known.basis_moment):
         # A layer that was silent gets an infinite drift as soon as it speaks, and before that 0 / 0.
         known.drift = float((known.moment - known.basis_moment).norm() / known.basis_moment.norm())
+        known.held += 1
     return known

@@ -81,6 +81,19 @@ def test_at_first_four_micro_batches_of_a_step_count_later_the_first_of_every_fi
     assert counted == [4, 4, 4, 4, 4, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
 
 
+def test_the_longer_a_basis_holds_the_less_often_it_is_checked():
+    learner, measured = Learner(), []
+    for step in range(130):
+        batches = learner.known.batches if step else 0
+        learner.learn(torch.eye(3))
+        if step >= 20 and learner.known.batches > batches:
+            measured.append(step)
+        if step == 19 or step == 100:  # as a proposal does that takes a basis
+            learner.known.basis_moment, learner.known.held = learner.known.moment, 0
+        learner.end_step()
+    assert measured == [*range(20, 60, 5), *range(60, 101, 20), *range(105, 126, 5)]
+
+
 def learn_divided(batches):
     """Let as many threads as a step has micro-batches learn one of each step; return what each knows, and was told."""
     size = batches.shape[1]

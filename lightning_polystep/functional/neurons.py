@@ -98,14 +98,12 @@ def per_neuron(role: str, value: float | Tensor, step_current: Tensor, name: str
         # Left on the CPU, where a 0-dimensional tensor combines with any device without a copy.
         return torch.tensor(value, dtype=step_current.dtype, device="cpu")
     try:
-        fits = torch.broadcast_shapes(value.shape, step_current.shape) == step_current.shape
+        value.expand(step_current.shape)
     except RuntimeError:
-        fits = False
-    if not fits:
         raise ValueError(
             f"{name}: {role} of shape {tuple(value.shape)} does not broadcast to "
             f"the current of one step, {tuple(step_current.shape)}."
-        )
+        ) from None
     return value.to(step_current.dtype)
 
 

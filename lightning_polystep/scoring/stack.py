@@ -157,11 +157,10 @@ class Pass:
     scores: Tensor
     targets: Tensor
 
-    def alone(self, sample: int) -> Pass:
-        """Return what the layers saw of one sample."""
-        only = slice(sample, sample + 1)
-        inputs, currents = ([seen[..., only, :] for seen in part] for part in (self.inputs, self.currents))
-        return Pass(inputs, currents, self.scores[only], self.targets[only])
+    def of(self, samples: slice) -> Pass:
+        """Return what the layers saw of some samples."""
+        inputs, currents = ([seen[..., samples, :] for seen in part] for part in (self.inputs, self.currents))
+        return Pass(inputs, currents, self.scores[samples], self.targets[samples])
 
 
 @dataclass
@@ -190,12 +189,14 @@ class Capture:
     rows: Rows = field(default_factory=lambda: Rows(0))
     selection: Selection | None = None
     _loss: Tensor | None = field(default=None, init=False, repr=False)
+    _targets: Tensor | None = field(default=None, init=False, repr=False)
+    _whole: tuple[Selection | None, Pass] | None = field(default=None, init=False, repr=False)
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.inputs, self.currents, self.scores, self.targets, self.calls = [], [], None, None, 0
-        self.linear_calls, self.slice_size, self.rows, self._loss = 0, None, Rows(0), None
-        self.selection = None
+        self.linear_calls, self.slice_size, self.rows = 0, None, Rows(0)
+        self.selection, self._loss, self._targets, self._whole = None, None, None, None
 
     def scored(self) -> tuple[Tensor, Tensor]:
         """Return the scores and the targets.
@@ -235,16 +236,29 @@ class Capture:
         self.selection = select_samples(errors, certain_error, draw)
 
     def targets_of(self, stack: Stack) -> Tensor:
-        """Return what the scores should be, one number per sample and class, (N, C), float64."""
-        scores, targets = self.scored()
-        return dense_targets(targets, scores.shape[-1], stack.label_smoothing)
+        """Return what the scores should be, one number per sample and class, (N, C), float64; computed once."""
+        if self._targets is None:
+            scores, targets = self.scored()
+            self._targets = dense_targets(targets, scores.shape[-1], stack.label_smoothing)
+        return self._targets
+
+    def few(self, stack: Stack) -> Pass:
+        """Replay few samples of the first slice, on other shapes than the pass: its results may differ by rounding."""
+        every = slice(None, self.slice_size, _every(len(self.inputs[0])))
+        given = (self.inputs[0], self.currents[0], self.scored()[0], self.targets_of(stack))
+        return stack.replayed(*(seen[every] for seen in given))
 
     def slices(self, stack: Stack) -> Iterator[Pass]:
         """Yield what every layer saw of the samples that are scored: slice by slice if the network took them so.
 
+        What fits one slice is made once, and kept for the next layer that asks.
+
         Args:
             stack: The stack.
         """
+        if self._whole is not None and self._whole[0] is self.selection:
+            yield self._whole[1]
+            return
         inputs, currents, size = self.inputs, self.currents, self.slice_size
         (scores, _), targets = self.scored(), self.targets_of(stack)
         if self.selection is not None:
@@ -260,8 +274,13 @@ class Capture:
                     torch.cat([seen[own] for seen, own in zip(part, of_slices, strict=True)]).split(size)
                     for part in (inputs, currents)
                 )
-        if size is None:
-            yield Pass(inputs, currents, scores, targets)
+        if size is None or len(scores) <= size:
+            if size is None:
+                seen = Pass(inputs, currents, scores, targets)
+            else:
+                seen = stack.replayed(inputs[0], currents[0], scores, targets)
+            self._whole = self.selection, seen
+            yield seen
             return
         for of_slice in zip(inputs, currents, scores.split(size), targets.split(size), strict=True):
             yield stack.replayed(*of_slice)
@@ -341,8 +360,11 @@ def disagreement(stack: Stack, capture: Capture, loss: Tensor) -> str | None:
     own = capture.loss(stack)
     if not torch.isclose(own, loss.double(), rtol=1e-4, atol=1e-6):
         return f"the step returned a loss of {float(loss):.6g}, criterion(network(x), y) is {float(own):.6g}"
-    # A slice stands for all: to replay them all would take as long as the pass.
-    return _unknown_slices(stack, capture, capture.scores) or _intervention(stack, next(capture.slices(stack)))
+    problem = _unknown_slices(stack, capture, capture.scores)
+    if problem is not None or (capture.slice_size is not None and _intervention(stack, capture.few(stack)) is None):
+        return problem
+    # Only the whole slice replays to the bits of the pass. It stands for all, which would take as long as the pass.
+    return _intervention(stack, next(capture.slices(stack)))
 
 
 def _unknown_slices(stack: Stack, capture: Capture, scores: Tensor) -> str | None:
@@ -380,7 +402,7 @@ def _intervention(stack: Stack, seen: Pass) -> str | None:
 
     Recomputes a few samples layer by layer. Without it such a change would go unseen when it comes after the plan.
     """
-    every = slice(None, None, max(1, len(seen.scores) // _CHECKED_SAMPLES))
+    every = slice(None, None, _every(len(seen.scores)))
     last = len(stack.linears) - 1
     for place, (linear, inputs, currents) in enumerate(zip(stack.linears, seen.inputs, seen.currents, strict=True)):
         problem = _unknown_current(stack, place, inputs, currents, len(seen.scores))
@@ -396,3 +418,8 @@ def _intervention(stack: Stack, seen: Pass) -> str | None:
         if not stack.agree(place, stack.passed_on(place, given, current), following):
             return f"something beside {stack.between} {place + 1} had a hand in its output"
     return None
+
+
+def _every(samples: int) -> int:
+    """Return the distance of the samples that are checked."""
+    return max(1, samples // _CHECKED_SAMPLES)

@@ -85,8 +85,8 @@ class StackTier:
         if seen is None:  # no sample is scored: an expert has none
             return 0.0
         every = max(1, len(seen.scores) // _COUNTED_SAMPLES)
-        samples = range(0, len(seen.scores), every)[:_COUNTED_SAMPLES]
-        costs = [self._all_costs(proposal, proposal.rows, proposal.reach, seen.alone(sample)) for sample in samples]
+        samples = [slice(n, n + 1) for n in range(0, len(seen.scores), every)[:_COUNTED_SAMPLES]]
+        costs = [self._all_costs(proposal, proposal.rows, proposal.reach, seen.of(sample)) for sample in samples]
         return float((torch.stack(costs) != 0).double().mean())
 
     def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:

@@ -62,7 +62,7 @@ class InputSubspace(Subspace):
     def _whitened(self, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
         if statistics.drift > _MOST_DRIFT:
             statistics.basis = whitened_eigenbasis(statistics.moment, group["whitening"])
-            statistics.basis_moment, statistics.drift = statistics.moment, 0.0
+            statistics.basis_moment, statistics.drift, statistics.held = statistics.moment, 0.0, 0
         return statistics.basis
 
 
