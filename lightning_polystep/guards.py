@@ -22,6 +22,11 @@ NO_IMPORTANCE_SAMPLING = (
     "`criterion`, a CrossEntropyLoss, are scored as a stack; set it to 0 for others."
 )
 
+NO_RESPONSE_GRID = (
+    "response_grid has no effect: no unit with a continuous response (ReLU, no activation, or more than 16 levels) is "
+    "scored as part of a stack, so every candidate is scored exactly; set it to 0."
+)
+
 LOST_WINDOW = (
     "The checkpoint was saved between the micro-batches of a step, and {}: "
     "those micro-batches are left out of the step, so the run differs from the uninterrupted one."
@@ -82,6 +87,7 @@ def check_group(group: dict[str, Any]) -> None:
         ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
         ("rank", group["rank"] is None or group["rank"] >= 1, "at least one direction must be probed, or None"),
         ("rotations", group["rotations"] >= 1, "at least one polytope must be placed"),
+        ("response_grid", 0 <= group["response_grid"] not in {1, 2}, "a grid has at least 3 nodes, and 0 is none"),
         ("particle_dim", group["particle_dim"] is None or group["particle_dim"] >= 1, "use at least 1, or None"),
         ("subspace", group["subspace"] in SUBSPACES, f"choose from {', '.join(SUBSPACES)}"),
         ("polytope", group["polytope"] in POLYTOPES, f"choose from {', '.join(POLYTOPES)}"),

@@ -168,6 +168,9 @@ class PolyStep(Optimizer):
             rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
         rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
+        response_grid: Where a unit of a recognised stack has a continuous response (ReLU, no activation, or more than
+            16 levels), find the loss of each sample at about so many of its values, at least 3, and interpolate
+            candidates between them: an approximation, whose error the plan tells. 0 scores each candidate exactly.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
             "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
@@ -210,6 +213,7 @@ class PolyStep(Optimizer):
         weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
+        response_grid: int = 0,
         subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
@@ -227,6 +231,7 @@ class PolyStep(Optimizer):
             "weight_decay": weight_decay,
             "rank": rank,
             "rotations": rotations,
+            "response_grid": response_grid,
             "subspace": subspace,
             "whitening": whitening,
             "polytope": polytope,

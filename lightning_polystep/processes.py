@@ -86,7 +86,7 @@ class ProcessGroup(Processes):
         flat = torch.cat([part.detach().to(self.device, dtype).flatten() for part in parts.values()])
         try:
             self._store.set(str(self.layout.rank), str(self.collectives))
-            work = cast("distributed.Work", distributed.all_reduce(flat, group=self._group, async_op=True))
+            work = distributed.all_reduce(flat, group=self._group, async_op=True)
             while self.device.type == "cpu" and not work.is_completed() and time.perf_counter() < started + _AWAKE:
                 time.sleep(0)
             work.wait()

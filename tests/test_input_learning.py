@@ -88,7 +88,7 @@ def test_the_longer_a_basis_holds_the_less_often_it_is_checked():
         learner.learn(torch.eye(3))
         if step >= 20 and learner.known.batches > batches:
             measured.append(step)
-        if step == 19 or step == 100:  # as a proposal does that takes a basis
+        if step in {19, 100}:  # as a proposal does that takes a basis
             learner.known.basis_moment, learner.known.held = learner.known.moment, 0
         learner.end_step()
     assert measured == [*range(20, 60, 5), *range(60, 101, 20), *range(105, 126, 5)]

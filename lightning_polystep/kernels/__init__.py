@@ -9,6 +9,7 @@ from lightning_polystep.kernels.lif_outcomes import lif_outcome_dictionary
 from lightning_polystep.kernels.lif_spikes import lif_spikes
 from lightning_polystep.kernels.lif_train_costs import lif_train_costs
 from lightning_polystep.kernels.relu_direct_costs import relu_direct_costs
+from lightning_polystep.kernels.relu_grid_costs import relu_grid_costs
 from lightning_polystep.kernels.route_outcome_costs import route_outcome_costs
 from lightning_polystep.kernels.score_direct_costs import score_direct_costs
 from lightning_polystep.kernels.step_outcome_costs import step_outcome_costs
@@ -23,6 +24,7 @@ __all__ = [
     "lif_spikes",
     "lif_train_costs",
     "relu_direct_costs",
+    "relu_grid_costs",
     "route_outcome_costs",
     "score_direct_costs",
     "step_function_dictionary",

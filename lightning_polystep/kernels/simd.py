@@ -220,6 +220,19 @@ def to_float64(typing: Any, value: Vector) -> Any:
 
 
 @intrinsic
+def to_int32(typing: Any, value: Vector) -> Any:
+    """Convert float lanes to int32, towards 0."""
+    vector = Vector(types.int32)
+    return vector(value), lambda context, builder, signature, arguments: builder.fptosi(arguments[0], vector.llvm)
+
+
+@intrinsic
+def as_float(typing: Any, value: Vector, like: Vector) -> Any:
+    """Convert int32 lanes to the dtype of the float lanes of ``like``."""
+    return like(value, like), lambda context, builder, signature, arguments: builder.sitofp(arguments[0], like.llvm)
+
+
+@intrinsic
 def power_of_two(typing: Any, exponent: Vector) -> Any:
     """Return 2^k for float64 lanes that hold 1.5 * 2^52 + k, with k from -1022 to 1023: their last bits are k."""
 

@@ -1,4 +1,4 @@
-"""Score: the fastest exact tier for a layer's place in a recognised stack."""
+"""Score: the fastest tier for a layer's place in a recognised stack."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.feedforward import FeedforwardStack
-from lightning_polystep.scoring.feedforward_tiers import feedforward_tier
+from lightning_polystep.scoring.feedforward_tiers import ResponseTier, feedforward_tier
 from lightning_polystep.scoring.flips import HiddenFlipTier, ScoreFlipTier
 from lightning_polystep.scoring.incremental import IncrementalTier
 from lightning_polystep.scoring.outcome import HiddenOutcomeTier, ReadoutOutcomeTier
 from lightning_polystep.scoring.routed import RoutedStack, SeenBehind, SeenByExpert
-from lightning_polystep.scoring.routed_tiers import BeforeChoiceTier, RouterTier
-from lightning_polystep.scoring.slot_tiers import KeyTier, ValueTier
+from lightning_polystep.scoring.routed_tiers import BeforeChoiceResponseTier, BeforeChoiceTier, RouterTier
+from lightning_polystep.scoring.slot_tiers import KeyTier, ValueResponseTier, ValueTier
 from lightning_polystep.scoring.slots import SlotStack
 from lightning_polystep.scoring.spiking import SpikingStack
 from lightning_polystep.scoring.stack import Capture, Layer, NotAStackError, Stack
@@ -37,7 +37,9 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
         raise NotAStackError("it is no Linear weight of the recognised network")
     _check_own(block)
     if isinstance(stack, FeedforwardStack):
-        return (_flip_tier if block.subspace == "flips" else feedforward_tier)(places[0], stack, capture)
+        if block.subspace == "flips":
+            return _flip_tier(places[0], stack, capture)
+        return feedforward_tier(places[0], stack, capture, block.group["response_grid"])
     assert isinstance(stack, SpikingStack)
     return _spiking_tier(places[0], stack, capture)
 
@@ -48,29 +50,47 @@ def _check_own(block: Block) -> None:
 
 
 def _routed_tier(block: Block, stack: RoutedStack, capture: Capture) -> StackTier:
-    def place_in(layers: Sequence[Layer]) -> int | None:
-        return next((place for place, layer in enumerate(layers) if layer.linear is block.site), None)
-
     _check_own(block)
-    place = place_in(stack.layers)
+    place = _place_in(stack.layers, block)
     if place is not None and place < stack.place:
-        if place != stack.place - 1:
-            raise NotAStackError("another layer lies between it and the choice of an expert or a slot")
-        followers = (feedforward_tier(place, expert, capture) for expert in stack.experts)
-        return BeforeChoiceTier(stack, capture, place, tuple(followers))
-    if isinstance(stack, SlotStack) and block.parameters[0] is stack.attention.keys:
-        return KeyTier(stack, capture, stack.place)
-    if place == stack.place and isinstance(stack, SlotStack):
-        return ValueTier(stack, capture, place, feedforward_tier(place, stack.experts[0], capture))
-    if place == stack.place:
-        return RouterTier(stack, capture, place)
+        return _tier_before_choice(place, block, stack, capture)
+    if place == stack.place or (isinstance(stack, SlotStack) and block.parameters[0] is stack.attention.keys):
+        return _tier_at_choice(block, stack, capture)
+    nodes = block.group["response_grid"]
     if place is not None and stack.behind is not None:
-        return feedforward_tier(place - stack.place - 1, stack.behind, SeenBehind(capture, stack))
+        return feedforward_tier(place - stack.place - 1, stack.behind, SeenBehind(capture, stack), nodes)
     for number, expert in enumerate(stack.experts):
-        inside = place_in(expert.layers)
+        inside = _place_in(expert.layers, block)
         if inside is not None:
-            return feedforward_tier(inside, expert, SeenByExpert(capture, stack, number))
+            return feedforward_tier(inside, expert, SeenByExpert(capture, stack, number), nodes)
     raise NotAStackError("it is no Linear weight of the recognised network")
+
+
+def _place_in(layers: Sequence[Layer], block: Block) -> int | None:
+    return next((place for place, layer in enumerate(layers) if layer.linear is block.site), None)
+
+
+def _tier_before_choice(place: int, block: Block, stack: RoutedStack, capture: Capture) -> StackTier:
+    if place != stack.place - 1:
+        raise NotAStackError("another layer lies between it and the choice of an expert or a slot")
+    nodes = block.group["response_grid"]
+    followers = [feedforward_tier(place, expert, capture, nodes) for expert in stack.experts]
+    on_grid = tuple(each for each in followers if isinstance(each, ResponseTier) and each.is_continuous)
+    if len(on_grid) == len(followers):
+        return BeforeChoiceResponseTier(stack, capture, place, on_grid)
+    return BeforeChoiceTier(stack, capture, place, tuple(followers))
+
+
+def _tier_at_choice(block: Block, stack: RoutedStack, capture: Capture) -> StackTier:
+    place = stack.place
+    if not isinstance(stack, SlotStack):
+        return RouterTier(stack, capture, place)
+    if block.parameters[0] is stack.attention.keys:
+        return KeyTier(stack, capture, place)
+    follower = feedforward_tier(place, stack.experts[0], capture, block.group["response_grid"])
+    if isinstance(follower, ResponseTier) and follower.is_continuous:
+        return ValueResponseTier(stack, capture, place, follower)
+    return ValueTier(stack, capture, place, follower)
 
 
 def _flip_tier(place: int, stack: FeedforwardStack, capture: Capture) -> StackTier:

@@ -5,10 +5,12 @@ r"""Score feed-forward networks: candidates of a layer of step functions, of ReL
   which costs nearly as much as to follow each candidate.
 * :class:`ReLUTier` and :class:`LinearTier`: a unit with a continuous response. Each candidate's change is followed
   through the layers behind, where it is not zero.
+* :class:`ResponseTier`: the same units, and those of many levels, where that is asked for: changes are followed on a
+  grid only, and candidates interpolated. An approximation.
 * :class:`ScoreTier`: the last layer. One score changes, by the shift itself.
 
-All agree with running the network again, up to float rounding; none runs it again. Layers with quantised weights shift
-by what the requantised row does, which differs from row to row.
+All others agree with running the network again, up to float rounding; none runs it again. Layers with quantised
+weights shift by what the requantised row does, which differs from row to row.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from lightning_polystep.kernels import (
     relu_direct_costs,
+    relu_grid_costs,
     score_direct_costs,
     step_function_dictionary,
     step_outcome_costs,
@@ -42,6 +45,8 @@ from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier
 
 # Candidates per step where each costs about as much as carrying a change through the layers behind.
 _AFFORDABLE = 16384
+# The same where a candidate is interpolated.
+AFFORDABLE_ON_GRID = 65536
 # Up to so many levels a unit's outcomes are few, whatever the number of candidates.
 _FEW_LEVELS = 16
 
@@ -57,6 +62,10 @@ class FeedforwardTier(StackTier):
     def layer(self) -> FeedforwardLayer:
         """The scored layer."""
         return self.stack.layers[self.index]
+
+    def exact(self) -> FeedforwardTier:
+        """Return the tier of which this one is an approximation; itself where it is none."""
+        return self
 
     def _inputs(self, seen: Pass) -> Tensor:
         return effective_inputs(self.layer.linear, seen.inputs[self.index])
@@ -152,6 +161,65 @@ class LinearTier(ReLUTier):
 
 
 @dataclass
+class ResponseTier(FeedforwardTier):
+    """Units whose responses are found on a grid.
+
+    Args:
+        nodes: Of the grid, for a unit and a sample.
+    """
+
+    nodes: int = field(kw_only=True)
+
+    name = "grid"
+    default_candidates = AFFORDABLE_ON_GRID
+
+    def exact(self) -> FeedforwardTier:
+        """Return the tier that follows each candidate."""
+        return feedforward_tier(self.index, self.stack, self.capture)
+
+    def approximation(self) -> str:
+        """Say what is approximated."""
+        return f"interpolated between {self.nodes} responses"
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the units hand on a continuous response: no step function follows."""
+        return self.stack.steps(self.index) is None
+
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor, **limits: Tensor) -> Tensor:
+        """Return the loss changes.
+
+        Args:
+            seen: The samples.
+            rows: (R,).
+            shifts: (N, V) or (R, N, V).
+            limits: Further arguments of the kernel, for continuous responses.
+        """
+        if not self.is_continuous:
+            return self._of_steps(seen, rows, shifts)
+        if self.stack.is_linear(self.index):
+            return self._of_changes(seen, rows, shifts, **limits)
+        preactivation = seen.currents[self.index][:, rows].contiguous()
+        return relu_grid_costs(preactivation, shifts, **self._behind(seen, rows), nodes=self.nodes, **limits)
+
+    def _of_steps(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        """Return the costs of units of many levels, for as many of them at once as their shifts would be."""
+        at_once = max(1, SHIFT_BYTES // (shifts.shape[-2] * shifts.shape[-1] * shifts.element_size()))
+        costs = []
+        for places in torch.arange(len(rows), device=rows.device).split(at_once):
+            x = seen.currents[self.index][:, rows[places]].T[..., None]
+            moved = x + (shifts if shifts.ndim == 2 else shifts[places])
+            changes = self.stack.hand_on(self.index, moved) - self.stack.hand_on(self.index, x)
+            costs.append(self._of_changes(seen, rows[places], changes))
+        return torch.cat(costs)
+
+    def _of_changes(self, seen: Pass, rows: Tensor, changes: Tensor, **limits: Tensor) -> Tensor:
+        """Return the costs of changes of the units' values, (N, V) or (R, N, V)."""
+        nothing, behind = changes.new_zeros(len(seen.scores), len(rows)), self._behind(seen, rows)
+        return relu_grid_costs(nothing, changes, **behind, floor=-math.inf, nodes=self.nodes, **limits)
+
+
+@dataclass
 class ScoreTier(FeedforwardTier):
     """The last layer."""
 
@@ -165,20 +233,22 @@ class ScoreTier(FeedforwardTier):
         return score_direct_costs(every, scores, targets, **options)[rows]
 
 
-def feedforward_tier(place: int, stack: FeedforwardStack, capture: Captured) -> FeedforwardTier:
+def feedforward_tier(place: int, stack: FeedforwardStack, capture: Captured, response_grid: int = 0) -> FeedforwardTier:
     """Return the tier for the candidates of a layer.
 
     Args:
         place: Of the layer.
         stack: The stack.
         capture: What its layers saw in the latest commit pass.
+        response_grid: Nodes of the grid on which continuous responses are found; 0 follows each candidate.
     """
     if place == len(stack.layers) - 1:
         return ScoreTier(stack, capture, place)
+    steps = stack.steps(place)
+    if steps is not None and len(steps.levels(torch.float64)) <= _FEW_LEVELS:
+        return StepOutcomeTier(stack, capture, place)
+    if response_grid:
+        return ResponseTier(stack, capture, place, nodes=response_grid)
     if stack.is_linear(place):
         return LinearTier(stack, capture, place)
-    steps = stack.steps(place)
-    if steps is None:
-        return ReLUTier(stack, capture, place)
-    fine = len(steps.levels(torch.float64)) > _FEW_LEVELS
-    return (FineStepTier if fine else StepOutcomeTier)(stack, capture, place)
+    return (ReLUTier if steps is None else FineStepTier)(stack, capture, place)

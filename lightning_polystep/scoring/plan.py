@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_polystep import guards
 from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES
@@ -35,6 +36,8 @@ _SMALLEST_RANK = 4
 _AGREEMENT = (1e-3, 1e-5)
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
 _FAR = 100.0
+# Directions and rows on which the error of an approximation is measured.
+_TRIAL_RANK, _TRIAL_ROWS = 16, 8
 
 
 class Tier(Protocol):
@@ -279,6 +282,9 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
         if slowness > _slowness(tier):
             tier, reason = _SLOWER[slowness](), "another process can score it in no faster way"  # noqa: PLW2901
         plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
+    approximated = any(isinstance(a.tier, StackTier) and a.tier.approximation() for a in plan.assignments)
+    if any(block.group["response_grid"] for block in blocks) and not approximated:
+        warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
     _share_candidates(plan.assignments, max_candidates)
     return plan
 
@@ -342,7 +348,8 @@ def _choose_tier(
     for tier in tiers:
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
-            return tier, "; ".join(reasons)
+            approximated = _approximation(tier, propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS), probe)
+            return tier, "; ".join([*reasons, *approximated])
         if problem not in reasons:
             reasons.append(problem)
     if evaluation == "vmap":
@@ -362,15 +369,28 @@ def _vmap_tiers(block: Block, seen: Observation) -> Iterable[Tier]:
 
 
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
-    """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can."""
+    """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can.
+
+    Of an approximation it is what is approximated that has to agree.
+    """
+    exact = tier.exact() if isinstance(tier, StackTier) else tier
     try:
-        fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, LoopTier()))
+        fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (exact, LoopTier()))
     except Exception as error:
         return _first_line(error)
     relative, absolute = _AGREEMENT
     if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
         return None
     return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
+
+
+def _approximation(tier: Tier, trial: Proposal, probe: Probe) -> list[str]:
+    """Return what a tier approximates, and by how much its costs are off; nothing where it is exact."""
+    if not isinstance(tier, StackTier) or not tier.approximation():
+        return []
+    costs, exact = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, tier.exact()))
+    off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)
+    return [f"{tier.approximation()}, costs off by {100 * float(off):.2g} % of their spread"]
 
 
 def _first_line(error: BaseException) -> str:

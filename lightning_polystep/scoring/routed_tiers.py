@@ -9,6 +9,8 @@ r"""Score networks with a choice among experts: candidates of the choice itself,
             + \bigl( \ell_{n r_{nuv}}(x_n + \Delta_{nuv} e_u) - \ell_{n r_{nuv}}(x_n) \bigr) .
 
   The second part is for the tiers of feed-forward stacks, expert by expert, each with the shifts of its own pairs.
+* :class:`BeforeChoiceResponseTier`: the same on a grid of responses. An expert has all changes of a unit between two
+  limits, because logits are linear in them.
 
 Rows of experts and of layers behind them are rows of feed-forward stacks, which see what ``routed.py`` says.
 """
@@ -16,7 +18,7 @@ Rows of experts and of layers behind them are rows of feed-forward stacks, which
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from torch import Tensor
 from lightning_polystep.kernels import route_outcome_costs
 from lightning_polystep.kernels.route_outcome_costs.reference import routes
 from lightning_polystep.particles import Proposal
-from lightning_polystep.scoring.feedforward_tiers import FeedforwardTier
+from lightning_polystep.scoring.feedforward_tiers import AFFORDABLE_ON_GRID, FeedforwardTier, ResponseTier
 from lightning_polystep.scoring.routed import RoutedStack
 from lightning_polystep.scoring.stack import Pass
 from lightning_polystep.scoring.stack_tier import SHIFT_BYTES, Part, StackTier, without_padding
@@ -62,6 +64,14 @@ class BeforeChoiceTier(FeedforwardTier):
     name = "incremental"
     default_candidates = 16384
 
+    def exact(self) -> FeedforwardTier:
+        """Return the tier with exact followers."""
+        return replace(self, followers=tuple(follower.exact() for follower in self.followers))
+
+    def approximation(self) -> str:
+        """Say what its followers approximate."""
+        return self.followers[0].approximation()
+
     def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
         return without_padding(super()._parts(seen, proposal, rows, reach))
 
@@ -83,3 +93,61 @@ class BeforeChoiceTier(FeedforwardTier):
                 some += follower._costs(inside, units, torch.where(route == expert, own, 0))
             costs.append(some)
         return torch.cat(costs)
+
+
+@dataclass
+class BeforeChoiceResponseTier(BeforeChoiceTier):
+    """Units whose values are the inputs of the choice, and continuous: their responses are found on a grid."""
+
+    followers: tuple[ResponseTier, ...]
+
+    name = "grid"
+    default_candidates = AFFORDABLE_ON_GRID
+
+    def exact(self) -> FeedforwardTier:
+        """Return the tier that follows each candidate."""
+        followers = tuple(follower.exact() for follower in self.followers)
+        return BeforeChoiceTier(self.stack, self.capture, self.index, followers)
+
+    def _parts(self, seen: Pass, proposal: Proposal, rows: Tensor, reach: Tensor) -> Iterator[Part]:
+        return FeedforwardTier._parts(self, seen, proposal, rows, reach)
+
+    def _costs(self, seen: Pass, rows: Tensor, shifts: Tensor) -> Tensor:
+        passes = [self.stack.under(expert, seen) for expert in range(len(self.followers))]
+        logits, losses, weight = self.stack.logits(seen), self.stack.losses(passes), self.stack.choice_weight()[:, rows]
+        more = losses - losses.gather(1, logits.argmax(1, keepdim=True))
+        costs = losses.new_zeros(len(rows), shifts.shape[-1])
+        for expert, (follower, inside) in enumerate(zip(self.followers, passes, strict=True)):
+            lower, upper = chosen_between(logits, weight, expert)
+            offset = more[:, expert].to(shifts.dtype)
+            costs += follower._costs(inside, rows, shifts, lower=lower, upper=upper, offset=offset)
+        return costs
+
+
+def chosen_between(logits: Tensor, weight: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+    """Return from which to which change of each unit a sample goes to an expert: an interval, as logits are linear.
+
+    Args:
+        logits: Of the incumbent, (N, E).
+        weight: By how much a unit's value changes them, (E, U).
+        expert: Which one; of equal logits the first wins.
+
+    Returns:
+        The least and the greatest such change, (N, U) each; the greatest is below the least where there is none.
+
+    Example:
+        >>> chosen_between(torch.tensor([[0.0, 3.0]]), torch.tensor([[2.0], [0.5]]), expert=0)
+        (tensor([[2.]]), tensor([[inf]]))
+    """
+    infinity = logits.new_tensor(torch.inf)
+    lower = logits.new_full((len(logits), weight.shape[1]), -torch.inf)
+    upper = -lower
+    for other in range(logits.shape[1]):
+        ahead, slope = (logits[:, expert] - logits[:, other])[:, None], weight[expert] - weight[other]
+        equal = -ahead / slope
+        from_, to = (equal.nextafter(infinity), equal.nextafter(-infinity)) if other < expert else (equal, equal)
+        lower = torch.where(slope > 0, torch.maximum(lower, from_), lower)
+        upper = torch.where(slope < 0, torch.minimum(upper, to), upper)
+        never = (slope == 0) & ((ahead < 0) | ((ahead == 0) & (other < expert)))
+        upper = torch.where(never, -infinity, upper)
+    return lower, upper

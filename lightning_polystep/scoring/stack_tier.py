@@ -72,6 +72,14 @@ class StackTier:
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
 
+    def exact(self) -> StackTier:
+        """Return the tier of which this one is an approximation; itself where it is none."""
+        return self
+
+    def approximation(self) -> str:
+        """Say what is approximated; nothing where nothing is."""
+        return ""
+
     def changed_pairs(self, proposal: Proposal) -> float:
         """Estimate the share of pairs of a candidate and a sample in which the candidate changes the sample's loss.
 

@@ -100,9 +100,21 @@ def case(name, sizes, loss, dtype=torch.float64, dyadic=False, dense=False, own_
     behind = layers_behind(sizes, dtype, dyadic, own_tables)
     if name == "unit_change_losses":
         return preactivation, *behind, *tail  # any numbers will do as changes
-    if name == "relu_direct_costs":
+    if name in {"relu_direct_costs", "relu_grid_costs"}:
         return preactivation, shifts, *behind, *tail
     return preactivation, shifts, *table(u if own_tables else 1, sizes, dtype, dyadic), *behind, *tail
+
+
+def grid_limits(sizes, dtype):
+    """Gain, lower, upper and offset of relu_grid_costs; some pairs of limits leave nothing between them."""
+    n, u = sizes.samples, sizes.units
+    lower = values(n, u, dtype=dtype, mean=-0.5)
+    return (
+        values(n, u, dtype=dtype, mean=1.0),
+        lower,
+        lower + values(n, u, dtype=dtype, mean=1.0),
+        values(n, dtype=dtype),
+    )
 
 
 def network(first, behind):

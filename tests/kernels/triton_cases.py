@@ -25,6 +25,7 @@ FEEDFORWARD = ("step_outcome_costs", "score_direct_costs", "relu_direct_costs", 
 TURNS = {
     "lif_train_costs": ("lif_train_costs", ("_WORDS", "_SPIKES")),
     "relu_direct_costs": ("relu_direct_costs", ("_ENTRIES",)),
+    "relu_grid_costs": ("relu_grid_costs", ("_ENTRIES",)),
     "unit_change_losses": ("feedforward", ("_ENTRIES",)),
 }
 
@@ -92,6 +93,10 @@ def _feedforward() -> Iterator[Case]:
             yield Case(name, (*arguments, next(floors)) if name == "relu_direct_costs" else arguments)
         for sizes, dtype in itertools.product(beside, feedforward_cases.DTYPES):
             yield Case(name, feedforward_cases.case(name, sizes, "mse", dtype, dyadic=True), exact=sizes.classes == 4)
+    for loss, sizes, own in itertools.product(feedforward_cases.LOSSES, (*shapes, *beside), (False, True)):
+        arguments = feedforward_cases.case("relu_grid_costs", sizes, loss, dense=own, own_shifts=own, own_tables=own)
+        limits = (next(floors), 5, *feedforward_cases.grid_limits(sizes, torch.float64)) if own else ()
+        yield Case("relu_grid_costs", (*arguments, *limits))
 
 
 def compare(case: Case, device: str) -> None:
@@ -158,7 +163,7 @@ def main() -> None:
             compare(case, "cpu")
     compare_turns("lif_train_costs", cases.case("lif_train_costs", Sizes(hidden=(3,)), "mse_rate", NEURONS[0]))
     sizes = feedforward_cases.Sizes(behind=(3,))
-    for name in ("relu_direct_costs", "unit_change_losses"):
+    for name in ("relu_direct_costs", "relu_grid_costs", "unit_change_losses"):
         compare_turns(name, feedforward_cases.case(name, sizes, "mse"))
     print("[" + ",".join(sorted(launches.signatures)) + "]")
 
