@@ -1,11 +1,14 @@
 """What is kept of a pass, and whether it explains the loss of the step."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lightning_polystep.layers import LIF, Sliced, SpikeCount
+from lightning_polystep.scoring.importance import Selection
 from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import Capture, capturing, disagreement
 from lightning_polystep.sites import not_recording
@@ -208,6 +211,24 @@ def test_slices_are_replayed_bit_for_bit(samples):
             assert torch.equal(part.inputs[index], inputs)
             assert torch.equal(part.currents[index], currents)
     assert len(seen[0]) == place + 1 == -(-40 // samples)
+
+
+def test_what_fits_a_slice_is_replayed_once_for_all_layers():
+    run = Pass(sliced())
+    assert run.problem() is None
+    run.capture.selection = chosen = Selection(torch.arange(40) < 10, torch.ones(10, dtype=torch.float64))
+    (first,), (second,) = run.capture.slices(run.stack), run.capture.slices(run.stack)
+    assert first is second
+    assert len(first.scores) == 10
+    run.capture.selection = Selection(~chosen.chosen, torch.ones(30, dtype=torch.float64))
+    assert [len(part.scores) for part in run.capture.slices(run.stack)] == [14, 14, 2]
+
+
+def test_a_spike_that_rounds_otherwise_on_few_samples_is_no_reason(monkeypatch):
+    """A product of fewer rows may round otherwise; then the slice is replayed as it was."""
+    run, few = Pass(sliced()), Capture.few
+    monkeypatch.setattr(Capture, "few", lambda *args: dataclasses.replace(few(*args), scores=few(*args).scores + 1))
+    assert run.problem() is None
 
 
 def test_a_sliced_pass_keeps_nothing_with_a_time_axis():
