@@ -61,7 +61,7 @@ class InputLearning:
         for block in self._blocks:
             known = self._optimizer.statistics.get(block.name)
             if known is None or known.batches < _EARLY_BATCHES:
-                due = batch < _EARLY_SHARDS or (batch == 0 and step % _PERIOD == 0)
+                due = batch < _EARLY_SHARDS
             else:
                 due = batch == 0 and step % (_LONG_PERIOD if known.held >= _LONG_HELD else _PERIOD) == 0
             if due:

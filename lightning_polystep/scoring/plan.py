@@ -348,8 +348,7 @@ def _choose_tier(
     for tier in tiers:
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
-            approximated = _approximation(tier, propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS), probe)
-            return tier, "; ".join([*reasons, *approximated])
+            return tier, "; ".join([*reasons, *_approximation(tier, block, propose_trial, probe)])
         if problem not in reasons:
             reasons.append(problem)
     if evaluation == "vmap":
@@ -384,10 +383,11 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
 
 
-def _approximation(tier: Tier, trial: Proposal, probe: Probe) -> list[str]:
+def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> list[str]:
     """Return what a tier approximates, and by how much its costs are off; nothing where it is exact."""
     if not isinstance(tier, StackTier) or not tier.approximation():
         return []
+    trial = propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS)
     costs, exact = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, tier.exact()))
     off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)
     return [f"{tier.approximation()}, costs off by {100 * float(off):.2g} % of their spread"]

@@ -94,6 +94,19 @@ def test_units_of_many_levels_are_taken_a_few_at_a_time(monkeypatch):
     assert torch.equal(losses_of(tier, prepared, proposal), losses)
 
 
+@pytest.mark.parametrize("name", [*NETWORKS, "integer"])
+def test_some_candidates_cost_what_they_cost_among_all(name):
+    """To the bit, as processes divide them by rows."""
+    build, on_grid = NETWORKS.get(name, (integer_network, {"network.0", "network.2"}))
+    dtype = torch.float64 if name == "integer" else torch.float32
+    prepared = prepare(Case(name, build, batch, {}), dtype, response_grid=9)
+    for block in on_grid:
+        tier, proposal = prepared.stack_tier(block), prepared.proposals[block]
+        whole, per_row = losses_of(tier, prepared, proposal), proposal.vertices_per_row
+        for start, stop in ((0, per_row), (per_row, proposal.candidates)):
+            assert torch.equal(losses_of(tier, prepared, proposal, start, stop), whole[start:stop])
+
+
 def test_few_levels_are_tabulated_all_the_same():
     network = Stacked(nn.Linear(4, 6), Staircase(), nn.Linear(6, CLASSES))
     prepared = prepare(Case("steps", lambda: network, batch, {}), response_grid=9)
