@@ -83,6 +83,25 @@ def test_a_grid_far_from_no_change():
     torch.testing.assert_close(costs[1], exact[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("nodes", [3, 9])
+def test_changes_too_small_to_be_told_apart_cost_nothing(nodes, implementation):
+    """Ten and fewer of the smallest numbers there are, whose ninth part rounds to one."""
+    current, shifts, *rest = case(NAME, Sizes(behind=(4,), candidates=21), "cross_entropy", torch.float32)
+    shifts[:] = (torch.arange(21) - 10) * 2.0**-149
+    costs = run(implementation, NAME, (torch.zeros_like(current), shifts, *rest, -math.inf, nodes))
+    assert costs.abs().max() < 1e-30
+
+
+def test_what_is_not_finite_has_no_cost():
+    current, shifts, *rest = case(NAME, Sizes(units=2, candidates=3), "cross_entropy")
+    gain = torch.ones_like(current)
+    gain[0, 0] = math.inf
+    costs = relu_grid_costs(current, shifts, *rest, -math.inf, gain=gain)
+    assert costs[0].isnan().all()
+    assert costs[1].isfinite().all()
+
+
 @given(loss=st.sampled_from(LOSSES), **OPTIONS)
 def test_no_change_costs_nothing(sizes, loss, own_shifts, own_tables, dtype, seed):
     torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_polystep.kernels.feedforward import Behind, Scores
 from lightning_polystep.kernels.feedforward.cpu import Network, Wave, loss_change, make_wave, pack
 from lightning_polystep.kernels.feedforward.together import TOGETHER, Waves, can_go_together, loss_changes, make_waves
-from lightning_polystep.kernels.relu_grid_costs.reference import Limits
+from lightning_polystep.kernels.relu_grid_costs.reference import SMALLEST_STEP, Limits
 from lightning_polystep.kernels.simd import (
     LANES,
     as_float,
@@ -131,9 +131,12 @@ def _score_pair(
     lowest, highest = max(min(one, other, nothing), lower), min(max(one, other, nothing), upper)
     if lowest > highest or (offset == 0 and lowest == 0 and highest == 0):
         return  # no candidate counts, or all that do change nothing
+    if not highest - lowest < np.inf:
+        costs[unit] = np.nan  # there is no grid over what is not finite, and no candidate to be trusted
+        return
     anchor = nothing if lowest <= 0 and highest >= 0 else lowest
     step = (highest - lowest) / candidates.shifts.dtype.type(nodes - 2)
-    step = step if step > 0 else nothing + candidates.shifts.dtype.type(1)
+    step = step if step >= SMALLEST_STEP else nothing + candidates.shifts.dtype.type(1)
     below = math.ceil(-((lowest - anchor) / step))
     count = below + math.ceil((highest - anchor) / step) + 1
     for node in range(count):

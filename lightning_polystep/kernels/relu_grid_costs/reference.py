@@ -10,6 +10,10 @@ from torch import Tensor
 
 from lightning_polystep.kernels.feedforward import Behind, Scores, losses, scores_behind
 
+# Nodes are no closer than this, the smallest number that float32 holds in full: a subnormal distance may round to much
+# less than it should be, and the grid then have more nodes than there is room for.
+SMALLEST_STEP = 2.0**-126
+
 
 class Limits(NamedTuple):
     """What a unit makes of its shifts on a sample, and which of its candidates count; one number may stand for all.
@@ -96,7 +100,7 @@ def lay_grid(changes: Tensor, lower: Tensor, upper: Tensor, nodes: int) -> Grid:
     highest = torch.minimum(changes.amax(-1).clamp(min=0), upper)
     anchor = torch.where((lowest <= 0) & (highest >= 0), 0.0, lowest)
     step = (highest - lowest) / (nodes - 2)
-    step = torch.where(step > 0, step, 1.0)
+    step = torch.where(step >= SMALLEST_STEP, step, 1.0)
     below = (-((lowest - anchor) / step)).ceil()
     last = below + ((highest - anchor) / step).ceil()
     return Grid(anchor, step, below, torch.where(lowest <= highest, last, -1.0))
