@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +28,16 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import generator, noise_frame
 from lightning_polystep.scoring.fastest import fastest_tier
+from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.recognise import recognise
 from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack, capturing, disagreement
-from lightning_polystep.scoring.stack_tier import StackTier
+from lightning_polystep.scoring.taped import Recording, offer_tape
+from lightning_polystep.scoring.tier import Provider, Tier
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import observe, propose, score
+from lightning_polystep.tape import unrecorded
 
 # Why random directions take the place of the span of a layer's inputs.
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
@@ -57,10 +61,10 @@ class Engine:
     Args:
         module: The module whose parameters the optimizer holds.
         optimizer: The optimizer.
-        evaluation: ``"auto"``, ``"vmap"`` (refuse what vmap cannot take) or ``"loop"``.
+        evaluation: ``"auto"``, ``"tape"`` (refuse what the tape cannot carry) or ``"loop"``.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
-        max_candidates: Candidates per step for parameter groups without ``rank``; by default 16,384
-            (incremental tier), 2,048 (vmap) or 256 (loop).
+        max_candidates: Candidates per step for parameter groups without ``rank``; by default what cost about a few
+            steps of a gradient.
         processes: This process among others that train the same module; by default it is alone.
         check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
         mute: Further silences around probes, as a function that returns a context manager.
@@ -121,6 +125,8 @@ class Engine:
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._adapters = adapters_for(module)
         self._buffers = BufferWatch(module)
+        self._recording = Recording()
+        self._observing = False
         self._written_buffers: frozenset[str] = frozenset()
         self._shared_buffers: frozenset[str] = frozenset()
         self._problem = ""
@@ -146,10 +152,31 @@ class Engine:
             noticing(self.module) as self._hard_inputs,
             capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
         ):
-            yield
+            self._observing = True
+            try:
+                with self._recording.recording() if self._wants_tape else nullcontext():
+                    yield
+            finally:
+                self._observing = False
             if not self._agreement.sharded:
                 self._inputs.take(self._seen)
                 self._inputs.learn()
+
+    @property
+    def _wants_tape(self) -> bool:
+        """Whether this commit pass has to be recorded: to make a plan, or to score by it."""
+        if self._evaluation == "loop":
+            return False
+        return self.plan is None or any(assignment.tier.reads_tape for assignment in self.plan.assignments)
+
+    def ends_in(self, loss: Any) -> None:
+        """Take note of the loss that the commit pass returned, before anything else is made of it.
+
+        Args:
+            loss: The very tensor; anything else is none.
+        """
+        if isinstance(loss, Tensor):
+            self._recording.ends_in(loss)
 
     def start_pass(self) -> None:
         """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
@@ -177,6 +204,12 @@ class Engine:
         Raises:
             ValueError: When the loss is no floating-point tensor.
         """
+        if self._recording.loss is None:
+            self._recording.ends_in(loss)
+        with unrecorded():
+            self._probe(evaluate, loss, samples, weight, batch)
+
+    def _probe(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float, batch: int) -> None:
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
@@ -194,6 +227,8 @@ class Engine:
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
+        if not self._observing:
+            self._recording.clear()
 
     def _unfit(self, loss: Tensor) -> tuple[str, str] | None:
         """Return why a micro-batch must not be scored, as a cause and a message; None when it can be."""
@@ -220,9 +255,7 @@ class Engine:
             self.module,
             self._adapters.rewound(evaluate),
             self._noise_key(),
-            self._written_buffers,
             mute=self._silenced,
-            vectorised=self._adapters.vectorised,
         )
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
@@ -240,15 +273,14 @@ class Engine:
                 pending.seconds[index] += time.perf_counter() - started
             if self._count_changed_pairs:
                 self.optimizer.binding.changed_pairs = {
-                    proposal.block.name: tier.changed_pairs(proposal)
+                    proposal.block.name: share
                     for proposal in pending.proposals
-                    if isinstance(tier := assignments[proposal.block].tier, StackTier)
+                    if (share := assignments[proposal.block].tier.changed_pairs(proposal)) is not None
                 }
         pending.weight += weight
         self.optimizer.binding.pending = pending
         for proposal in pending.proposals:
-            in_stack = isinstance(assignments[proposal.block].tier, StackTier)
-            scored = min(samples, self._capture.scored_samples) if in_stack else samples
+            scored = assignments[proposal.block].tier.scored_samples(samples)
             for counters in (progress, self._agreement.notes):
                 counters.candidates += proposal.candidates
                 counters.samples += proposal.candidates * scored
@@ -300,6 +332,7 @@ class Engine:
         """
         with self.observing():
             loss = guards.check_loss(closure())
+        self.ends_in(loss)
         self.optimizer.zero_grad()
         self.probe(closure, loss)
         self.optimizer.step()
@@ -342,11 +375,9 @@ class Engine:
                 block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
         self.plan = make_plan(
             self._blocks,
-            self._seen,
             probe,
             self._propose_block,
-            self._fastest_tier,
-            evaluation=self._evaluation,
+            self._providers(probe),
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
             known_tiers=self.optimizer.binding.loaded_tiers,
@@ -371,7 +402,7 @@ class Engine:
         """Return what the plan says about the samples on which candidates are scored; nothing where it is all."""
         if not self.optimizer.importance_sampling:
             return ""
-        others = [a.block.name for a in plan.assignments if not isinstance(a.tier, StackTier)]
+        others = [a.block.name for a in plan.assignments if not a.tier.samples_by_importance]
         squares = self._stack is not None and self._stack.squares
         if squares or len(others) == len(plan.assignments):
             reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
@@ -433,7 +464,19 @@ class Engine:
             most_rows=most_rows,
         )
 
-    def _fastest_tier(self, block: Block) -> StackTier:
+    def _providers(self, probe: Probe) -> list[Provider]:
+        """Return the ways of scoring that may be used, fastest first."""
+        loop = Provider("one by one", lambda _block: LoopTier())
+        if self._evaluation == "loop":
+            return [loop]
+        if self._recording.tape is None:
+            self._recording.record(probe)
+        tape = Provider("from the tape", partial(offer_tape, self._recording))
+        return (
+            [tape] if self._evaluation == "tape" else [Provider("as part of a stack", self._fastest_tier), tape, loop]
+        )
+
+    def _fastest_tier(self, block: Block) -> Tier:
         if self._stack is None:
             raise NotAStackError(self._no_stack)
         return fastest_tier(block, self._stack, self._capture)

@@ -15,6 +15,7 @@ from lightning_polystep.layers import ArgmaxAttention, HardMoE, SlotArgmaxAttent
 from lightning_polystep.layers.lif import SpikingNeuron
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.sites import is_recording
+from lightning_polystep.tape import unrecorded
 
 _HARD = (SpikingNeuron, StepFunction, QuantisedWeight, ArgmaxAttention, SlotArgmaxAttention, HardMoE)
 
@@ -73,7 +74,8 @@ def noticing(module: nn.Module) -> Iterator[HardInputs]:
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             if is_recording():
-                seen.add(name, inputs)
+                with unrecorded():
+                    seen.add(name, inputs)
 
         return hook
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.tape import unrecorded
 
 # A moment needs no more samples than this to be accurate; convolutions have one per image position.
 _MOST_SAMPLES = 8_192
@@ -216,7 +217,8 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
             if wanted and block.learns_inputs and inputs is not None:
-                seen.record(block, site, inputs)
+                with unrecorded():
+                    seen.record(block, site, inputs)
 
         return hook
 

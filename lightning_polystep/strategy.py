@@ -67,11 +67,11 @@ class PolyStepStrategy(LayoutStrategy):
     ``opt.step(closure)`` or ``self.manual_backward(loss)`` and ``opt.step()``.
 
     Args:
-        evaluation: How candidates are scored: "auto" tries vmap and falls back to one forward per candidate, saying why
-            in the plan; "vmap" refuses what vmap cannot take; "loop" skips vmap.
+        evaluation: How candidates are scored: "auto" takes the fastest way that agrees with one forward per candidate,
+            saying why in the plan; "tape" refuses what cannot be replayed; "loop" runs one forward per candidate.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
         max_candidates: Candidates per step for parameter groups without a rank; by default 16,384
-            (incremental tier), 2,048 (vmap) or 256 (loop).
+            (stacks), what costs about a few steps of a gradient (tape) or 256 (loop).
         foreign_optimizer: What to do with another optimizer: "replace" it by PolyStep and warn, or raise an "error".
         optimizer_options: PolyStep's arguments when configure_optimizers does not return a PolyStep.
         show_plan: Print the plan, which names each block's subspace, candidates, tier and reason, at the first batch.
@@ -280,7 +280,11 @@ class PolyStepStrategy(LayoutStrategy):
             for engine in self.engines:
                 stack.enter_context(engine.observing())
             try:
-                return self._replay()
+                output = self._replay()
+                if module.automatic_optimization:
+                    for engine in self.engines:
+                        engine.ends_in(output.get("loss") if isinstance(output, Mapping) else output)
+                return output
             except RuntimeError as error:
                 if "does not require grad" in str(error):
                     raise MisconfigurationException(trainer_guards.RAW_BACKWARD) from error

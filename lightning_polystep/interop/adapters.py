@@ -12,7 +12,7 @@ class Adapter:
     """Prepares the modules of one library for probing; each method does nothing unless a subclass says so.
 
     The commit pass runs inside :meth:`observing`; all candidates of a micro-batch are scored inside :meth:`probing`,
-    every evaluation starts with :meth:`rewind`, and those by vmap run inside :meth:`vectorised`.
+    and every evaluation of the user's code starts with :meth:`rewind`.
     """
 
     def start(self) -> None:
@@ -28,10 +28,6 @@ class Adapter:
 
     def rewind(self) -> None:
         """Return to the state that :meth:`start` has seen, before one evaluation."""
-
-    def vectorised(self) -> AbstractContextManager[None]:
-        """Wrap an evaluation by vmap: replace what vmap refuses by what computes the same numbers."""
-        return nullcontext()
 
     def held(self) -> dict[str, str]:
         """Return the names of parameters that are not probed, each with the reason."""
@@ -70,10 +66,6 @@ class Adapters(Adapter):
         """See :class:`Adapter`."""
         for part in self.parts:
             part.rewind()
-
-    def vectorised(self) -> AbstractContextManager[None]:
-        """See :class:`Adapter`."""
-        return _together([part.vectorised for part in self.parts])
 
     def held(self) -> dict[str, str]:
         """See :class:`Adapter`."""

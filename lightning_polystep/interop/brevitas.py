@@ -1,4 +1,4 @@
-"""Probe Brevitas layers as their users wrote them: scales frozen while probing, no old-style functions under vmap."""
+"""Probe Brevitas layers as their users wrote them: scales are frozen while candidates are scored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.interop.adapters import Adapter, modules_of
+from lightning_polystep.tape import hold
 
 # What Brevitas names the submodules that compute a scale and a zero point, in every quantiser of weights and
 # activations; other names ("int_scaling_impl") hold constants.
@@ -32,9 +33,6 @@ class BrevitasAdapter(Adapter):
     scored. They follow the weights and the statistics at the next commit pass. Parameters that hold scales are not
     probed.
 
-    Under vmap the straight-through functions, old-style ``autograd.Function`` whose backward nothing calls here, are
-    replaced by their forwards.
-
     Args:
         module: Root of the tree that holds the quantised layers.
 
@@ -49,7 +47,7 @@ class BrevitasAdapter(Adapter):
         ['act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value']
 
     Source:
-        Brevitas 0.13.4: ``core/scaling``, ``core/zero_point.py`` and ``ops/autograd_ste_ops.py``.
+        Brevitas 0.13.4: ``core/scaling`` and ``core/zero_point.py``.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -79,21 +77,6 @@ class BrevitasAdapter(Adapter):
     def rewind(self) -> None:
         """Start again at the first call."""
         self._replayed = {}
-
-    @contextmanager
-    def vectorised(self) -> Iterator[None]:
-        """Replace Brevitas' straight-through functions by their forwards."""
-        import brevitas
-        from brevitas.ops import autograd_ste_ops
-
-        # The native backend does not look its functions up here; what vmap makes of it is the plan's to find out.
-        forwards = {} if brevitas.NATIVE_STE_BACKEND_LOADED else _straight_through_forwards()
-        originals = {name: getattr(autograd_ste_ops, name) for name in forwards}
-        vars(autograd_ste_ops).update(forwards)
-        try:
-            yield
-        finally:
-            vars(autograd_ste_ops).update(originals)
 
     def held(self) -> dict[str, str]:
         """Return the parameters that hold scales or zero points; not weights of which these are statistics."""
@@ -135,6 +118,8 @@ class BrevitasAdapter(Adapter):
             output = type(part).forward(part, *args, **kwargs)
             if is_scale:
                 check_scale(name, output)
+            if isinstance(output, Tensor):
+                hold(output)
             kept = output.detach().clone() if isinstance(output, Tensor) else output
             self._recorded.setdefault(part, []).append(kept)
             return output
@@ -190,23 +175,3 @@ def check_scale(name: str, scale: Any) -> None:
             f"{name} gave a scale that is not a positive finite number: calibrate on batches without NaN or infinity, "
             "and give the quantiser a scaling_min_val if its tensor can be all zeros."
         )
-
-
-def _straight_through_forwards() -> dict[str, Callable[..., Tensor]]:
-    from brevitas.function import ops
-
-    return {
-        "round_ste_impl": torch.round,
-        "binary_sign_ste_impl": ops.binary_sign,
-        "ternary_sign_ste_impl": torch.sign,
-        "floor_ste_impl": torch.floor,
-        "ceil_ste_impl": torch.ceil,
-        "round_to_zero_ste_impl": ops.round_to_zero,
-        "dpu_round_ste_impl": ops.dpu_round,
-        "scalar_clamp_min_ste_impl": torch.clamp_min,
-        "scalar_clamp_ste_impl": torch.clamp,
-        "tensor_clamp_ste_impl": ops.tensor_clamp,
-        # Out of place: the callers use what is returned, and vmap cannot clamp a shared tensor in place.
-        "tensor_clamp_ste_impl_": ops.tensor_clamp,
-        "abs_binary_sign_grad_impl": torch.abs,
-    }

@@ -1,17 +1,14 @@
-"""Probe snnTorch's neurons as their users wrote them: hidden state rewound per evaluation, surrogates out of vmap."""
+"""Probe snnTorch's neurons as their users wrote them: hidden state is rewound for every evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_polystep.interop.adapters import Adapter, modules_of
 from lightning_polystep.isolation import TensorState
-
-_SURROGATES = "snntorch.surrogate"
 
 
 class SnnTorchAdapter(Adapter):
@@ -20,10 +17,6 @@ class SnnTorchAdapter(Adapter):
     snnTorch's neurons write their state at every call, also those without ``init_hidden``. A network that does not
     reset them carries its state from batch to batch: all candidates of a batch then start from the same carried state,
     and the state after the commit pass is the one that goes on.
-
-    Surrogates define a backward that nothing calls here, by the old kind of ``autograd.Function`` that vmap refuses.
-    Under vmap they are replaced by their forward, :math:`H(u) = 1` where u > 0; one candidate at a time runs them as
-    they are. A ``spike_grad`` that is not from ``snntorch.surrogate`` stays, because its forward is not known.
 
     Args:
         module: Root of the tree that holds the neurons.
@@ -39,7 +32,7 @@ class SnnTorchAdapter(Adapter):
         tensor([])
 
     Source:
-        snnTorch 1.0.0, ``snntorch/_neurons`` and ``snntorch/surrogate.py``.
+        snnTorch 1.0.0, ``snntorch/_neurons``.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -65,29 +58,3 @@ class SnnTorchAdapter(Adapter):
             yield
         finally:
             others.restore()
-
-    @contextmanager
-    def vectorised(self) -> Iterator[None]:
-        """Replace snnTorch's surrogates, wherever a module of the tree holds one, by the hard step."""
-        replaced = [
-            (vars(part), name, value)
-            for part in self._module.modules()
-            for name, value in vars(part).items()
-            if _is_surrogate(value)
-        ]
-        for table, name, _ in replaced:
-            table[name] = _hard_step
-        try:
-            yield
-        finally:
-            for table, name, value in replaced:
-                table[name] = value
-
-
-def _is_surrogate(value: Any) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == _SURROGATES
-
-
-def _hard_step(x: Tensor) -> Tensor:
-    # As all of snntorch.surrogate compute it, float32 whatever the dtype of x.
-    return (x > 0).float()

@@ -9,12 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A module's output and about as much again for what it computed on the way.
-_WORKING_COPIES = 3
-# On two cores 64 candidates at once are twice as fast as 1,024, which leave the cache (784-128-10 with batch
-# normalisation, batch 256); and chunks are what processes divide, so there should be many.
-_LARGEST_CHUNK = 64
-
 
 @dataclass
 class Chunking:
@@ -25,12 +19,6 @@ class Chunking:
     """
 
     size: int
-
-    @classmethod
-    def within(cls, budget_bytes: int, bytes_per_candidate: int) -> Chunking:
-        """Return the largest chunk whose activations fit the budget."""
-        affordable = budget_bytes // max(1, _WORKING_COPIES * bytes_per_candidate)
-        return cls(min(max(1, affordable), _LARGEST_CHUNK))
 
     def run(self, score: Callable[[int, int], Tensor], share: range) -> Tensor:
         """Score the candidates of ``share`` chunk by chunk; halve the chunk, for good, when memory runs out.

@@ -42,6 +42,8 @@ _FACTORS = 4
 class FlipTier(FeedforwardTier):
     """Candidates of the subspace "flips", for binary weights on inputs of -1 and 1."""
 
+    takes_starts = True
+
     def _all_costs(self, proposal: Proposal, rows: Tensor, reach: Tensor, seen: Pass) -> Tensor:
         linear, inputs = self.layer.linear, self._inputs(seen).double()
         scale = _scale_of(linear, inputs)[rows].double()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -20,16 +19,12 @@ from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
-from lightning_polystep.scoring.flips import FlipTier
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.stack import NotAStackError
-from lightning_polystep.scoring.stack_tier import StackTier
-from lightning_polystep.scoring.vmapped import ParameterTier, ShiftTier
-from lightning_polystep.sites import Observation
+from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
 from lightning_polystep.subspaces import SUBSPACES, Subspace, particle_dim
 
-Evaluation = Literal["auto", "vmap", "loop"]
+Evaluation = Literal["auto", "tape", "loop"]
 
 _SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
@@ -38,23 +33,6 @@ _AGREEMENT = (1e-3, 1e-5)
 _FAR = 100.0
 # Directions and rows on which the error of an approximation is measured.
 _TRIAL_RANK, _TRIAL_ROWS = 16, 8
-
-
-class Tier(Protocol):
-    """A way of scoring candidates.
-
-    Args:
-        name: What the plan calls it.
-        default_candidates: What a step may cost by default, about a second on two cores for a small network; None
-            where candidates are nearly free.
-    """
-
-    name: ClassVar[str]
-    default_candidates: ClassVar[int | None]
-
-    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
-        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
-        ...
 
 
 def score_by(tier: Tier, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
@@ -67,7 +45,7 @@ def score_by(tier: Tier, proposal: Proposal, probe: Probe, start: int, stop: int
         start: First candidate.
         stop: The one behind the last.
     """
-    if isinstance(tier, FlipTier):
+    if tier.takes_starts:
         return tier.score(proposal, probe, start, stop)
     losses = [tier.score(each, probe, start, stop) for each in proposal.from_each_start()]
     return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
@@ -122,11 +100,7 @@ class Assignment:
 
     def work(self, proposal: Proposal) -> Work:
         """Return the proposal's candidates in pieces, each as dear as it was in the last step."""
-        piece = self._piece
-        if isinstance(self.tier, StackTier):
-            piece = proposal.vertices_per_row  # a row's outcomes are tabulated once for all its candidates
-        elif isinstance(self.tier, LoopTier):
-            piece = 1
+        piece = self.tier.piece(proposal, self._piece)
         return Work(proposal.candidates, piece, self._seconds or float(piece))
 
     def learn_seconds(self, seconds: float, proposal: Proposal) -> None:
@@ -135,7 +109,7 @@ class Assignment:
 
     def step_down(self, reason: str) -> None:
         """From now on score one candidate after the other, and no more than that can afford."""
-        if not isinstance(self.tier, LoopTier):
+        if self.tier.name != LoopTier.name:
             self.reason, self.tier, self.failed = reason, LoopTier(), True
             _share_candidates([self], None)
 
@@ -146,12 +120,12 @@ class Assignment:
         try:
             return self._run(proposal, probe, share)
         except Exception as error:
-            if isinstance(self.tier, LoopTier) or is_out_of_memory(error):
+            if self.tier.name == LoopTier.name or is_out_of_memory(error):
                 raise
             reason = f"{self.tier.name} failed: {_first_line(error)}"
             warnings.warn(
-                f"{self.block.name}: {reason}. Scoring it one candidate at a time from now on; see the plan's "
-                "remarks in the docs for what vmap cannot take.",
+                f"{self.block.name}: {reason}. Scoring it one candidate at a time from now on; docs/design.md, "
+                "section 2, says what the tape cannot carry.",
                 stacklevel=2,
             )
             self.step_down(reason)
@@ -163,9 +137,7 @@ class Assignment:
         Args:
             loss: That of the commit pass.
         """
-        if isinstance(self.tier, StackTier):
-            return self.tier.capture.loss(self.tier.stack)
-        return loss.detach().reshape(())
+        return self.tier.incumbent(loss)
 
     def _run(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         return self.chunking.run(partial(score_by, self.tier, proposal, probe), share)
@@ -229,17 +201,14 @@ class Plan:
 
 
 ProposeTrial = Callable[[Block, int, int], Proposal]
-FastestTier = Callable[[Block], Tier]
 
 
-def make_plan(  # noqa: PLR0913 - keyword-only options
+def make_plan(
     blocks: list[Block],
-    seen: Observation,
     probe: Probe,
     propose_trial: ProposeTrial,
-    fastest_tier: FastestTier,
+    providers: Sequence[Provider],
     *,
-    evaluation: Evaluation = "auto",
     memory_budget: int,
     max_candidates: int | None = None,
     known_tiers: Mapping[str, str] | None = None,
@@ -249,14 +218,11 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
 
     Args:
         blocks: All blocks.
-        seen: What the first commit pass showed.
         probe: Probe of the first micro-batch.
         propose_trial: Makes a small proposal for a block, from (block, rank, rows).
-        fastest_tier: Returns the tier that scores a block's outcomes, or raises NotAStackError.
-        evaluation: ``"auto"``; ``"vmap"`` refuses blocks that vmap cannot take; ``"loop"`` skips vmap.
+        providers: Ways of scoring, fastest first; the last takes everything, unless some are to be refused.
         memory_budget: Bytes that a chunk of candidates may take.
-        max_candidates: Candidates per step for blocks of a group without ``rank``; by default 16,384
-            (incremental tier), 2,048 (vmap) or 256 (loop).
+        max_candidates: Candidates per step for blocks of a group without ``rank``; by default what each tier affords.
         known_tiers: Names of the tiers by block that the run used before it was resumed: tiers agree only to rounding,
             and another batch might lead to another choice.
         agree: Turns this process's choices, larger for slower tiers, into those of all processes.
@@ -265,35 +231,26 @@ def make_plan(  # noqa: PLR0913 - keyword-only options
         The plan.
 
     Raises:
-        RuntimeError: With ``evaluation="vmap"``, when vmap cannot take a block.
+        RuntimeError: When no provider takes a block.
     """
     plan = Plan([], _loss_needs_metrics(probe))
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
         chosen = [
-            _choose_tier(
-                block, seen, probe, propose_trial, fastest_tier, evaluation, (known_tiers or {}).get(block.name)
-            )
+            _choose_tier(block, probe, propose_trial, providers, (known_tiers or {}).get(block.name))
             for block in blocks
         ]
-    agreed = agree([int(plan.live_metrics), *(_slowness(tier) for tier, _ in chosen)])
+    agreed = agree([int(plan.live_metrics), *(slowness for _, _, slowness in chosen)])
     plan.live_metrics = bool(agreed[0])
-    for block, (tier, reason), slowness in zip(blocks, chosen, agreed[1:], strict=True):
-        if slowness > _slowness(tier):
-            tier, reason = _SLOWER[slowness](), "another process can score it in no faster way"  # noqa: PLW2901
-        plan.assignments.append(Assignment(block, tier, _chunking(tier, block, seen, memory_budget), reason))
-    approximated = any(isinstance(a.tier, StackTier) and a.tier.approximation() for a in plan.assignments)
+    for block, (tier, reason, own), slowness in zip(blocks, chosen, agreed[1:], strict=True):
+        if slowness > own:
+            tier, reason = providers[slowness].offer(block), "another process can score it in no faster way"  # noqa: PLW2901
+        plan.assignments.append(Assignment(block, tier, tier.chunking(memory_budget), reason))
+    approximated = any(a.tier.approximation() for a in plan.assignments)
     if any(block.group["response_grid"] for block in blocks) and not approximated:
         warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
     _share_candidates(plan.assignments, max_candidates)
     return plan
-
-
-_SLOWER: dict[int, type[ShiftTier | ParameterTier | LoopTier]] = {1: ShiftTier, 2: ParameterTier, 3: LoopTier}
-
-
-def _slowness(tier: Tier) -> int:
-    return next((slowness for slowness, kind in _SLOWER.items() if isinstance(tier, kind)), 0)
 
 
 def _loss_needs_metrics(probe: Probe) -> bool:
@@ -311,60 +268,33 @@ def _loss_needs_metrics(probe: Probe) -> bool:
         return not bool(torch.isnan(probe.loss()))
 
 
-def _chunking(tier: Tier, block: Block, seen: Observation, memory_budget: int) -> Chunking:
-    if isinstance(tier, StackTier):
-        return Chunking(sys.maxsize)
-    size = seen.suffix_bytes(block.name)
-    if isinstance(tier, ParameterTier):
-        size = seen.total_bytes + sum(p.numel() * p.element_size() for p in block.parameters)
-    return Chunking.within(memory_budget, size)
-
-
 def _choose_tier(
-    block: Block,
-    seen: Observation,
-    probe: Probe,
-    propose_trial: ProposeTrial,
-    fastest_tier: FastestTier,
-    evaluation: Evaluation,
-    known: str | None,
-) -> tuple[Tier, str]:
-    if evaluation == "loop":
-        return LoopTier(), "asked for"
+    block: Block, probe: Probe, propose_trial: ProposeTrial, providers: Sequence[Provider], known: str | None
+) -> tuple[Tier, str, int]:
+    """Return the fastest tier that takes a block, why it is not a faster one, and its place among the providers."""
     if probe.live_metrics:
-        return LoopTier(), "the loss depends on a torchmetrics object"
+        return LoopTier(), "the loss depends on a torchmetrics object", len(providers) - 1
     reasons: list[str] = []
     near = propose_trial(block, 1, 2)
     far = replace(near, probe_radius=_FAR * near.probe_radius)
-    tiers = list(_vmap_tiers(block, seen))
-    if evaluation == "auto":
+    offers = list[tuple[int, Tier]]()
+    for slowness, provider in enumerate(providers):
         try:
-            tiers.insert(0, fastest_tier(block))
-        except NotAStackError as error:
-            reasons.append(f"not as part of a stack: {error}")
-    same = _named(known, [*tiers, LoopTier()]) if evaluation == "auto" else None
-    if same is not None:
-        return same, "; ".join([*reasons, "as before the resume"])
-    for tier in tiers:
+            offers.append((slowness, provider.offer(block)))
+        except NotOfferedError as error:
+            reasons.append(f"not {provider.name}: {error}")
+    for slowness, tier in offers:
+        if tier.name == known:
+            return tier, "; ".join([*reasons, "as before the resume"]), slowness
+    for slowness, tier in offers:
+        if tier.name == LoopTier.name:
+            return tier, "; ".join(reasons), slowness
         problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
         if problem is None:
-            return tier, "; ".join([*reasons, *_approximation(tier, block, propose_trial, probe)])
+            return tier, "; ".join([*reasons, *_approximation(tier, block, propose_trial, probe)]), slowness
         if problem not in reasons:
-            reasons.append(problem)
-    if evaluation == "vmap":
-        msg = f"{block.name} cannot be scored by vmap ({'; '.join(reasons)}): use evaluation='auto' or 'loop'."
-        raise RuntimeError(msg)
-    return LoopTier(), "; ".join(reasons)
-
-
-def _named(name: str | None, tiers: list[Tier]) -> Tier | None:
-    return next((tier for tier in tiers if tier.name == name), None)
-
-
-def _vmap_tiers(block: Block, seen: Observation) -> Iterable[Tier]:
-    if block.shiftable and seen.calls.get(block.name):
-        yield ShiftTier()
-    yield ParameterTier()
+            reasons.append(f"not {providers[slowness].name}: {problem}")
+    raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
 
 
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
@@ -372,7 +302,7 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
 
     Of an approximation it is what is approximated that has to agree.
     """
-    exact = tier.exact() if isinstance(tier, StackTier) else tier
+    exact = tier.exact()
     try:
         fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (exact, LoopTier()))
     except Exception as error:
@@ -385,7 +315,7 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
 
 def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> list[str]:
     """Return what a tier approximates, and by how much its costs are off; nothing where it is exact."""
-    if not isinstance(tier, StackTier) or not tier.approximation():
+    if not tier.approximation():
         return []
     trial = propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS)
     costs, exact = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, tier.exact()))
@@ -403,7 +333,7 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     open_ended = [
         a
         for a in assignments
-        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.default_candidates is not None)
+        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.affordable() is not None)
     ]
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
@@ -411,7 +341,7 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     total_rows = sum(assignment.block.rows for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
-        budget = max_candidates if max_candidates is not None else assignment.tier.default_candidates or 1
+        budget = max_candidates if max_candidates is not None else assignment.tier.affordable() or 1
         share = max(1, budget * block.rows // total_rows)
         ceiling = min(Subspace.full_rank, block.dim)
         affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(assignment, rank) <= share]

@@ -23,19 +23,15 @@ class Probe:
         module: The user's module.
         evaluate: Runs the step and returns its loss, a scalar tensor.
         noise_key: (seed, step, micro-batch): all evaluations share the noise of the commit pass.
-        written_buffers: Names of the buffers that the step writes; under vmap each candidate gets a copy of its own.
         live_metrics: Whether torchmetrics objects must work, because the loss depends on them.
         mute: Enters further silences around a whole scoring pass (Lightning's logging).
-        vectorised: Enters what an evaluation by vmap needs, where the loop runs the user's code as it is.
     """
 
     module: nn.Module
     evaluate: Callable[[], Tensor]
     noise_key: tuple[int, int, int]
-    written_buffers: frozenset[str] = frozenset()
     live_metrics: bool = False
     mute: Callable[[], AbstractContextManager[None]] = nullcontext
-    vectorised: Callable[[], AbstractContextManager[None]] = nullcontext
     _snapshot: Snapshot | None = field(default=None, init=False, repr=False)
 
     @contextmanager

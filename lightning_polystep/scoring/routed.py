@@ -121,6 +121,11 @@ class PartOfAPass:
         """Samples of the whole pass."""
         return self.whole.samples
 
+    @property
+    def scored_samples(self) -> int:
+        """Samples of the whole pass that are scored."""
+        return self.whole.scored_samples
+
     def loss(self, stack: Stack) -> Tensor:
         """Return the incumbent's loss of the whole pass."""
         del stack

@@ -18,14 +18,16 @@ from lightning_polystep.kernels.readout.reference import dense_targets
 from lightning_polystep.layers import Sliced
 from lightning_polystep.layers.sliced import Rows
 from lightning_polystep.scoring.importance import Selection, output_errors, select_samples
+from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.sites import is_recording
+from lightning_polystep.tape import unrecorded
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
 _CHECKED_SAMPLES = 32
 _LINEAR_ROUNDING = 1e-3
 
 
-class NotAStackError(Exception):
+class NotAStackError(NotOfferedError):
     """Says why a module, or a layer of it, cannot be scored as a stack."""
 
 
@@ -294,6 +296,11 @@ class Captured(Protocol):
         """Samples of the pass, over which the loss is the mean."""
         ...
 
+    @property
+    def scored_samples(self) -> int:
+        """Samples on which candidates are scored."""
+        ...
+
     def loss(self, stack: Stack) -> Tensor:
         """Return the incumbent's loss in float64."""
         ...
@@ -319,7 +326,9 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
             into.rows = Rows(0 if into.slice_size is None else len((*args, *named.values())[0]))
 
     def on_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if is_recording():
+        if not is_recording():
+            return
+        with unrecorded():
             into.linear_calls += 1
             if into.slice_size is None or module is stack.linears[0]:
                 # Currents that change from step to step, (T, N, D), are large themselves.
@@ -328,7 +337,9 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
                 into.currents.append(into.rows.add(output) if reserved else output.detach())
 
     def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if is_recording():
+        if not is_recording():
+            return
+        with unrecorded():
             arguments = dict(zip(("input", "target"), args, strict=False)) | named
             into.scores, into.targets = arguments["input"].detach(), arguments["target"].detach()
             into.calls += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from lightning_polystep.functional.neurons import ResetMechanism
 from lightning_polystep.layers import LIF
 from lightning_polystep.particles import Proposal
+from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.spiking import SpikingLayer, SpikingStack
 from lightning_polystep.scoring.stack import Captured, Pass, Stack
+from lightning_polystep.scoring.tier import Tier
 
 # Shifts of all steps at once would grow with the number of steps. So many bytes of them keep the kernels busy, and the
 # allocator keeps such blocks instead of asking the system for new pages each time.
@@ -42,7 +45,7 @@ class Part(NamedTuple):
 
 
 @dataclass
-class StackTier:
+class StackTier(Tier):
     """Scores candidates from what the layers of a stack saw in the commit pass; runs nothing again.
 
     Args:
@@ -56,8 +59,32 @@ class StackTier:
     index: int
 
     name: ClassVar[str] = "outcome"
+    samples_by_importance: ClassVar[bool] = True
     # What a step may cost by default; None where candidates are nearly free.
     default_candidates: ClassVar[int | None] = None
+
+    def affordable(self) -> int | None:
+        """Return how many candidates a step scores where no rank is asked for; None where they are nearly free."""
+        return self.default_candidates
+
+    def chunking(self, memory_budget: int) -> Chunking:
+        """Return that all candidates are scored at once: parts are cut inside."""
+        del memory_budget
+        return Chunking(sys.maxsize)
+
+    def piece(self, proposal: Proposal, chunk: int) -> int:
+        """Return the candidates of a row: its outcomes are tabulated once for all of them."""
+        del chunk
+        return proposal.vertices_per_row
+
+    def incumbent(self, loss: Tensor) -> Tensor:
+        """Return the incumbent's loss in float64, from its scores."""
+        del loss
+        return self.capture.loss(self.stack)
+
+    def scored_samples(self, samples: int) -> int:
+        """Return on how many samples of a micro-batch candidates are scored."""
+        return min(samples, self.capture.scored_samples)
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
@@ -71,14 +98,6 @@ class StackTier:
         costs = reduce(Tensor.add_, slices, reach.new_zeros(len(rows), per_row, dtype=torch.float64))
         losses = self.capture.loss(self.stack) + costs.flatten() / self.capture.samples
         return losses[start - first * per_row : stop - first * per_row]
-
-    def exact(self) -> StackTier:
-        """Return the tier of which this one is an approximation; itself where it is none."""
-        return self
-
-    def approximation(self) -> str:
-        """Say what is approximated; nothing where nothing is."""
-        return ""
 
     def changed_pairs(self, proposal: Proposal) -> float:
         """Estimate the share of pairs of a candidate and a sample in which the candidate changes the sample's loss.

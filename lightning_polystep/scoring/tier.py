@@ -1,0 +1,94 @@
+"""Score: what a way of scoring candidates is, and what the engine and the plan may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.scoring.chunks import Chunking
+from lightning_polystep.scoring.probe import Probe
+
+
+class NotOfferedError(Exception):
+    """Says why candidates of a block cannot be scored in some way."""
+
+
+class Tier:
+    """A way of scoring candidates; a subclass says how, and overrides what is not as usual.
+
+    Args:
+        name: What the plan calls it.
+        takes_starts: Whether it scores candidates of several starts at once.
+        reads_tape: Whether the commit pass has to be recorded for it.
+        samples_by_importance: Whether it scores on the samples that importance sampling has chosen.
+    """
+
+    name: ClassVar[str]
+    takes_starts: ClassVar[bool] = False
+    reads_tape: ClassVar[bool] = False
+    samples_by_importance: ClassVar[bool] = False
+
+    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        raise NotImplementedError
+
+    def affordable(self) -> int | None:
+        """Return how many candidates a step scores where no rank is asked for; None where they are nearly free."""
+        raise NotImplementedError
+
+    def chunking(self, memory_budget: int) -> Chunking:
+        """Return how many candidates are scored at once.
+
+        Args:
+            memory_budget: Bytes that they may take.
+        """
+        raise NotImplementedError
+
+    def piece(self, proposal: Proposal, chunk: int) -> int:
+        """Return how many candidates one process scores at the least, so that no bit depends on how many there are.
+
+        Args:
+            proposal: The candidates.
+            chunk: Candidates at once, as planned.
+        """
+        del proposal
+        return chunk
+
+    def incumbent(self, loss: Tensor) -> Tensor:
+        """Return the incumbent's loss as the tier computes losses, a scalar.
+
+        Args:
+            loss: That of the commit pass.
+        """
+        return loss.detach().reshape(())
+
+    def exact(self) -> Tier:
+        """Return the tier of which this one is an approximation; itself where it is none."""
+        return self
+
+    def approximation(self) -> str:
+        """Say what is approximated; nothing where nothing is."""
+        return ""
+
+    def scored_samples(self, samples: int) -> int:
+        """Return on how many samples of a micro-batch candidates are scored."""
+        return samples
+
+    def changed_pairs(self, proposal: Proposal) -> float | None:
+        """Estimate the share of pairs of a candidate and a sample that the candidate changes; None where it cannot."""
+        del proposal
+
+
+class Provider(NamedTuple):
+    """Offers a tier for blocks; the plan asks one after the other, fastest first.
+
+    Args:
+        name: For the plan's notes.
+        offer: Returns the tier that scores a block, or raises :class:`NotOfferedError`.
+    """
+
+    name: str
+    offer: Callable[[Block], Tier]

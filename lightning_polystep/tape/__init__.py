@@ -1,0 +1,13 @@
+"""Observe and score: the tape of a step, and its replay for candidates.
+
+``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py`` reads
+off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of ``execute.py``.
+"""
+
+from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
+from lightning_polystep.tape.recorder import Recorder, hold, unrecorded
+from lightning_polystep.tape.replay import replay
+from lightning_polystep.tape.tape import Tape
+from lightning_polystep.tape.work import Work
+
+__all__ = ["NotOnTapeError", "Program", "Recorder", "Tape", "Work", "compile_program", "hold", "replay", "unrecorded"]

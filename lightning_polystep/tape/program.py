@@ -1,0 +1,455 @@
+"""What of a step a candidate has to replay, and in which order: read off the tape once per structure.
+
+A candidate changes one row of a parameter. How far its change stays *within its unit*, the place of an axis that the row
+became, only that unit is computed, for all candidates at once (stage ``UNIT``). From where units are mixed, as by the next
+product, whole samples are, but of those samples only in which the unit changed (stage ``SAMPLE``, one level for each
+product on the way). Where samples are taken together, as by the mean of a loss, one number per candidate is left (stage
+``WHOLE``). Where samples are mixed before that, as by batch normalisation, stage ``SAMPLE`` is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import torch
+
+from lightning_polystep.tape.axes import Labels
+from lightning_polystep.tape.flow import SHAPE_ONLY, Axes, Flow, read
+from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
+
+aten = torch.ops.aten
+
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.mv, aten.convolution}
+# A sum over samples: changes of samples add up.
+SUMS = {aten.sum, aten.mean}
+
+
+class Stage(IntEnum):
+    """Of what a candidate's values are computed."""
+
+    UNIT = 0
+    SAMPLE = 1
+    WHOLE = 2
+
+
+class NotOnTapeError(Exception):
+    """Says why candidates of a block cannot be replayed."""
+
+
+@dataclass
+class Step:
+    """One operation of the program.
+
+    Args:
+        number: Of the operation on the tape.
+        stage: Of what its outputs are computed.
+        level: Of stage ``SAMPLE``: how many products lie before it.
+        sums_samples: Whether it takes samples together that had been apart until then.
+    """
+
+    number: int
+    stage: Stage
+    level: int = 0
+    sums_samples: bool = False
+
+
+@dataclass
+class Program:
+    """How candidates of some parameters are replayed.
+
+    Args:
+        steps: In the order in which they are to run.
+        labels: Of all axes.
+        axes: Of all values that are read or made, resolved.
+        flows: Of the operations, by number.
+        unit: The label of the axis that a candidate's row became; None where a candidate changes everything.
+        sample: The label of the axis of samples; None where samples are mixed.
+        samples: How many there are.
+        home: Stage and level in which each changed value is computed.
+        same: Values that are equal because equal operations made them, each with the first of them.
+        merged: Operations whose work an equal one before them has done, each with that one.
+        exits: For each level of stage ``SAMPLE``, the values of earlier stages or levels that it or a later one reads.
+        releases: The values that nothing reads behind a step, by its place.
+        loss: The value of the loss.
+    """
+
+    steps: list[Step]
+    labels: Labels
+    axes: dict[int, Axes]
+    flows: dict[int, Flow]
+    unit: int | None
+    sample: int | None
+    samples: int
+    home: dict[int, tuple[Stage, int]]
+    loss: int
+    same: dict[int, int] = field(default_factory=dict)
+    merged: list[tuple[int, int]] = field(default_factory=list)
+    exits: dict[int, list[int]] = field(default_factory=dict)
+    releases: dict[int, list[int]] = field(default_factory=dict)
+
+    def position(self, value: int, label: int | None) -> int | None:
+        """Return the axis of a value that holds a label; None where none does."""
+        if label is None:
+            return None
+        return next((i for i, axis in enumerate(self.axes[value]) if label in axis), None)
+
+    def operation(self, tape: Tape, number: int) -> Operation:
+        """Return an operation that reads, of equal values, always the first."""
+        known = tape.bound.setdefault(id(self), {})
+        if number not in known:
+            known[number] = _renamed(tape.operations[number], self.same)
+        return known[number]
+
+    def holds_for(self, tape: Tape) -> bool:
+        """Tell whether operations that were merged are equal on another tape of the same structure too."""
+        return all(_fractions(tape.operations[one]) == _fractions(tape.operations[other]) for one, other in self.merged)
+
+    @property
+    def levels(self) -> int:
+        """How many levels stage ``SAMPLE`` has."""
+        return max((step.level for step in self.steps if step.stage == Stage.SAMPLE), default=0)
+
+
+def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Program:
+    """Find out what depends on some parameters, and how.
+
+    Args:
+        tape: Of a step.
+        rows: The values that a candidate changes, each with the axis along which it changes one place only, or None.
+        loss: The value of the loss.
+
+    Raises:
+        NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
+    """
+    same, merged = _merge_equal(tape)
+    loss = same.get(loss, loss)
+    first = [number for number in range(len(tape.operations)) if number not in dict(merged)]
+    operations = {number: _renamed(tape.operations[number], same) for number in first}
+    tape = Tape(tape.values, [operations.get(n, _NOTHING) for n in range(len(tape.operations))], held=tape.held)
+    relevant = _between(tape, set(rows), loss)
+    if not relevant:
+        raise NotOnTapeError("the loss does not depend on it, as far as the tape shows")
+    labels, axes, flows = _follow(tape, relevant, rows)
+    changed = set(rows) | {o for number in relevant for o in tape.operations[number].outputs if o is not None}
+    unit = _unit(labels, axes, rows)
+    local = _within_unit(tape, relevant, changed, axes, flows, unit)
+    # Where nothing stays within its unit, all that a candidate changes is a whole parameter.
+    sample = _sample(tape, relevant, changed, local, labels, axes, flows, unit)
+    program = _staged(tape, relevant, changed, local, sample, Program(
+        [], labels, axes, flows, unit, sample, labels.size((sample,)) if sample is not None else 0, {}, loss,
+        same, merged,
+    ))  # fmt: skip
+    _find_exits(tape, program, rows)
+    _find_releases(tape, program, rows)
+    return program
+
+
+_NOTHING = Operation(None, (), {}, (), ())  # type: ignore[arg-type]
+
+
+def _merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
+    """Find operations that do again what one before them has done, as the same layer on the same inputs at each time."""
+    same, merged, seen = dict[int, int](), list[tuple[int, int]](), dict[Any, int]()
+    for number, operation in enumerate(tape.operations):
+        tags = getattr(operation.function, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags or None in operation.outputs:
+            continue
+        renamed = _renamed(operation, same)
+        key = (operation.function, _frozen(renamed.args), _frozen(renamed.kwargs), len(operation.outputs))
+        before = seen.setdefault(key, number)
+        if before != number:
+            merged.append((number, before))
+            same.update(
+                (mine, same.get(theirs, theirs))
+                for mine, theirs in zip(operation.outputs, tape.operations[before].outputs, strict=True)
+                if mine is not None and theirs is not None
+            )
+    return same, merged
+
+
+def _renamed(operation: Operation, same: Mapping[int, int]) -> Operation:
+    if not any(index in same for index in operation.operands):
+        return operation
+
+    def first(index: int) -> Ref:
+        return Ref(same.get(index, index))
+
+    return Operation(
+        operation.function,
+        substitute(operation.args, first),
+        substitute(operation.kwargs, first),
+        operation.outputs,
+        tuple(same.get(index, index) for index in operation.operands),
+    )
+
+
+def _frozen(arguments: Any) -> Any:
+    if isinstance(arguments, Ref):
+        return ("value", arguments.index)
+    if isinstance(arguments, tuple | list):
+        return tuple(map(_frozen, arguments))
+    if isinstance(arguments, dict):
+        return tuple((name, _frozen(argument)) for name, argument in sorted(arguments.items()))
+    return (type(arguments), str(arguments))
+
+
+def _fractions(operation: Operation) -> str:
+    return (
+        str([_frozen(operation.args), _frozen(operation.kwargs)])
+        if not operation.operands
+        else str([each for each in _flat((operation.args, operation.kwargs)) if isinstance(each, float)])
+    )
+
+
+def _flat(arguments: Any) -> list[Any]:
+    if isinstance(arguments, tuple | list):
+        return [each for argument in arguments for each in _flat(argument)]
+    if isinstance(arguments, dict):
+        return _flat(list(arguments.values()))
+    return [arguments]
+
+
+def _between(tape: Tape, sources: set[int], loss: int) -> list[int]:
+    """Return the operations on the way from some values to the loss."""
+    changed, forward = set(sources), []
+    for number, operation in enumerate(tape.operations):
+        if getattr(operation.function, "overloadpacket", None) in SHAPE_ONLY:
+            continue
+        if any(index in changed for index in operation.operands):
+            forward.append(number)
+            changed.update(o for o in operation.outputs if o is not None and o not in tape.held)
+    needed, relevant = {loss}, []
+    for number in reversed(forward):
+        operation = tape.operations[number]
+        if any(o in needed for o in operation.outputs):
+            relevant.append(number)
+            needed.update(operation.operands)
+    if loss not in changed:
+        return []
+    for number in relevant:
+        operation = tape.operations[number]
+        random = torch.Tag.nondeterministic_seeded in getattr(operation.function, "tags", ())
+        if random and any(index in changed for index in operation.operands):
+            raise NotOnTapeError(f"{operation.function} draws at random what depends on it")
+    return relevant[::-1]
+
+
+def _follow(
+    tape: Tape, relevant: Sequence[int], rows: Mapping[int, int | None]
+) -> tuple[Labels, dict[int, Axes], dict[int, Flow]]:
+    labels, axes, flows = Labels(), dict[int, Axes](), dict[int, Flow]()
+
+    def axes_of(index: int) -> Axes:
+        if index not in axes:
+            axes[index] = tuple(labels.fresh(size) for size in tape.values[index].tensor.shape)
+        return axes[index]
+
+    of_rows = [axes_of(index)[axis] for index, axis in rows.items() if axis is not None]
+    for other in of_rows[1:]:
+        labels.unify(of_rows[0], other)
+    for number in relevant:
+        operation = tape.operations[number]
+        made = [index for index in operation.outputs if index is not None]
+        flow = read(operation, axes_of, [tape.values[index].tensor for index in made], labels)
+        flows[number] = flow
+        axes.update(zip(made, flow.outputs, strict=True))
+    resolved = {index: tuple(labels.resolve(axis) for axis in own) for index, own in axes.items()}
+    return labels, resolved, flows
+
+
+def _unit(labels: Labels, axes: Mapping[int, Axes], rows: Mapping[int, int | None]) -> int | None:
+    """Return the one label of the rows' axes; None where there is none, or several."""
+    found = {axes[index][axis] if axis is not None else () for index, axis in rows.items()}
+    if len(found) != 1:
+        return None
+    axis = labels.resolve(next(iter(found)))
+    return axis[0] if len(axis) == 1 else None
+
+
+def _twice(own: Axes, label: int) -> bool:
+    return sum(axis.count(label) for axis in own) > 1
+
+
+def _within_unit(
+    tape: Tape,
+    relevant: Sequence[int],
+    changed: set[int],
+    axes: Mapping[int, Axes],
+    flows: Mapping[int, Flow],
+    unit: int | None,
+) -> set[int]:
+    """Return the operations whose outputs change at one unit only, the candidate's."""
+    if unit is None:
+        return set()
+    spread: set[int] = set()
+    local: set[int] = set()
+    for number in relevant:
+        operation, flow = tape.operations[number], flows[number]
+        outputs = [o for o in operation.outputs if o is not None]
+        stays = not any(index in spread for index in operation.operands) and len(flow.mixed) == len(operation.operands)
+        for index, mixed in zip(operation.operands, flow.mixed, strict=False):
+            if _twice(axes[index], unit) or any(unit in axes[index][position] for position in mixed):
+                stays = False
+        stays = stays and all(not _twice(axes[o], unit) and any(unit in axis for axis in axes[o]) for o in outputs)
+        if stays:
+            local.add(number)
+        else:
+            spread.update(outputs)
+    return local
+
+
+def is_sum_over_samples(operation: Operation) -> bool:
+    """Tell whether an operation takes samples together so that their changes add up."""
+    return getattr(operation.function, "overloadpacket", None) in SUMS
+
+
+def _sample(
+    tape: Tape,
+    relevant: Sequence[int],
+    changed: set[int],
+    local: set[int],
+    labels: Labels,
+    axes: Mapping[int, Axes],
+    flows: Mapping[int, Flow],
+    unit: int | None,
+) -> int | None:
+    """Return the label of the samples: the largest that nothing mixes but sums whose results never meet samples again."""
+    outside = [number for number in relevant if number not in local]
+    candidates = {
+        label
+        for number in outside
+        for index in tape.operations[number].operands
+        if index in changed
+        for axis in axes[index]
+        for label in axis
+    } - {unit}
+    ranked = sorted(candidates, key=lambda label: (-labels.size((label,)), label))
+    return next((s for s in ranked if _keeps_apart(tape, outside, changed, local, axes, flows, s)), None)
+
+
+def _keeps_apart(
+    tape: Tape,
+    outside: Sequence[int],
+    changed: set[int],
+    local: set[int],
+    axes: Mapping[int, Axes],
+    flows: Mapping[int, Flow],
+    label: int,
+) -> bool:
+    local_values = {o for number in local for o in tape.operations[number].outputs}
+
+    def holds(index: int) -> bool:
+        return any(label in axis for axis in axes[index])
+
+    summed = False
+    for number in outside:
+        operation, flow = tape.operations[number], flows[number]
+        outputs = [o for o in operation.outputs if o is not None]
+        if any(_twice(axes[index], label) for index in (*operation.operands, *outputs)):
+            return False
+        mixes = any(
+            label in axes[index][position]
+            for index, mixed in zip(operation.operands, flow.mixed, strict=True)
+            for position in mixed
+        )
+        if mixes:
+            if not is_sum_over_samples(operation) or any(holds(o) for o in outputs):
+                return False
+            summed = True
+            continue
+        if any(holds(o) for o in outputs):
+            # What has no sample, but changes as a whole, would have to be copied for each sample that it meets.
+            for index in operation.operands:
+                if index in changed and not holds(index) and index not in local_values:
+                    return False
+    return summed
+
+
+def _staged(
+    tape: Tape, relevant: Sequence[int], changed: set[int], local: set[int], sample: int | None, program: Program
+) -> Program:
+    """Give each operation its stage and level, and order them so that a level is complete before the next."""
+    home = program.home
+    for index in changed:
+        home.setdefault(index, (Stage.UNIT if program.unit is not None else Stage.WHOLE, 0))
+    steps = []
+    for number in relevant:
+        operation = tape.operations[number]
+        outputs = [o for o in operation.outputs if o is not None]
+        if number in local:
+            step = Step(number, Stage.UNIT)
+        else:
+            from_samples = [
+                index
+                for index in operation.operands
+                if index in changed and program.position(index, sample) is not None
+            ]
+            to_samples = any(program.position(o, sample) is not None for o in outputs)
+            level = 1
+            inner = [home[i][1] for i in operation.operands if i in changed and home[i][0] == Stage.SAMPLE]
+            if inner:
+                packet = getattr(operation.function, "overloadpacket", None)
+                level = max(inner) + (1 if packet in PRODUCTS else 0)
+            if sample is None or not (from_samples or to_samples):
+                step = Step(number, Stage.WHOLE)
+            elif to_samples:
+                step = Step(number, Stage.SAMPLE, level)
+            else:
+                step = Step(number, Stage.WHOLE, level if inner else 1, sums_samples=True)
+        for o in outputs:
+            home[o] = (step.stage, step.level if step.stage == Stage.SAMPLE else 0)
+        steps.append(step)
+    # Sums run with the level of what they add up, all else of stage WHOLE at the end.
+    program.steps = sorted(
+        steps,
+        key=lambda step: (
+            (0, 0) if step.stage == Stage.UNIT
+            else (1, step.level) if step.stage == Stage.SAMPLE or step.sums_samples
+            else (2, 0)
+        ),
+    )  # fmt: skip
+    return program
+
+
+def _find_exits(tape: Tape, program: Program, rows: Mapping[int, int | None]) -> None:
+    del rows
+    program.exits = {level: [] for level in range(1, program.levels + 1)}
+    read_at: dict[int, int] = {}
+    for step in program.steps:
+        if step.stage == Stage.SAMPLE or step.sums_samples:
+            for index in tape.operations[step.number].operands:
+                if index in program.home:
+                    read_at[index] = max(read_at.get(index, 0), step.level)
+    for level in program.exits:
+        for index, last in read_at.items():
+            stage, own = program.home[index]
+            if (stage == Stage.UNIT or (stage == Stage.SAMPLE and own < level)) and last >= level:
+                program.exits[level].append(index)
+
+
+def _find_releases(tape: Tape, program: Program, rows: Mapping[int, int | None]) -> None:
+    last: dict[int, int] = {}
+    for place, step in enumerate(program.steps):
+        for index in tape.operations[step.number].operands:
+            if index in program.home:
+                last[index] = place
+    # Exits are asked again when a level begins.
+    first_of_level: dict[int, int] = {}
+    for place, step in enumerate(program.steps):
+        if step.stage == Stage.SAMPLE or step.sums_samples:
+            first_of_level.setdefault(step.level, place)
+    for level, exits in program.exits.items():
+        for index in exits:
+            last[index] = max(last.get(index, 0), first_of_level.get(level, 0))
+    for index, place in last.items():
+        if index != program.loss and index not in rows:
+            program.releases.setdefault(place, []).append(index)
+
+
+def uses(operation: Operation) -> Counter[int]:
+    """Return how often an operation reads each value."""
+    return Counter(operation.operands)

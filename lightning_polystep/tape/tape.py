@@ -1,0 +1,146 @@
+"""The tape: what a step did, as a list of pure operations on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Ref(NamedTuple):
+    """Stands for a tensor in the arguments of an operation.
+
+    Args:
+        index: Of the value in :attr:`Tape.values`.
+    """
+
+    index: int
+
+
+@dataclass(slots=True)
+class Value:
+    """A tensor at one moment: what is written in place later is another value.
+
+    Args:
+        tensor: What it was.
+        producer: Index of the operation that made it; None where it came from outside the step, or by chance.
+    """
+
+    tensor: Tensor
+    producer: int | None = None
+
+
+@dataclass(slots=True)
+class Operation:
+    """One call of an operator, without a side effect: writes in place are recorded as what they compute.
+
+    Args:
+        function: The operator.
+        args: Its arguments, tensors as :class:`Ref`.
+        kwargs: Those by name.
+        outputs: Indices of the values that it made; None for an output that is no tensor.
+        operands: Indices of the values that it reads, in the order of its arguments.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    operands: tuple[int, ...]
+
+
+class Escape(NamedTuple):
+    """A number that left the tape: what Python makes of it, no replay follows.
+
+    Args:
+        value: Index of the value that was read.
+        operations: How many operations had been recorded by then.
+        place: File and line of the user's code.
+    """
+
+    value: int
+    operations: int
+    place: str
+
+
+class _Hashed(tuple[Any, ...]):
+    """A tuple that computes its hash once."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash((len(self), *(hash(entry) for entry in self[:: max(1, len(self) // 64)])))
+
+
+@dataclass
+class Tape:
+    """What one run of a step did.
+
+    Args:
+        values: All tensors that were read or made.
+        operations: In the order in which they ran.
+        index_of: The value that a tensor holds now, by the identity of the tensor.
+        leaves: What tensors from outside the step held at its start, likewise.
+        held: Values that are constants of all candidates, though they were computed from parameters.
+        escapes: Numbers that Python has read.
+        obstacle: Why the tape is not the whole truth; empty where it is.
+        bound: Operations as programs read them, by program and number.
+        key: Equal for two tapes of the same structure: operators, arguments and shapes, but for tensors and fractions.
+    """
+
+    values: list[Value] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    index_of: dict[int, int] = field(default_factory=dict)
+    leaves: dict[int, int] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    escapes: list[Escape] = field(default_factory=list)
+    obstacle: str = ""
+    key: list[Any] = field(default_factory=list)
+    _structure: _Hashed | None = field(default=None, init=False, repr=False)
+    bound: dict[int, dict[int, Operation]] = field(default_factory=dict)
+
+    def find(self, tensor: Tensor) -> int | None:
+        """Return the index of the value that a tensor held at the end of the step; None where it is not on the tape."""
+        return self.index_of.get(id(tensor))
+
+    def structure(self) -> tuple[Any, ...]:
+        """Return :attr:`key`, to look programs up by."""
+        if self._structure is None or len(self._structure) != len(self.key):
+            self._structure = _Hashed(self.key)
+        return self._structure
+
+
+def references(arguments: Any) -> Iterator[int]:
+    """Yield the values that arguments refer to, in their order."""
+    if isinstance(arguments, Ref):
+        yield arguments.index
+    elif isinstance(arguments, tuple | list):
+        for argument in arguments:
+            yield from references(argument)
+    elif isinstance(arguments, dict):
+        for argument in arguments.values():
+            yield from references(argument)
+
+
+def substitute(arguments: Any, find: Callable[[int], Any]) -> Any:
+    """Return arguments with each :class:`Ref` replaced.
+
+    Args:
+        arguments: Of an operation.
+        find: Returns what takes the place of a value.
+
+    Example:
+        >>> substitute((Ref(3), [Ref(4), 1], 0.5), lambda index: 10 * index)
+        (30, [40, 1], 0.5)
+    """
+    if isinstance(arguments, Ref):
+        return find(arguments.index)
+    if isinstance(arguments, tuple):
+        return tuple(substitute(argument, find) for argument in arguments)
+    if isinstance(arguments, list):
+        return [substitute(argument, find) for argument in arguments]
+    if isinstance(arguments, dict):
+        return {name: substitute(argument, find) for name, argument in arguments.items()}
+    return arguments

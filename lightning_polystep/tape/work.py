@@ -1,0 +1,70 @@
+"""Score: how much a candidate computes beside a whole step, so that budgets need no clock and runs stay the same."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from lightning_polystep.tape.program import Program, Stage
+from lightning_polystep.tape.tape import Operation, Tape
+
+aten = torch.ops.aten
+
+# Multiplications that take as long as one element of an elementwise operation, which waits for memory.
+_PRODUCTS_PER_ELEMENT = 16
+# Elements that take as long as the call of an operation.
+_CALL = 4_000
+# Share of pairs of a candidate and a sample that change: what was seen in networks of neurons.
+_CHANGED = 0.4
+_TYPICAL_CHUNK = 256
+
+
+class Work(NamedTuple):
+    """What things cost, in elements of elementwise operations.
+
+    Args:
+        forward: The step.
+        candidate: One candidate.
+        widest: The most numbers that one value of a candidate holds.
+    """
+
+    forward: float
+    candidate: float
+    widest: int
+
+    @classmethod
+    def of(cls, tape: Tape, program: Program) -> Work:
+        """Estimate the work of a program.
+
+        Args:
+            tape: Of a step.
+            program: Read off it.
+        """
+        forward = sum(_elements(tape, operation) + _CALL for operation in tape.operations)
+        candidate, widest = 0.0, 1
+        units = program.labels.size((program.unit,)) if program.unit is not None else 1
+        for step in program.steps:
+            operation = tape.operations[step.number]
+            elements = _elements(tape, operation)
+            largest = max((tape.values[o].tensor.numel() for o in operation.outputs if o is not None), default=1)
+            if step.stage == Stage.UNIT:
+                elements, largest = elements / units, largest // units
+            elif step.stage == Stage.SAMPLE:
+                elements = elements * _CHANGED
+            candidate += elements + _CALL / _TYPICAL_CHUNK
+            widest = max(widest, largest)
+        return cls(forward, candidate, widest)
+
+
+def _elements(tape: Tape, operation: Operation) -> float:
+    outputs = [tape.values[o].tensor.numel() for o in operation.outputs if o is not None]
+    elements = float(max(outputs, default=0))
+    packet = getattr(operation.function, "overloadpacket", None)
+    if packet in {aten.mm, aten.addmm, aten.bmm}:
+        elements += elements * tape.values[operation.operands[-2]].tensor.shape[-1] / _PRODUCTS_PER_ELEMENT
+    elif packet is aten.convolution:
+        weight = tape.values[operation.operands[1]].tensor
+        elements += elements * math.prod(weight.shape[1:]) / _PRODUCTS_PER_ELEMENT
+    return elements
