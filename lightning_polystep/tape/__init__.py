@@ -4,10 +4,28 @@
 off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of ``execute.py``.
 """
 
+from lightning_polystep.tape.frame import Parts
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, unrecorded
 from lightning_polystep.tape.replay import replay
+from lightning_polystep.tape.schedule import Segment, schedule
+from lightning_polystep.tape.shifts import Shifted, shifted_products
 from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
-__all__ = ["NotOnTapeError", "Program", "Recorder", "Tape", "Work", "compile_program", "hold", "replay", "unrecorded"]
+__all__ = [
+    "NotOnTapeError",
+    "Parts",
+    "Program",
+    "Recorder",
+    "Segment",
+    "Shifted",
+    "Tape",
+    "Work",
+    "compile_program",
+    "hold",
+    "replay",
+    "schedule",
+    "shifted_products",
+    "unrecorded",
+]

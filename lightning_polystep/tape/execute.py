@@ -28,6 +28,9 @@ Replay = Callable[[Frame, Operation], Result | None]
 
 _REPLAYS: dict[Any, Replay] = {}
 
+# Up to here torch is faster over instances side by side than over classes side by side.
+_FEW_CLASSES = 32
+
 
 def replays(*packets: Any) -> Callable[[Replay], Replay]:
     """Register how operators run; a rule that returns None leaves an operation to :func:`batched`."""
@@ -109,8 +112,6 @@ _AXIS_ARGUMENTS: dict[Any, tuple[tuple[int, int], ...]] = {
     aten.unsafe_split: ((2, 0),),
     aten.split_with_sizes: ((2, 0),),
     aten.unsafe_split_with_sizes: ((2, 0),),
-    aten._softmax: ((1, 0),),
-    aten._log_softmax: ((1, 0),),
     aten._safe_softmax: ((1, 0),),
     aten.cumsum: ((1, 0),),
     aten.cumprod: ((1, 0),),
@@ -143,6 +144,19 @@ def along_axes(frame: Frame, operation: Operation) -> Result | None:
         args[position] = args[position] % (rank + more) + 1
     result: Result = operation.function(*args, **substitute(operation.kwargs, of.get))
     return result
+
+
+@replays(aten._softmax, aten._log_softmax)
+def softened(frame: Frame, operation: Operation) -> Result:
+    """A softmax over few classes, of many instances: classes come first, so that instances lie side by side."""
+    tensor, _ = frame.read(operation.operands[0])
+    rank = tensor.ndim - 1
+    axis = operation.args[1] % max(1, rank) + 1
+    if tensor.shape[axis] > _FEW_CLASSES:
+        result: Tensor = operation.function(tensor, axis, *operation.args[2:])
+        return result
+    first = tensor.movedim(axis, 0).contiguous()
+    return operation.function(first, 0, *operation.args[2:]).movedim(0, axis)
 
 
 @replays(aten.t)
@@ -327,19 +341,36 @@ def _as_rows(change: Tensor, rank: int) -> Tensor:
 
 def _product_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Result | None:
     """A column of the output for each candidate: what was recorded plus what its change of the column adds."""
+    shift = frame.shifts.get(made)
+    if shift is None:
+        shift = shift_of_units(frame, made, added, left, right)
+    return None if shift is None else frame.recorded(made)[0] + shift
+
+
+def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:
+    """Return what candidates add to a product at their units, (K, ..., 1); None where it is no such product.
+
+    Args:
+        frame: Of stage ``UNIT``.
+        made: The product.
+        added: What is added to it, if anything.
+        left: What is multiplied.
+        right: By this, whose columns are the units.
+    """
     home = frame.program.home
     if left in home:
         return None
-    given, has_instances = frame.recorded(left)
-    if has_instances:
+    given = frame.tape.values[left].tensor
+    if any(label in axis for axis in frame.program.axes[left] for label in frame.fixed):
         return None
-    out, _ = frame.recorded(made)
+    shift: Tensor | None = None
     if right in home:
         column = frame.values[right] - frame.recorded(right)[0]  # (K, D, 1)
-        out = out + (given @ column[:, :, 0].T).T[:, :, None]
+        shift = frame.cut_to_parts(made, (column[:, :, 0] @ given.T)[:, :, None])
     if added is not None and added in home:
-        out = out + _as_rows(frame.values[added] - frame.recorded(added)[0], out.ndim)
-    return out
+        change = _as_rows(frame.values[added] - frame.recorded(added)[0], 3)
+        shift = change if shift is None else shift + change
+    return shift if shift is None else shift.expand(frame.count, *frame.shape(made))
 
 
 @replays(aten.convolution)
@@ -351,13 +382,14 @@ def convolved(frame: Frame, operation: Operation) -> Result | None:
     if operation.args[8] != 1:
         return None
     if frame.stage == Stage.UNIT:
-        given, has_instances = frame.recorded(inputs)
-        if inputs in home or has_instances:
+        given = frame.tape.values[inputs].tensor
+        if inputs in home or any(label in axis for axis in program.axes[inputs] for label in frame.fixed):
             return None
         out, _ = frame.recorded(made)
         if weight in home:
             filters = (frame.values[weight] - frame.recorded(weight)[0])[:, 0]
-            out = out + aten.convolution(given, filters, None, *options).transpose(0, 1).unsqueeze(2)
+            added = aten.convolution(given, filters, None, *options).transpose(0, 1).unsqueeze(2)
+            out = out + frame.cut_to_parts(made, added)
         if bias and bias[0] in home:
             change = frame.values[bias[0]] - frame.recorded(bias[0])[0]
             out = out + change.reshape(frame.count, 1, 1, *[1] * (out.ndim - 3))
