@@ -1,4 +1,4 @@
-"""Score candidates of any parameter by replaying, of the commit pass, what they change; no Python of the user's runs."""
+"""Score candidates of any parameter by replaying what they change of the commit pass; no Python of the user's runs."""
 
 from __future__ import annotations
 
@@ -75,17 +75,16 @@ class Recording:
             NotOnTapeError: Where that cannot be told.
         """
         tape = self.taken()
-        if tape.obstacle:
-            raise NotOnTapeError(tape.obstacle)
         if self.loss is None:
             raise NotOnTapeError("what the step returned as its loss was not computed by operations of torch")
-        key = (block.name, tape.structure())
+        rows = dict(self.rows(block))
+        key = (block.name, self.loss, tuple(rows.items()), tape.structure())
         known = self._programs.get(key)
         if known is None or (isinstance(known, Program) and not known.holds_for(tape)):
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()
             try:
-                known = compile_program(tape, dict(self.rows(block)), self.loss)
+                known = compile_program(tape, rows, self.loss)
             except NotOnTapeError as error:
                 known = error
             self._programs[key] = known
