@@ -1,9 +1,11 @@
 """Observe and score: the tape of a step, and its replay for candidates.
 
-``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py`` reads
-off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of ``execute.py``.
+``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py``
+reads off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of
+``execute.py``.
 """
 
+from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, unrecorded
 from lightning_polystep.tape.replay import replay

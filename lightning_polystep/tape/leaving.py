@@ -1,4 +1,4 @@
-"""Observe: numbers that leave the tape for Python, NumPy or other libraries, and tensors that are given other memory."""
+"""Observe: numbers that leave the tape for Python or another library, and tensors that are given other memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Leaving(TorchFunctionMode):
         [tensor([1., 1.])]
     """
 
-    def __init__(self, read: Callable[[Tensor], None], assign: Callable[[Tensor, Tensor, Callable[[], Any]], None]):
+    def __init__(
+        self, read: Callable[[Tensor], None], assign: Callable[[Tensor, Tensor, Callable[[], Any]], None]
+    ) -> None:
         super().__init__()
         self._read = read
         self._assign = assign

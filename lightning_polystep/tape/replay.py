@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Frame, merged_sizes
-from lightning_polystep.tape.program import Program, Stage, Step
+from lightning_polystep.tape.frame import Frame, difference
+from lightning_polystep.tape.program import Program, Stage
 from lightning_polystep.tape.tape import Operation, Tape
 
 
@@ -41,7 +41,7 @@ def replay(tape: Tape, program: Program, rows: Tensor, changed: Mapping[int, Ten
         elif step.stage == Stage.SAMPLE or step.sums_samples:
             while level < step.level:
                 level += 1
-                frame = _next_level(frame, program, level, whole)
+                frame = _next_level(frame, program, level)
             if step.sums_samples:
                 _sum_samples(frame, whole, operation)
             else:
@@ -53,11 +53,11 @@ def replay(tape: Tape, program: Program, rows: Tensor, changed: Mapping[int, Ten
     return whole.read(program.loss)[0].reshape(len(rows))
 
 
-def _next_level(frame: Frame, program: Program, level: int, whole: Frame) -> Frame:
+def _next_level(frame: Frame, program: Program, level: int) -> Frame:
     """Keep the instances in which something that is read from now on has changed."""
     exits = program.exits.get(level, [])
     if frame.stage == Stage.UNIT:
-        return _pairs(frame, program, exits, whole)
+        return _pairs(frame, program, exits)
     changed = torch.zeros(frame.count, dtype=torch.bool, device=frame.candidates.device)
     for index in exits:
         if frame.enters(index):
@@ -72,39 +72,25 @@ def _next_level(frame: Frame, program: Program, level: int, whole: Frame) -> Fra
     )
 
 
-def _pairs(units: Frame, program: Program, exits: list[int], whole: Frame) -> Frame:
+def _pairs(units: Frame, program: Program, exits: list[int]) -> Frame:
     """Find the pairs (candidate, sample) in which a unit does something else than in the step."""
     changed = torch.zeros(units.count, program.samples, dtype=torch.bool, device=units.candidates.device)
-    if program.unit is None:
-        changed[:] = True
     for index in exits:
-        source = units if index in units.values else whole
-        if source is whole:
-            changed[:] = True
-            continue
-        new, (old, _) = units.values[index], units.recorded(index)
-        differs = new != old
-        axis = program.position(index, program.sample)
-        if axis is None:
+        differs = units.values[index] != units.recorded(index)[0]
+        if program.position(index, program.sample) is None:
             changed |= differs.flatten(1).any(1)[:, None]
             continue
         slots = [label for own in program.axes[index] for label in (own or (None,))]
-        fixed = {program.unit}
-        sizes = [1 if s is None or s in fixed else program.labels.size((s,)) for s in slots]
+        sizes = [1 if s is None or s == program.unit else program.labels.size((s,)) for s in slots]
         apart = differs.reshape(units.count, *sizes).movedim(slots.index(program.sample) + 1, 1)
         changed |= apart.flatten(2).any(2)
     pairs = changed.nonzero()
     if not len(pairs):
         pairs = pairs.new_zeros(1, 2)
     candidates, samples = pairs.unbind(1)
-    frame = Frame(
+    return Frame(
         units.tape, program, Stage.SAMPLE, candidates, units.units[candidates], samples, earlier=(units, candidates)
     )
-    if program.unit is None:
-        for index in list(whole.values):
-            if index in exits:
-                frame.values[index] = whole.values[index][candidates]
-    return frame
 
 
 def _at_least_one(kept: Tensor) -> Tensor:
@@ -119,7 +105,7 @@ def _sum_samples(frame: Frame, whole: Frame, operation: Operation) -> None:
     if frame.enters(index) and unit in gone_axes(frame, operation):
         change = frame.change(index)
     else:
-        change = frame.read(index)[0] - frame.recorded(index)[0]
+        change = difference(frame.read(index)[0], frame.recorded(index)[0])
     change = sum_axes(frame, operation, change)
     recorded = frame.tape.values[made].tensor
     total = change.new_zeros(whole.count, *change.shape[1:]).index_add_(0, frame.candidates, change)
@@ -132,6 +118,3 @@ def _release(index: int, *frames: Frame) -> None:
         while each is not None:
             each.values.pop(index, None)
             each = each.earlier[0] if each.earlier is not None else None
-
-
-__all__ = ["Step", "merged_sizes", "replay"]
