@@ -150,6 +150,11 @@ class TapeTier(Tier):
                 flat[torch.arange(len(rows), device=rows.device), rows] += change
                 yield index, flat.reshape(len(rows), *value.shape)
 
+    def doubt(self) -> str:
+        """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
+        places = self.recording.program(self.block).escapes
+        return f"Python reads numbers that depend on it in {', '.join(places[:3])}" if places else ""
+
     def work(self) -> Work:
         """Return what a candidate costs, and what the whole step costs, in the same unit."""
         return Work.of(self.recording.taken(), self.recording.program(self.block))
@@ -176,4 +181,7 @@ def offer_tape(recording: Recording, block: Block) -> TapeTier:
         recording.program(block)
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # A rule that fails is no reason for a run to end: there are slower ways to score.
+        raise NotOfferedError(f"{type(error).__name__}: {error}") from error
     return TapeTier(block, recording)

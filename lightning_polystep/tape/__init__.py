@@ -7,9 +7,20 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
-from lightning_polystep.tape.recorder import Recorder, hold, unrecorded
+from lightning_polystep.tape.recorder import Recorder, hold, moving, unrecorded
 from lightning_polystep.tape.replay import replay
 from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
-__all__ = ["NotOnTapeError", "Program", "Recorder", "Tape", "Work", "compile_program", "hold", "replay", "unrecorded"]
+__all__ = [
+    "NotOnTapeError",
+    "Program",
+    "Recorder",
+    "Tape",
+    "Work",
+    "compile_program",
+    "hold",
+    "moving",
+    "replay",
+    "unrecorded",
+]

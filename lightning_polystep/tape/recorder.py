@@ -7,7 +7,7 @@ torch's functionalisation does it; the tape then holds pure operations only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
+from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references
 from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
@@ -40,6 +41,17 @@ def unrecorded() -> Iterator[None]:
         _paused.reset(token)
 
 
+@contextmanager
+def moving(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let the body write tensors beside the tape: what they hold afterwards comes from outside the step."""
+    tensors = list(tensors)
+    for recorder in _active.get():
+        for tensor in tensors:
+            recorder.forget(tensor)
+    with unrecorded():
+        yield
+
+
 _active: ContextVar[tuple[Recorder, ...]] = ContextVar("active", default=())
 
 
@@ -59,20 +71,6 @@ _PARTIAL = {
     aten.select_scatter, aten.slice_scatter, aten.diagonal_scatter, aten.scatter, aten.index_put, aten.index_copy,
     aten.index_fill, aten.index_add, aten.scatter_add, aten.masked_scatter, aten.where, aten.masked_fill,
 }  # fmt: skip
-
-
-class _View(NamedTuple):
-    """How a tensor was cut out of another one.
-
-    Args:
-        parent: The other one.
-        operation: The operation that did it, by index.
-        output: Which of its outputs the tensor is.
-    """
-
-    parent: Tensor
-    operation: int
-    output: int
 
 
 class _How(NamedTuple):
@@ -119,13 +117,8 @@ class Recorder(TorchDispatchMode):
         self.tape = Tape()
         self._leaving = Leaving(self._leaves, self._reassigned)
         self._alive: list[Tensor] = []
-        self._views: dict[int, _View] = {}
-        # How often the memory of a tensor that is no view has been written, and what each value of it was read at.
-        self._versions: dict[int, int] = {}
-        self._read_at: dict[int, int] = {}
-        self._inhabitants: dict[int, list[int]] = {}
-        # Tensors from outside the step, by their memory, and values whose memory nothing has been written into.
-        self._tenants: dict[int, list[Tensor]] = {}
+        self._memory = Memory()
+        # Values whose memory nothing has been written into.
         self._unwritten: set[int] = set()
 
     def __enter__(self) -> Recorder:
@@ -149,6 +142,13 @@ class Recorder(TorchDispatchMode):
         self.tape.held.add(index)
         self.tape.key.append(("held", index))
 
+    def forget(self, tensor: Tensor) -> None:
+        """Keep what a tensor was, and take it in anew when it is read again."""
+        if id(tensor) in self.tape.index_of:
+            self._memory.preserve(tensor, self.tape.values)
+            self._memory.written(tensor)
+            del self.tape.index_of[id(tensor)]
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -171,7 +171,7 @@ class Recorder(TorchDispatchMode):
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
         hidden = how.hidden(args) if how.hidden is not None else None
         for target in hidden.targets if hidden else ():
-            self._preserve(self._root(target))
+            self._memory.preserve(target, self.tape.values)
         result = function(*args, **kwargs)
         self._append(function, taken, named, result if isinstance(result, tuple | list) else (result,))
         if how.is_view:
@@ -226,27 +226,19 @@ class Recorder(TorchDispatchMode):
         if key not in self.tape.index_of:
             self._alive.append(tensor)
         self.tape.index_of[key] = index
-        root = self._root(tensor)
-        self._inhabitants.setdefault(id(root), []).append(index)
-        if self._versions:
-            self._read_at[key] = self._versions.get(id(root), 0)
+        self._memory.read(tensor, index)
 
     def _value(self, tensor: Tensor) -> int:
         """Return the value that a tensor holds now."""
-        key = id(tensor)
-        index = self.tape.index_of.get(key)
+        index = self.tape.index_of.get(id(tensor))
         if index is None:
             return self._leaf(tensor)
-        if self._versions:
-            version = self._versions.get(id(self._root(tensor)), 0)
-            if self._read_at.get(key, 0) != version:
-                return self._read_anew(tensor)
-        return index
+        return self._read_anew(tensor) if self._memory.is_stale(tensor) else index
 
     def _leaf(self, tensor: Tensor) -> int:
         """Take in a tensor from outside the step."""
         tape = self.tape
-        neighbour = self._neighbour(tensor)
+        neighbour = self._memory.neighbour(tensor)
         if neighbour is None:
             index = tape.leaves[id(tensor)] = len(tape.values)
             tape.values.append(Value(tensor))
@@ -264,34 +256,16 @@ class Recorder(TorchDispatchMode):
         self._remember_view(tensor, neighbour, number, 0)
         return tape.index_of[id(tensor)]
 
-    def _neighbour(self, tensor: Tensor) -> Tensor | None:
-        """Return a tensor from outside the step that shares memory with another one."""
-        if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
-            return None
-        tenants = self._tenants.setdefault(tensor.untyped_storage().data_ptr(), [])
-        first, last = _extent(tensor)
-        for other in tenants:
-            start, stop = _extent(other)
-            if other.dtype == tensor.dtype and start <= last and first <= stop:
-                return other
-        tenants.append(tensor)
-        return None
-
     def _read_anew(self, tensor: Tensor) -> int:
         """Record again how a tensor was cut out of memory that has been written since."""
-        view = self._views[id(tensor)]
+        view = self._memory.view(tensor)
+        if view is None:
+            raise RuntimeError("The memory of a tensor was written without a word of the tensor itself.")
         parent, made = self._value(view.parent), self.tape.operations[view.operation]
         results: list[Tensor | None] = [None] * len(made.outputs)
         results[view.output] = tensor
         self._append(made.function, (Ref(parent), *made.args[1:]), made.kwargs, results)
         return self.tape.index_of[id(tensor)]
-
-    def _root(self, tensor: Tensor) -> Tensor:
-        view = self._views.get(id(tensor))
-        while view is not None:
-            tensor = view.parent
-            view = self._views.get(id(tensor))
-        return tensor
 
     def _taken(self, arguments: Any) -> Any:
         """Return arguments with each tensor replaced by a reference."""
@@ -314,13 +288,9 @@ class Recorder(TorchDispatchMode):
 
     def _remember_view(self, view: Tensor, parent: Tensor, number: int, output: int) -> None:
         index = self.tape.index_of[id(view)]
-        self._views[id(view)] = _View(parent, number, output)
+        self._memory.cut(view, index, View(parent, number, output))
         if self.tape.index_of.get(id(parent)) in self._unwritten:
             self._unwritten.add(index)
-        root = self._root(parent)
-        self._inhabitants.setdefault(id(root), []).append(index)
-        if self._versions:
-            self._read_at[id(view)] = self._versions.get(id(root), 0)
 
     # Writes
 
@@ -333,7 +303,7 @@ class Recorder(TorchDispatchMode):
             return self._record_turn(function, facts, targets[0], (taken, named), args)
         # What the memory held so far is still an operand of what has been recorded.
         for target in targets:
-            self._preserve(self._root(target))
+            self._memory.preserve(target, self.tape.values)
         result = function(*args, **kwargs)
         made = result if isinstance(result, tuple | list) else (result,)
         others = [each for each in made if isinstance(each, Tensor) and all(each is not target for target in targets)]
@@ -356,7 +326,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Record that a tensor changes its shape: from now on it is a view of what it was."""
         before = aten.alias.default(target)
-        self._preserve(self._root(target))
+        self._memory.preserve(target, self.tape.values)
         self._stand_in(before, target)
         result = function(*args)
         number = self._append(facts.functional, *said_with, (target,))
@@ -364,16 +334,10 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _stand_in(self, other: Tensor, tensor: Tensor) -> None:
-        """Let another tensor, which has the same memory, take the place of one in all that is known of it."""
-        index, key = self.tape.index_of[id(tensor)], id(tensor)
+        """Let another tensor take the place of one that is about to become something else."""
         self._alive.append(other)
-        for known in (self._views, self._versions, self._read_at, self._inhabitants):
-            if key in known:
-                known[id(other)] = known.pop(key)  # type: ignore[attr-defined]
-        self.tape.index_of[id(other)] = index
-        for view, how in self._views.items():
-            if how.parent is tensor:
-                self._views[view] = how._replace(parent=other)
+        self._memory.stand_in(other, tensor)
+        self.tape.index_of[id(other)] = self.tape.index_of[id(tensor)]
 
     def _record_noise(self, function: Any, target: Tensor) -> None:
         """Record that a generator has written a tensor."""
@@ -400,26 +364,18 @@ class Recorder(TorchDispatchMode):
             assert index is not None
             self._spread(target, index, chain)
 
-    def _chain(self, target: Tensor) -> list[tuple[_View, int]]:
+    def _chain(self, target: Tensor) -> list[tuple[View, int]]:
         """Return the views from a tensor up to what holds the memory, each with its parent's value so far."""
         chain = []
-        view = self._views.get(id(target))
+        view = self._memory.view(target)
         while view is not None:
             chain.append((view, self._value(view.parent)))
-            view = self._views.get(id(view.parent))
+            view = self._memory.view(view.parent)
         return chain
 
-    def _preserve(self, root: Tensor) -> None:
-        """Copy what the values in a piece of memory were, before it is written."""
-        for index in self._inhabitants.pop(id(root), []):
-            value = self.tape.values[index]
-            value.tensor = value.tensor.clone()
-        self._inhabitants[id(root)] = []
-
-    def _spread(self, target: Tensor, index: int, chain: list[tuple[_View, int]]) -> None:
+    def _spread(self, target: Tensor, index: int, chain: list[tuple[View, int]]) -> None:
         """Record what a write into a view makes of the tensors that it was cut out of."""
-        root = self._root(target)
-        self._versions[id(root)] = self._versions.get(id(root), 0) + 1
+        self._memory.written(target)
         self._name(target, index)
         for view, before in chain:
             made = self.tape.operations[view.operation]
@@ -434,7 +390,7 @@ class Recorder(TorchDispatchMode):
             return
         self._value(tensor)
         source = Ref(self._value(value))
-        self._preserve(self._root(tensor))
+        self._memory.preserve(tensor, self.tape.values)
         before = aten.alias.default(tensor)
         self._stand_in(before, tensor)
         assign()
@@ -462,12 +418,6 @@ def _continued(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
 
 def _found(tape: Tape, args: tuple[Any, ...]) -> list[Any]:
     return [tape.values[each.index].tensor if isinstance(each, Ref) else each for each in args]
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """Return the first and the last place of a tensor in its memory."""
-    first = tensor.storage_offset()
-    return first, first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _shape_of(arguments: Any) -> Any:
