@@ -227,7 +227,9 @@ class Engine:
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
         self._capture.clear()
-        if not self._observing:
+        if self._observing:
+            self._recording.loss = None
+        else:
             self._recording.clear()
 
     def _unfit(self, loss: Tensor) -> tuple[str, str] | None:

@@ -17,6 +17,7 @@ from lightning_polystep import guards
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
 from lightning_polystep.subspaces import SUBSPACES
+from lightning_polystep.tape import moving
 
 STATE_FORMAT = 2
 
@@ -291,7 +292,9 @@ class PolyStep(Optimizer):
                     pending.proposals, pending.costs, pending.incumbents, strict=False
                 )
             }
-            self.binding.report = self._update(pending)
+            # A manual step goes on with what has moved.
+            with moving(parameter for group in self.param_groups for parameter in group["params"]):
+                self.binding.report = self._update(pending)
         self.progress.micro_batch = 0
         self.progress.step += 1
         return result

@@ -33,6 +33,8 @@ _AGREEMENT = (1e-3, 1e-5)
 _FAR = 100.0
 # Directions and rows on which the error of an approximation is measured.
 _TRIAL_RANK, _TRIAL_ROWS = 16, 8
+# Likewise those that are compared with the loop where a tier may have overlooked something.
+_DOUBTFUL_RANK, _DOUBTFUL_ROWS = 4, 8
 
 
 def score_by(tier: Tier, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
@@ -275,8 +277,6 @@ def _choose_tier(
     if probe.live_metrics:
         return LoopTier(), "the loss depends on a torchmetrics object", len(providers) - 1
     reasons: list[str] = []
-    near = propose_trial(block, 1, 2)
-    far = replace(near, probe_radius=_FAR * near.probe_radius)
     offers = list[tuple[int, Tier]]()
     for slowness, provider in enumerate(providers):
         try:
@@ -289,12 +289,21 @@ def _choose_tier(
     for slowness, tier in offers:
         if tier.name == LoopTier.name:
             return tier, "; ".join(reasons), slowness
-        problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
+        problem = _problem(tier, block, probe, propose_trial)
         if problem is None:
             return tier, "; ".join([*reasons, *_approximation(tier, block, propose_trial, probe)]), slowness
         if problem not in reasons:
             reasons.append(f"not {providers[slowness].name}: {problem}")
     raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
+
+
+def _problem(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> str | None:
+    """Return why a tier cannot take a block, by a few candidates; None when it can."""
+    doubt = tier.doubt()
+    near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS) if doubt else propose_trial(block, 1, 2)
+    far = replace(near, probe_radius=_FAR * near.probe_radius)
+    problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
+    return f"{problem}; {doubt}" if problem and doubt else problem
 
 
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:

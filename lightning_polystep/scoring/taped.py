@@ -106,11 +106,10 @@ class Recording:
             NotOnTapeError: Where that cannot be told.
         """
         tape = self.taken()
-        if tape.obstacle:
-            raise NotOnTapeError(tape.obstacle)
         if self.loss is None:
             raise NotOnTapeError("what the step returned as its loss was not computed by operations of torch")
-        key = (block.name, tape.structure())
+        rows = dict(self.rows(block))
+        key = (block.name, self.loss, tuple(rows.items()), tape.structure())
         known = self._scripts.get(key)
         if isinstance(known, Script) and not known.program.holds_for(tape):
             # Numbers that change from step to step would have their loops compiled anew each time.
@@ -119,13 +118,13 @@ class Recording:
         if known is None:
             if len(self._scripts) >= _MOST_PROGRAMS:
                 self._scripts.clear()
-            known = self._scripts[key] = self._read(block, fuse=key not in self._volatile)
+            known = self._scripts[key] = self._read(block, rows, fuse=key not in self._volatile)
         if isinstance(known, NotOnTapeError):
             raise known
         return known
 
-    def _read(self, block: Block, *, fuse: bool) -> Script | NotOnTapeError:
-        tape, rows = self.taken(), dict(self.rows(block))
+    def _read(self, block: Block, rows: dict[int, int | None], *, fuse: bool) -> Script | NotOnTapeError:
+        tape = self.taken()
         assert self.loss is not None
         try:
             program = compile_program(tape, rows, self.loss)
@@ -249,6 +248,11 @@ class TapeTier(Tier):
         """Return the tier that scores every direction on all samples."""
         return replace(self, parts=1)
 
+    def doubt(self) -> str:
+        """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
+        places = self.recording.script(self.block).program.escapes
+        return f"Python reads numbers that depend on it in {', '.join(places[:3])}" if places else ""
+
     def work(self) -> Work:
         """Return what a candidate costs, and what the whole step costs, in the same unit."""
         script = self.recording.script(self.block)
@@ -299,4 +303,7 @@ def offer_tape(recording: Recording, block: Block) -> TapeTier:
         recording.script(block)
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # A rule that fails is no reason for a run to end: there are slower ways to score.
+        raise NotOfferedError(f"{type(error).__name__}: {error}") from error
     return TapeTier(block, recording)

@@ -73,6 +73,10 @@ class Tier:
         """Say what is approximated; nothing where nothing is."""
         return ""
 
+    def doubt(self) -> str:
+        """Say what it may have overlooked, so that the plan compares more candidates with the loop; nothing usually."""
+        return ""
+
     def scored_samples(self, samples: int) -> int:
         """Return on how many samples of a micro-batch candidates are scored."""
         return samples
@@ -80,6 +84,7 @@ class Tier:
     def changed_pairs(self, proposal: Proposal) -> float | None:
         """Estimate the share of pairs of a candidate and a sample that the candidate changes; None where it cannot."""
         del proposal
+        return None
 
 
 class Provider(NamedTuple):

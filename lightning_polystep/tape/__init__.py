@@ -1,12 +1,14 @@
 """Observe and score: the tape of a step, and its replay for candidates.
 
-``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py`` reads
-off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of ``execute.py``.
+``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py``
+reads off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of
+``execute.py``.
 """
 
+from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.frame import Parts
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
-from lightning_polystep.tape.recorder import Recorder, hold, unrecorded
+from lightning_polystep.tape.recorder import Recorder, hold, moving, unrecorded
 from lightning_polystep.tape.replay import replay
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
@@ -24,6 +26,7 @@ __all__ = [
     "Work",
     "compile_program",
     "hold",
+    "moving",
     "replay",
     "schedule",
     "shifted_products",

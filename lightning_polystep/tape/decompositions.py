@@ -6,7 +6,7 @@ Losses are recorded as one number per sample and its mean, so that what a sample
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,15 @@ def _nll(scores: Tensor, target: Tensor, weight: Tensor | None, reduction: int, 
     return loss, total
 
 
+def _nll_of_positions(scores: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int) -> Any:
+    """Say that of scores with positions, (N, C, H, W), likewise."""
+    if reduction not in {_MEAN, _SUM}:
+        return NotImplemented
+    classes = scores.shape[1]
+    flat = scores.permute(0, 2, 3, 1).reshape(-1, classes)
+    return _nll(flat, target.reshape(-1), weight, reduction, ignored)
+
+
 def _lstm_layer(
     inputs: Tensor,
     input_weight: Tensor,
@@ -79,8 +88,77 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.binary_cross_entropy_with_logits.default: _per_sample(aten.binary_cross_entropy_with_logits.default, 4),
     aten.soft_margin_loss.default: _per_sample(aten.soft_margin_loss.default, 2),
     aten.multi_margin_loss.default: _per_sample(aten.multi_margin_loss.default, 5),
-    aten.multilabel_margin_loss_forward.default: lambda *_args, **_named: NotImplemented,
     aten.nll_loss_forward.default: _nll,
+    aten.nll_loss2d_forward.default: _nll_of_positions,
 }
 if hasattr(aten, "mkldnn_rnn_layer"):
     DECOMPOSITIONS[aten.mkldnn_rnn_layer.default] = _lstm_layer
+
+
+def decomposition_of(function: Any) -> Callable[..., Any] | None:
+    """Return how an operation is said by simpler ones; None where it is recorded as it is."""
+    known = DECOMPOSITIONS.get(function)
+    return known if known is not None else _one_by_one(function)
+
+
+def _one_by_one(function: Any) -> Callable[..., Any] | None:
+    """Say an operation on lists of tensors, ``torch._foreach_add_``, as one on each of them."""
+    namespace, name = function._schema.name.split("::")
+    single = getattr(aten, name.removeprefix("_foreach_"), None)
+    if namespace != "aten" or not name.startswith("_foreach_") or single is None:
+        return None
+    # Where an argument of each may be a number: the only one that is not positional of a single operation.
+    by_name = {"addcmul": "value", "addcdiv": "value"}.get(name.removeprefix("_foreach_").rstrip("_"))
+
+    def decomposed(*args: Any, **kwargs: Any) -> Any:
+        made = []
+        for number in range(len(args[0])):
+            own = [argument[number] if isinstance(argument, list | tuple) else argument for argument in args]
+            named = dict(kwargs)
+            if by_name is not None and len(own) > 3:
+                named[by_name] = own.pop()
+            made.append(single(*own, **named))
+        return None if name.endswith("_") else made
+
+    return decomposed
+
+
+class Hidden(NamedTuple):
+    """What an operator writes though it does not declare it.
+
+    Args:
+        targets: The tensors.
+        functional: Computes what it writes, from its arguments.
+    """
+
+    targets: tuple[Tensor, ...]
+    functional: Callable[..., Any]
+
+
+def _running(args: tuple[Any, ...]) -> Hidden | None:
+    """Return the running statistics, which batch normalisation writes in training."""
+    return Hidden((args[3], args[4]), running_statistics) if args[5] and args[3] is not None else None
+
+
+def running_statistics(
+    inputs: Tensor,
+    _weight: Tensor | None,
+    _bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    _training: bool,
+    momentum: float,
+    _epsilon: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance of batch normalisation after a batch."""
+    axes = [axis for axis in range(inputs.ndim) if axis != 1]
+    of_batch, own = torch.var_mean(inputs, axes)
+    return torch.lerp(mean, own.to(mean), momentum), torch.lerp(variance, of_batch.to(variance), momentum)
+
+
+# Of the arguments of a call, what it writes without declaring it; None where it writes nothing.
+HIDDEN_WRITES: dict[Any, Callable[[tuple[Any, ...]], Hidden | None]] = {
+    aten.native_batch_norm.default: _running,
+    aten.cudnn_batch_norm.default: _running,
+    aten.miopen_batch_norm.default: _running,
+}

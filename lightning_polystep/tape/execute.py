@@ -1,14 +1,14 @@
 """Rules for kinds of operations: how an operation runs on values with an axis of instances.
 
-An elementwise operation broadcasts over instances, a reduction counts its axes from the second on, a product takes what
-one unit changes as a sum of rank one. Whatever has no rule is batched by ``torch.func.vmap``.
+An elementwise operation broadcasts over instances, a reduction counts its axes from the second on; ``products.py`` has
+the rules of products and norms. Whatever has no rule is batched by ``torch.func.vmap``.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from lightning_polystep.tape.flow import REDUCTIONS, is_elementwise
+from lightning_polystep.tape.flow import is_elementwise
+from lightning_polystep.tape.flow_rules import REDUCTIONS
 from lightning_polystep.tape.frame import Frame
-from lightning_polystep.tape.program import Stage
 from lightning_polystep.tape.tape import Operation, Ref, substitute
 
 aten = torch.ops.aten
@@ -59,18 +59,26 @@ def elementwise(frame: Frame, operation: Operation) -> Result:
     """Broadcast: operands have their instances first, and then as many axes as the output."""
     made = operation.outputs[0]
     assert made is not None
-    rank = frame.tape.values[made].tensor.ndim
+    recorded = frame.tape.values[made].tensor
 
-    def aligned(index: int) -> Tensor:
-        tensor, has_instances = frame.read(index)
-        if has_instances and tensor.ndim <= rank:
-            tensor = tensor.reshape(tensor.shape[0], *[1] * (rank + 1 - tensor.ndim), *tensor.shape[1:])
-        return tensor
+    def find(index: int) -> Tensor:
+        return aligned(frame, index, recorded.ndim)
 
     result: Result = operation.function(
-        *substitute(operation.args, aligned), **substitute(without_layout(operation), aligned)
+        *substitute(operation.args, find), **substitute(without_layout(operation), find)
     )
+    # A number that has become one of each instance takes more part in the choice of a type than it did.
+    if isinstance(result, Tensor) and result.dtype != recorded.dtype:
+        result = result.to(recorded.dtype)
     return result
+
+
+def aligned(frame: Frame, index: int, rank: int) -> Tensor:
+    """Return a value with an axis of instances in front of as many axes as others have that it meets."""
+    tensor, has_instances = frame.read(index)
+    if has_instances and tensor.ndim <= rank:
+        tensor = tensor.reshape(tensor.shape[0], *[1] * (rank + 1 - tensor.ndim), *tensor.shape[1:])
+    return tensor
 
 
 def without_layout(operation: Operation) -> dict[str, Any]:
@@ -88,15 +96,19 @@ def batched(frame: Frame, operation: Operation) -> Result:
         return operation.function(*substitute(operation.args, of.get), **substitute(operation.kwargs, of.get))
 
     in_dims = tuple(0 if has_instances else None for _, has_instances in found.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that an operator is looped over: it is, one operation of many
+    with _no_advice():
         result: Result = vmap(run, in_dims=in_dims)(*tensors)
     return result
 
 
-def _has_instances(frame: Frame, operation: Operation) -> bool:
-    """Tell whether the first operand has an axis of instances; where only another has, torch batches."""
-    return frame.read(operation.operands[0])[1]
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Keep torch from warning that an operator is run in a loop: it is, one operation of many."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
 
 
 # Views and whatever names axes
@@ -119,8 +131,6 @@ _AXIS_ARGUMENTS: dict[Any, tuple[tuple[int, int], ...]] = {
     aten.select_scatter: ((2, 0),),
     aten.slice_scatter: ((2, 0),),
 }
-# Where such an argument may be left out.
-_DEFAULT_AXIS = {aten.cumsum: None}
 
 
 @replays(*_AXIS_ARGUMENTS)
@@ -150,13 +160,14 @@ def along_axes(frame: Frame, operation: Operation) -> Result | None:
 def softened(frame: Frame, operation: Operation) -> Result:
     """A softmax over few classes, of many instances: classes come first, so that instances lie side by side."""
     tensor, _ = frame.read(operation.operands[0])
-    rank = tensor.ndim - 1
-    axis = operation.args[1] % max(1, rank) + 1
-    if tensor.shape[axis] > _FEW_CLASSES:
-        result: Tensor = operation.function(tensor, axis, *operation.args[2:])
+    axis = operation.args[1] % max(1, tensor.ndim - 1) + 1
+    if tensor.ndim == 1 or tensor.shape[axis] > _FEW_CLASSES:
+        shape = tensor.shape if tensor.ndim > 1 else (len(tensor), 1)
+        result: Tensor = operation.function(tensor.reshape(shape), axis, *operation.args[2:]).reshape(tensor.shape)
         return result
     first = tensor.movedim(axis, 0).contiguous()
-    return operation.function(first, 0, *operation.args[2:]).movedim(0, axis)
+    spread: Tensor = operation.function(first, 0, *operation.args[2:])
+    return spread.movedim(0, axis)
 
 
 @replays(aten.t)
@@ -179,6 +190,8 @@ def permuted(frame: Frame, operation: Operation) -> Result:
 def reshaped(frame: Frame, operation: Operation) -> Result:
     """Sizes are written into the operation; those that an instance fixes are 1."""
     tensor, _ = frame.read(operation.operands[0])
+    if operation.function is aten.view.dtype:
+        return tensor.contiguous().view(operation.args[1])
     made = operation.outputs[0]
     assert made is not None
     shape = frame.shape(made)
@@ -191,17 +204,18 @@ def reshaped(frame: Frame, operation: Operation) -> Result:
 @replays(aten.stack, aten.cat)
 def joined(frame: Frame, operation: Operation) -> Result:
     """Several become one; what no candidate changes is repeated for each instance."""
-    made, rank = operation.outputs[0], 0
+    values, made = frame.tape.values, operation.outputs[0]
     assert made is not None
     parts = []
     for index in operation.operands:
+        if values[index].tensor.ndim < values[made].tensor.ndim and operation.function.overloadpacket is aten.cat:
+            continue  # of all tensors only an empty one of a single axis may have fewer axes than the others
         tensor, has_instances = frame.read(index)
         parts.append(tensor if has_instances else tensor.expand(frame.count, *tensor.shape))
-        rank = max(rank, parts[-1].ndim - 1)
     axis = operation.args[1] if len(operation.args) > 1 else operation.kwargs.get("dim", 0)
     if operation.function.overloadpacket is aten.stack:
-        return torch.stack(parts, axis % (rank + 1) + 1)
-    return torch.cat(parts, axis % rank + 1)
+        return torch.stack(parts, axis % parts[0].ndim + 1)
+    return torch.cat(parts, axis % (parts[0].ndim - 1) + 1)
 
 
 @replays(aten.constant_pad_nd)
@@ -267,7 +281,7 @@ def gone_axes(frame: Frame, operation: Operation) -> list[int]:
 
 
 def sum_axes(frame: Frame, operation: Operation, change: Tensor) -> Tensor:
-    """Return what a sum or mean makes of a change, (I, ...), whose axes may have a single place where others had more."""
+    """Return what a sum or mean makes of a change, (I, ...), whose axes may have one place where others had more."""
     index, made = operation.operands[0], operation.outputs[0]
     assert made is not None
     gone = gone_axes(frame, operation)
@@ -284,205 +298,6 @@ def from_recorded(frame: Frame, made: int, change: Tensor) -> Tensor:
     return frame.recorded(made)[0] + change
 
 
-# Products
-
-
-@replays(aten.mm, aten.addmm)
-def product(frame: Frame, operation: Operation) -> Result | None:
-    r"""Multiply: :math:`(X + \Delta X)(W + \Delta W) = XW + \Delta X\, W + (X + \Delta X)\, \Delta W`.
-
-    What comes from stage ``UNIT`` has one column in :math:`\Delta X`, or one column of the output in :math:`\Delta W`.
-    """
-    made = operation.outputs[0]
-    assert made is not None
-    scales = operation.kwargs
-    added, left, right = (None, *operation.operands)[-3:] if len(operation.operands) == 2 else operation.operands
-    if scales.get("alpha", 1) != 1 or scales.get("beta", 1) != 1:
-        return None
-    home, program = frame.program.home, frame.program
-    if frame.stage == Stage.UNIT:
-        return _product_of_units(frame, made, added, left, right)
-    changes = {index for index in (left, right, added) if index is not None and index in home}
-    widths = {index: program.position(index, program.unit) for index in changes}
-    narrow = {index for index in changes if index not in frame.values and frame.enters(index)}
-    if right in changes and not (right in narrow and widths[right] == 1):
-        return None
-    weight, has_instances = frame.recorded(right)
-    if has_instances:
-        return None
-    if left in narrow and widths[left] == 1:
-        change, rows = frame.change(left), frame.rows_of(left, weight)
-        out = from_recorded(frame, made, change * rows if rows.shape[1] == 1 else change @ rows)
-    elif left in changes:
-        given = frame.read(left)[0]
-        out = (given.reshape(-1, given.shape[-1]) @ weight).reshape(*given.shape[:-1], -1)
-        if added is not None:
-            own, own_instances = frame.recorded(added)
-            out = out + (own.reshape(len(own), *[1] * (3 - own.ndim), *own.shape[1:]) if own_instances else own)
-    else:
-        whole, has_instances = frame.recorded(made)
-        out = whole if has_instances else whole.expand(frame.count, *whole.shape)
-    if added in changes:
-        assert added is not None
-        if added in narrow:
-            out = frame.put_at_unit(made, out, _as_rows(frame.change(added), out.ndim), add=True)
-        else:
-            before = frame.recorded(added)[0]
-            out = out + _as_rows(frame.read(added)[0] - before, out.ndim)
-    if right in changes:
-        given, has_instances = frame.read(left)
-        out = frame.put_at_unit(made, out, given @ frame.change(right), add=True)
-    return out
-
-
-def _as_rows(change: Tensor, rank: int) -> Tensor:
-    return change.reshape(change.shape[0], *[1] * (rank - change.ndim), *change.shape[1:])
-
-
-def _product_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Result | None:
-    """A column of the output for each candidate: what was recorded plus what its change of the column adds."""
-    shift = frame.shifts.get(made)
-    if shift is None:
-        shift = shift_of_units(frame, made, added, left, right)
-    return None if shift is None else frame.recorded(made)[0] + shift
-
-
-def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:
-    """Return what candidates add to a product at their units, (K, ..., 1); None where it is no such product.
-
-    Args:
-        frame: Of stage ``UNIT``.
-        made: The product.
-        added: What is added to it, if anything.
-        left: What is multiplied.
-        right: By this, whose columns are the units.
-    """
-    home = frame.program.home
-    if left in home:
-        return None
-    given = frame.tape.values[left].tensor
-    if any(label in axis for axis in frame.program.axes[left] for label in frame.fixed):
-        return None
-    shift: Tensor | None = None
-    if right in home:
-        column = frame.values[right] - frame.recorded(right)[0]  # (K, D, 1)
-        shift = frame.cut_to_parts(made, (column[:, :, 0] @ given.T)[:, :, None])
-    if added is not None and added in home:
-        change = _as_rows(frame.values[added] - frame.recorded(added)[0], 3)
-        shift = change if shift is None else shift + change
-    return shift if shift is None else shift.expand(frame.count, *frame.shape(made))
-
-
-@replays(aten.convolution)
-def convolved(frame: Frame, operation: Operation) -> Result | None:
-    """Convolve: a filter for each candidate, or what one channel of the inputs adds."""
-    made, (inputs, weight, *bias) = operation.outputs[0], operation.operands
-    assert made is not None
-    home, program, options = frame.program.home, frame.program, operation.args[3:]
-    if operation.args[8] != 1:
-        return None
-    if frame.stage == Stage.UNIT:
-        given = frame.tape.values[inputs].tensor
-        if inputs in home or any(label in axis for axis in program.axes[inputs] for label in frame.fixed):
-            return None
-        out, _ = frame.recorded(made)
-        if weight in home:
-            filters = (frame.values[weight] - frame.recorded(weight)[0])[:, 0]
-            added = aten.convolution(given, filters, None, *options).transpose(0, 1).unsqueeze(2)
-            out = out + frame.cut_to_parts(made, added)
-        if bias and bias[0] in home:
-            change = frame.values[bias[0]] - frame.recorded(bias[0])[0]
-            out = out + change.reshape(frame.count, 1, 1, *[1] * (out.ndim - 3))
-        return out
-    if weight in home or (bias and bias[0] in home):
-        return None
-    filters, has_instances = frame.recorded(weight)
-    if has_instances:
-        return None
-    if inputs not in frame.values and frame.enters(inputs) and program.position(inputs, program.unit) == 1:
-        change = frame.change(inputs)
-        flat = change.reshape(-1, 1, *change.shape[3:])
-        repeats = len(flat) // max(1, frame.count)
-        units = frame.units.repeat_interleave(repeats)
-        shape = frame.shape(made)
-        out = change.new_empty(len(flat), *shape[1:])
-        for unit in units.unique().tolist():
-            chosen = (units == unit).nonzero().squeeze(1)
-            out[chosen] = aten.convolution(flat[chosen], filters[:, unit : unit + 1], None, *options)
-        return from_recorded(frame, made, out.reshape(frame.count, *shape))
-    given = frame.read(inputs)[0]
-    flat = given.reshape(-1, *given.shape[2:])
-    own_bias = frame.recorded(bias[0])[0] if bias else None
-    out = aten.convolution(flat, filters, own_bias, *options)
-    return out.reshape(*given.shape[:2], *out.shape[1:])
-
-
-@replays(
-    aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.upsample_nearest2d
-)
-def pooled(frame: Frame, operation: Operation) -> Result:
-    """Positions are the last two axes; all others are samples."""
-    given, _ = frame.read(operation.operands[0])
-    result = operation.function(given.reshape(1, -1, *given.shape[-2:]), *operation.args[1:], **operation.kwargs)
-    outputs = result if isinstance(result, tuple | list) else (result,)
-    return tuple(out.reshape(*given.shape[:-2], *out.shape[-2:]) for out in outputs)
-
-
-# Normalisation
-
-
-@replays(aten.native_batch_norm, aten._native_batch_norm_legit)
-def batch_normalised(frame: Frame, operation: Operation) -> Result | None:
-    """Statistics are those of each candidate in training, and the running ones otherwise."""
-    args = operation.args
-    if not isinstance(args[0], Ref):
-        return None
-    given, has_instances = frame.read(args[0].index)
-    if not has_instances:
-        return None
-    training, epsilon = args[5], args[7]
-    others = [axis for axis in range(1, given.ndim) if axis != 2]
-
-    def per_channel(argument: Any) -> Tensor | None:
-        if not isinstance(argument, Ref):
-            return None
-        tensor, own = frame.read(argument.index)
-        lead = tensor.shape[:1] if own else (1,)
-        return tensor.reshape(*lead, 1, -1, *[1] * (given.ndim - 3))
-
-    if training:
-        variance, mean = torch.var_mean(given, others, correction=0, keepdim=True)
-    else:
-        mean, variance = per_channel(args[3]), per_channel(args[4])  # type: ignore[assignment]
-    out = (given - mean) * (variance + epsilon).rsqrt()
-    scale, shift = per_channel(args[1]), per_channel(args[2])
-    out = out if scale is None else out * scale
-    return (out if shift is None else out + shift, None, None)
-
-
-@replays(aten.native_layer_norm)
-def layer_normalised(frame: Frame, operation: Operation) -> Result | None:
-    """The last axes, of every instance."""
-    _, shape, weight, bias, epsilon = operation.args
-    given, has_instances = frame.read(operation.operands[0])
-    if not has_instances or any(index in frame.program.home for index in operation.operands[1:]):
-        return None
-    own = [None if each is None else frame.recorded(each.index)[0] for each in (weight, bias)]
-    return (functional.layer_norm(given, shape, own[0], own[1], epsilon), None, None)
-
-
-@replays(aten.native_group_norm)
-def group_normalised(frame: Frame, operation: Operation) -> Result | None:
-    """Samples of all instances behind one another."""
-    _, weight, bias, _, _, _, groups, epsilon = operation.args
-    given, has_instances = frame.read(operation.operands[0])
-    if not has_instances or any(index in frame.program.home for index in operation.operands[1:]):
-        return None
-    own = [None if each is None else frame.recorded(each.index)[0] for each in (weight, bias)]
-    out = functional.group_norm(given.reshape(-1, *given.shape[2:]), groups, own[0], own[1], epsilon)
-    return (out.reshape(given.shape), None, None)
-
-
 # Losses per sample, look-ups
 
 
@@ -491,7 +306,7 @@ def of_each_sample(frame: Frame, operation: Operation) -> Result | None:
     """Scores of all samples of all instances behind one another."""
     given, has_instances = frame.read(operation.operands[0])
     target, own = frame.read(operation.operands[1])
-    if not has_instances or given.ndim != 3:
+    if not has_instances or given.ndim != 3 or any(index in frame.program.home for index in operation.operands[2:]):
         return None
     target = target if own else target.expand(frame.count, *target.shape)
     rest = [frame.recorded(each.index)[0] if isinstance(each, Ref) else each for each in operation.args[2:]]
@@ -507,7 +322,8 @@ def looked_up(frame: Frame, operation: Operation) -> Result | None:
     made = operation.outputs[0]
     assert made is not None
     if table in frame.program.home:
-        if not frame.enters(table) or asked in frame.program.home:
+        of_rows = frame.program.position(table, frame.program.unit) == 0
+        if not frame.enters(table) or not of_rows or asked in frame.program.home:
             return None
         index, own = frame.recorded(asked)
         units = frame.units.reshape(-1, *[1] * (index.ndim - (1 if own else 0)))

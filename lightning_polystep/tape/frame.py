@@ -194,7 +194,7 @@ class Frame:
 
     def change(self, index: int) -> Tensor:
         """Return by how much a value of stage ``UNIT`` differs from the step's, at each instance's unit."""
-        return self.at_unit(index) - self.recorded(index, with_unit=True)[0]
+        return difference(self.at_unit(index), self.recorded(index, with_unit=True)[0])
 
     def put_at_unit(self, index: int, into: Tensor, change: Tensor, *, add: bool) -> Tensor:
         """Set, or add to, the unit of each instance.
@@ -286,6 +286,11 @@ class Frame:
         whole, has_instances = self.recorded(index)
         whole = whole if has_instances else whole.expand(self.count, *whole.shape)
         return self.put_at_unit(index, whole, self.at_unit(index), add=False)
+
+
+def difference(new: Tensor, old: Tensor) -> Tensor:
+    """Return by how much values differ; of what is true or false, -1, 0 or 1."""
+    return new.long() - old.long() if new.dtype is torch.bool else new - old
 
 
 def merged_sizes(program: Program, index: int, fixed: Collection[int | None], size: Callable[[int], int]) -> list[int]:

@@ -23,18 +23,16 @@ _SIGNATURE_SEED = 20_260
 _MOST_KINDS = 48
 
 
-def pairs_of(units: Frame, whole: Frame, exits: list[int]) -> Frame:
+def pairs_of(units: Frame, exits: list[int]) -> Frame:
     """Return the frame of the pairs in which a unit does something else than in the step.
 
     Args:
         units: Of stage ``UNIT``.
-        whole: Of stage ``WHOLE``, which holds what has no unit.
         exits: Values of earlier stages that are read from now on.
     """
-    program = units.program
     signature = _signatures(units, exits)
     if signature is None:
-        return _all_pairs(units, whole, exits)
+        return _all_pairs(units, exits)
     new, old, groups = signature[0], signature[1], units.units
     if units.parts is not None:
         groups = units.parts.of_candidate * len(old) + groups
@@ -58,9 +56,7 @@ def _frame(units: Frame, candidates: Tensor, places: Tensor, members: Tensor | N
 def _signatures(units: Frame, exits: list[int]) -> tuple[Tensor, Tensor] | None:
     """Return a number for what each candidate's unit does on each sample, (K, N), and the step's, (units, N)."""
     program, sample = units.program, units.program.sample
-    if program.unit is None or any(
-        index not in units.values or program.position(index, sample) is None for index in exits
-    ):
+    if any(program.position(index, sample) is None or units.values[index].is_complex() for index in exits):
         return None
     draw = np.random.default_rng(_SIGNATURE_SEED)
     total: Tensor | None = None
@@ -135,19 +131,13 @@ def _kinds(
     return ids, candidates, samples
 
 
-def _all_pairs(units: Frame, whole: Frame, exits: list[int]) -> Frame:
+def _all_pairs(units: Frame, exits: list[int]) -> Frame:
     """Return the frame of all pairs that may differ, each for itself."""
     program = units.program
-    samples = units.size(program.sample) if program.sample is not None else 0
-    changed = torch.zeros(units.count, samples, dtype=torch.bool, device=units.candidates.device)
-    if program.unit is None:
-        changed[:] = True
+    assert program.sample is not None
+    changed = torch.zeros(units.count, units.size(program.sample), dtype=torch.bool, device=units.candidates.device)
     for index in exits:
-        if index not in units.values:
-            changed[:] = True
-            continue
-        new, (old, _) = units.values[index], units.recorded(index)
-        differs = new != old
+        differs = units.values[index] != units.recorded(index)[0]
         if program.position(index, program.sample) is None:
             changed |= differs.flatten(1).any(1)[:, None]
         else:
@@ -155,11 +145,7 @@ def _all_pairs(units: Frame, whole: Frame, exits: list[int]) -> Frame:
     pairs = changed.nonzero()
     if not len(pairs):
         pairs = pairs.new_zeros(1, 2)
-    candidates, places = pairs.unbind(1)
-    frame = _frame(units, candidates, places, None)
-    if program.unit is None:
-        frame.values.update({index: whole.values[index][candidates] for index in exits if index in whole.values})
-    return frame
+    return _frame(units, *pairs.unbind(1), None)
 
 
 def next_level(frame: Frame, exits: list[int]) -> Frame:

@@ -1,10 +1,10 @@
 """What of a step a candidate has to replay, and in which order: read off the tape once per structure.
 
-A candidate changes one row of a parameter. How far its change stays *within its unit*, the place of an axis that the row
-became, only that unit is computed, for all candidates at once (stage ``UNIT``). From where units are mixed, as by the next
-product, whole samples are, but of those samples only in which the unit changed (stage ``SAMPLE``, one level for each
-product on the way). Where samples are taken together, as by the mean of a loss, one number per candidate is left (stage
-``WHOLE``). Where samples are mixed before that, as by batch normalisation, stage ``SAMPLE`` is left out.
+A candidate changes one row of a parameter. As long as its change stays *within its unit*, the place of an axis that the
+row became, only that unit is computed, for all candidates at once (stage ``UNIT``). From where units are mixed, as by
+the next product, whole samples are, but only those in which the unit changed (stage ``SAMPLE``, one level for each
+product on the way). Where samples are taken together, as by the mean of a loss, one number per candidate is left
+(stage ``WHOLE``). Where samples are mixed before that, as by batch normalisation, stage ``SAMPLE`` is left out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from lightning_polystep.tape.axes import Labels
-from lightning_polystep.tape.flow import SHAPE_ONLY, Axes, Flow, read
-from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
+from lightning_polystep.tape.flow import SHAPE_ONLY, Axes, Flow, is_elementwise, read
+from lightning_polystep.tape.tape import Operation, Ref, Tape, Unknown, substitute
 
 aten = torch.ops.aten
 
@@ -74,6 +74,7 @@ class Program:
         exits: For each level of stage ``SAMPLE``, the values of earlier stages or levels that it or a later one reads.
         fractions: Numbers in the arguments of its operations, which are data and may differ from tape to tape.
         loss: The value of the loss.
+        escapes: Where Python reads numbers that depend on them.
     """
 
     steps: list[Step]
@@ -89,6 +90,7 @@ class Program:
     merged: list[tuple[int, int]] = field(default_factory=list)
     exits: dict[int, list[int]] = field(default_factory=dict)
     fractions: tuple[str, ...] = ()
+    escapes: tuple[str, ...] = ()
 
     def position(self, value: int, label: int | None) -> int | None:
         """Return the axis of a value that holds a label; None where none does."""
@@ -111,8 +113,8 @@ class Program:
 
     @property
     def levels(self) -> int:
-        """How many levels stage ``SAMPLE`` has."""
-        return max((step.level for step in self.steps if step.stage == Stage.SAMPLE), default=0)
+        """How many levels stage ``SAMPLE`` has, with the sums behind it."""
+        return max((step.level for step in self.steps if step.stage == Stage.SAMPLE or step.sums_samples), default=0)
 
 
 def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Program:
@@ -128,25 +130,31 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     """
     same, merged = _merge_equal(tape)
     fractions = _all_fractions(tape)
-    loss = same.get(loss, loss)
+    loss, escapes = same.get(loss, loss), tape.escapes
     first = [number for number in range(len(tape.operations)) if number not in dict(merged)]
     operations = {number: _renamed(tape.operations[number], same) for number in first}
     tape = Tape(tape.values, [operations.get(n, _NOTHING) for n in range(len(tape.operations))], held=tape.held)
-    relevant = _between(tape, set(rows), loss)
+    relevant, seen = _between(tape, set(rows), loss)
     if not relevant:
         raise NotOnTapeError("the loss does not depend on it, as far as the tape shows")
     labels, axes, flows = _follow(tape, relevant, rows)
     changed = set(rows) | {o for number in relevant for o in tape.operations[number].outputs if o is not None}
     unit = _unit(labels, axes, rows)
-    local = _within_unit(tape, relevant, changed, axes, flows, unit)
-    # Where nothing stays within its unit, all that a candidate changes is a whole parameter.
-    sample = _sample(tape, relevant, changed, local, labels, axes, flows, unit)
+    needed = {loss} | {index for number in relevant for index in tape.operations[number].operands}
+    local = _within_unit(tape, relevant, needed, axes, flows, unit)
+    # Without a unit all that a candidate changes is a whole parameter, which no sample holds.
+    sample = None
+    if unit is not None:
+        parts = _Parts(tape, [n for n in relevant if n not in local], set(rows), changed, set(), needed, axes, flows)
+        parts.wide = changed - {o for number in local for o in tape.operations[number].outputs if o is not None}
+        sample = parts.sample(labels, unit)
     program = _staged(tape, relevant, changed, local, sample, Program(
         [], labels, axes, flows, unit, sample, labels.size((sample,)) if sample is not None else 0, {}, loss,
         same, merged,
     ))  # fmt: skip
     program.fractions = fractions
     _find_exits(tape, program)
+    program.escapes = tuple(dict.fromkeys(e.place for e in escapes if same.get(e.value, e.value) in seen))
     return program
 
 
@@ -154,7 +162,7 @@ _NOTHING = Operation(None, (), {}, (), ())  # type: ignore[arg-type]
 
 
 def _merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
-    """Find operations that do again what one before them has done, as the same layer on the same inputs at each time."""
+    """Find operations that do again what one before them has done, as a layer on the same inputs at each time."""
     same, merged, seen = dict[int, int](), list[tuple[int, int]](), dict[Any, int]()
     for number, operation in enumerate(tape.operations):
         tags = getattr(operation.function, "tags", ())
@@ -217,13 +225,14 @@ def _flat(arguments: Any) -> list[Any]:
     return [arguments]
 
 
-def _between(tape: Tape, sources: set[int], loss: int) -> list[int]:
-    """Return the operations on the way from some values to the loss."""
+def _between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[int]]:
+    """Return the operations on the way from some values to the loss, and all values that depend on them."""
     changed, forward = set(sources), []
     for number, operation in enumerate(tape.operations):
         if getattr(operation.function, "overloadpacket", None) in SHAPE_ONLY:
             continue
-        if any(index in changed for index in operation.operands):
+        blind = isinstance(operation.function, Unknown) and operation.function.blind
+        if blind or any(index in changed for index in operation.operands):
             forward.append(number)
             changed.update(o for o in operation.outputs if o is not None and o not in tape.held)
     needed, relevant = {loss}, []
@@ -233,13 +242,31 @@ def _between(tape: Tape, sources: set[int], loss: int) -> list[int]:
             relevant.append(number)
             needed.update(operation.operands)
     if loss not in changed:
-        return []
+        return [], changed
     for number in relevant:
-        operation = tape.operations[number]
-        random = torch.Tag.nondeterministic_seeded in getattr(operation.function, "tags", ())
-        if random and any(index in changed for index in operation.operands):
-            raise NotOnTapeError(f"{operation.function} draws at random what depends on it")
-    return relevant[::-1]
+        _check_repeatable(tape, tape.operations[number], changed)
+    return relevant[::-1], changed
+
+
+def _check_repeatable(tape: Tape, operation: Operation, changed: set[int]) -> None:
+    """Raise where what an operation does for another candidate cannot be told."""
+    function = operation.function
+    if isinstance(function, Unknown):
+        raise NotOnTapeError(function.reason)
+    if not any(index in changed for index in operation.operands):
+        return
+    tags = getattr(function, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags:
+        raise NotOnTapeError(f"{function} draws at random what depends on it")
+    # Which numbers are picked by an index of numbers changes no shape, which places by a mask does.
+    packet = getattr(function, "overloadpacket", None)
+    masks = [i for i in operation.operands if tape.values[i].tensor.dtype in {torch.bool, torch.uint8}]
+    if packet in {aten.index, aten.index_put, aten.masked_select, aten.masked_scatter}:
+        varies = any(index in changed for index in masks)
+    else:
+        varies = torch.Tag.dynamic_output_shape in tags
+    if varies:
+        raise NotOnTapeError(f"how many values {function} returns depends on it")
 
 
 def _follow(
@@ -281,7 +308,7 @@ def _twice(own: Axes, label: int) -> bool:
 def _within_unit(
     tape: Tape,
     relevant: Sequence[int],
-    changed: set[int],
+    needed: set[int],
     axes: Mapping[int, Axes],
     flows: Mapping[int, Flow],
     unit: int | None,
@@ -294,11 +321,12 @@ def _within_unit(
     for number in relevant:
         operation, flow = tape.operations[number], flows[number]
         outputs = [o for o in operation.outputs if o is not None]
-        stays = not any(index in spread for index in operation.operands) and len(flow.mixed) == len(operation.operands)
-        for index, mixed in zip(operation.operands, flow.mixed, strict=False):
+        stays = not any(index in spread for index in operation.operands)
+        for index, mixed in zip(operation.operands, flow.mixed, strict=True):
             if _twice(axes[index], unit) or any(unit in axes[index][position] for position in mixed):
                 stays = False
-        stays = stays and all(not _twice(axes[o], unit) and any(unit in axis for axis in axes[o]) for o in outputs)
+        read = [o for o in outputs if o in needed]
+        stays = stays and all(not _twice(axes[o], unit) and any(unit in axis for axis in axes[o]) for o in read)
         if stays:
             local.add(number)
         else:
@@ -311,66 +339,79 @@ def is_sum_over_samples(operation: Operation) -> bool:
     return getattr(operation.function, "overloadpacket", None) in SUMS
 
 
-def _sample(
-    tape: Tape,
-    relevant: Sequence[int],
-    changed: set[int],
-    local: set[int],
-    labels: Labels,
-    axes: Mapping[int, Axes],
-    flows: Mapping[int, Flow],
-    unit: int | None,
-) -> int | None:
-    """Return the label of the samples: the largest that nothing mixes but sums whose results never meet samples again."""
-    outside = [number for number in relevant if number not in local]
-    candidates = {
-        label
-        for number in outside
-        for index in tape.operations[number].operands
-        if index in changed
-        for axis in axes[index]
-        for label in axis
-    } - {unit}
-    ranked = sorted(candidates, key=lambda label: (-labels.size((label,)), label))
-    return next((s for s in ranked if _keeps_apart(tape, outside, changed, local, axes, flows, s)), None)
+@dataclass
+class _Parts:
+    """What of a program is not within a unit.
 
+    Args:
+        tape: Of the step.
+        outside: The operations.
+        rows: What candidates change.
+        changed: What depends on it.
+        wide: Values that change at more than one unit.
+        needed: Values that are read, or the loss.
+        axes: Of values.
+        flows: Of the operations.
+    """
 
-def _keeps_apart(
-    tape: Tape,
-    outside: Sequence[int],
-    changed: set[int],
-    local: set[int],
-    axes: Mapping[int, Axes],
-    flows: Mapping[int, Flow],
-    label: int,
-) -> bool:
-    local_values = {o for number in local for o in tape.operations[number].outputs}
+    tape: Tape
+    outside: list[int]
+    rows: set[int]
+    changed: set[int]
+    wide: set[int]
+    needed: set[int]
+    axes: Mapping[int, Axes]
+    flows: Mapping[int, Flow]
 
-    def holds(index: int) -> bool:
-        return any(label in axis for axis in axes[index])
+    def sample(self, labels: Labels, unit: int) -> int | None:
+        """Return the label of the samples: the largest that nothing mixes but sums whose results meet none again."""
+        candidates = {
+            label
+            for number in self.outside
+            for index in self.tape.operations[number].operands
+            if index in self.changed
+            for axis in self.axes[index]
+            for label in axis
+        } - {unit}
+        ranked = sorted(candidates, key=lambda label: (-labels.size((label,)), label))
+        return next((label for label in ranked if self._keeps_apart(label)), None)
 
-    summed = False
-    for number in outside:
-        operation, flow = tape.operations[number], flows[number]
-        outputs = [o for o in operation.outputs if o is not None]
-        if any(_twice(axes[index], label) for index in (*operation.operands, *outputs)):
-            return False
-        mixes = any(
-            label in axes[index][position]
-            for index, mixed in zip(operation.operands, flow.mixed, strict=True)
-            for position in mixed
-        )
-        if mixes:
-            if not is_sum_over_samples(operation) or any(holds(o) for o in outputs):
+    def _holds(self, index: int, label: int) -> bool:
+        return any(label in axis for axis in self.axes[index])
+
+    def _keeps_apart(self, label: int) -> bool:
+        summed = False
+        for number in self.outside:
+            operation, flow = self.tape.operations[number], self.flows[number]
+            outputs = [o for o in operation.outputs if o is not None and o in self.needed]
+            if any(_twice(self.axes[index], label) for index in (*operation.operands, *outputs)):
                 return False
-            summed = True
-            continue
-        if any(holds(o) for o in outputs):
-            # What has no sample, but changes as a whole, would have to be copied for each sample that it meets.
-            for index in operation.operands:
-                if index in changed and not holds(index) and index not in local_values:
-                    return False
-    return summed
+            mixes = any(
+                label in self.axes[index][position]
+                for index, mixed in zip(operation.operands, flow.mixed, strict=True)
+                for position in mixed
+            )
+            enters, leaves = self._enters(operation, label), [self._holds(o, label) for o in outputs]
+            if mixes and (not is_sum_over_samples(operation) or any(leaves)):
+                return False
+            if not mixes and (enters or any(leaves)) and not (all(leaves) and self._meets(operation, label, enters)):
+                return False
+            summed = summed or mixes
+        return summed
+
+    def _enters(self, operation: Operation, label: int) -> bool:
+        return any(self._holds(index, label) for index in operation.operands)
+
+    def _meets(self, operation: Operation, label: int, enters: bool) -> bool:
+        """Tell whether an operation with samples in its output can run on one of them."""
+        # What makes an axis of samples runs on all of it at once, but for what repeats a value along it.
+        if not enters and getattr(operation.function, "overloadpacket", None) is not aten.expand:
+            return False
+        # What has no sample, but changes as a whole, would have to be copied for each sample that it meets.
+        packet, within = getattr(operation.function, "overloadpacket", None), set[int]()
+        if packet in {aten.addmm, aten.embedding} or is_elementwise(operation.function):
+            within = self.rows & set(operation.operands[:1] if packet is aten.addmm else operation.operands)
+        return not any(i in self.wide and i not in within and not self._holds(i, label) for i in operation.operands)
 
 
 def _staged(

@@ -7,7 +7,7 @@ torch's functionalisation does it; the tape then holds pure operations only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_polystep.tape.decompositions import DECOMPOSITIONS
-from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Value, references
+from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
+from lightning_polystep.tape.leaving import Leaving
+from lightning_polystep.tape.memory import Memory, View
+from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references
+from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
 aten = torch.ops.aten
 
@@ -38,79 +41,64 @@ def unrecorded() -> Iterator[None]:
         _paused.reset(token)
 
 
+@contextmanager
+def moving(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let the body write tensors beside the tape: what they hold afterwards comes from outside the step."""
+    tensors = list(tensors)
+    for recorder in _active.get():
+        for tensor in tensors:
+            recorder.forget(tensor)
+    with unrecorded():
+        yield
+
+
 _active: ContextVar[tuple[Recorder, ...]] = ContextVar("active", default=())
 
 
 def hold(tensor: Tensor) -> None:
     """Take a tensor that the step has just computed for a constant of all candidates, if the step is being recorded."""
     for recorder in _active.get():
-        recorder.tape.held.add(recorder._value(tensor))
+        recorder.hold(tensor)
 
 
-class _Facts(NamedTuple):
-    """What is known of an operator from its schema.
+# What they return has not been written yet.
+_UNWRITTEN = {
+    aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default,
+    aten.new_empty_strided.default,
+}  # fmt: skip
+# They keep of their first operand what they do not write.
+_PARTIAL = {
+    aten.select_scatter, aten.slice_scatter, aten.diagonal_scatter, aten.scatter, aten.index_put, aten.index_copy,
+    aten.index_fill, aten.index_add, aten.scatter_add, aten.masked_scatter, aten.where, aten.masked_fill,
+}  # fmt: skip
+
+
+class _How(NamedTuple):
+    """What the recorder asks of an operator at each call, in one place because it asks so often.
 
     Args:
-        written: Positions of the arguments that it writes.
-        written_names: Likewise of those given by name.
+        decomposition: Simpler operations that say the same.
+        writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
-        functional: What it computes, as an operator that writes nothing; None where it is that already.
-        random: Whether what it writes comes from a generator and from no tensor.
+        hidden: Returns what a call writes without declaring it.
+        facts: All the rest.
     """
 
-    written: tuple[int, ...]
-    written_names: tuple[str, ...]
+    decomposition: Callable[..., Any] | None
+    writes: bool
     is_view: bool
-    functional: Callable[..., Any] | None
-    random: bool
+    hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
+    facts: Facts
 
 
-_facts: dict[Any, _Facts] = {}
+_how: dict[Any, _How] = {}
 
 
-def _facts_of(function: Any) -> _Facts:
-    known = _facts.get(function)
-    if known is None:
-        arguments = function._schema.arguments
-        writes = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-        aliased = [r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns]
-        random = torch.Tag.nondeterministic_seeded in function.tags
-        known = _facts[function] = _Facts(
-            tuple(i for i in writes if not arguments[i].kwarg_only),
-            tuple(arguments[i].name for i in writes if arguments[i].kwarg_only),
-            any(aliased),
-            _functional(function) if writes else None,
-            random and bool(writes) and sum("Tensor" in str(a.type) for a in arguments) == len(writes),
-        )
-    return known
-
-
-def _functional(function: Any) -> Callable[..., Any] | None:
-    """Return the operator that computes what another one writes in place or into ``out``."""
-    name = function._schema.name.removeprefix("aten::")
-    overload = function._overloadname
-    if name.endswith("_") and not name.endswith("__"):
-        packet = getattr(aten, name[:-1], None)
-        return getattr(packet, overload, None) if packet is not None else None
-    packet = getattr(aten, name)
-    for candidate in (overload.removesuffix("out").rstrip("_") or "default", "Tensor", "default"):
-        if overload.endswith("out") and candidate in packet.overloads():
-            return getattr(packet, candidate)
-    return None
-
-
-class _View(NamedTuple):
-    """How a tensor was cut out of another one.
-
-    Args:
-        parent: The other one.
-        operation: The operation that did it, by index.
-        output: Which of its outputs the tensor is.
-    """
-
-    parent: Tensor
-    operation: int
-    output: int
+def _how_to_record(function: Any) -> _How:
+    facts = facts_of(function)
+    hidden = HIDDEN_WRITES.get(function)
+    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, facts)
+    return how
 
 
 class Recorder(TorchDispatchMode):
@@ -127,74 +115,110 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.tape = Tape()
+        self._leaving = Leaving(self._leaves, self._reassigned)
         self._alive: list[Tensor] = []
-        self._views: dict[int, _View] = {}
-        # How often the memory of a tensor that is no view has been written, and what each value of it was read at.
-        self._versions: dict[int, int] = {}
-        self._read_at: dict[int, int] = {}
-        self._inhabitants: dict[int, list[int]] = {}
+        self._memory = Memory()
+        # Values whose memory nothing has been written into.
+        self._unwritten: set[int] = set()
 
     def __enter__(self) -> Recorder:
         """Start to record."""
         self._tokens = _active.set((*_active.get(), self)), _paused.set(False)
         super().__enter__()
+        self._leaving.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """Record no more."""
+        self._leaving.__exit__(*exception)
         super().__exit__(*exception)
         active, paused = self._tokens
         _active.reset(active)
         _paused.reset(paused)
+
+    def hold(self, tensor: Tensor) -> None:
+        """Take a tensor for a constant of all candidates."""
+        index = self._value(tensor)
+        self.tape.held.add(index)
+        self.tape.key.append(("held", index))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Keep what a tensor was, and take it in anew when it is read again."""
+        if id(tensor) in self.tape.index_of:
+            self._memory.preserve(tensor, self.tape.values)
+            self._memory.written(tensor)
+            del self.tape.index_of[id(tensor)]
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and record it."""
         del types
-        kwargs = kwargs or {}
         if _paused.get():
-            return function(*args, **kwargs)
+            return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         if function is aten._local_scalar_dense.default:
-            return self._escape(function, args)
-        decomposition = DECOMPOSITIONS.get(function)
-        if decomposition is not None:
+            self._leaves(args[0])
+            return function(*args)
+        how = _how.get(function) or _how_to_record(function)
+        if how.decomposition is not None:
             with _Redispatched(self):
-                result = decomposition(*args, **kwargs)
+                result = how.decomposition(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        facts = _facts_of(function)
-        if facts.written or facts.written_names:
-            return self._record_write(function, facts, args, kwargs)
+        if how.writes:
+            return self._record_write(function, how.facts, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
+        hidden = how.hidden(args) if how.hidden is not None else None
+        for target in hidden.targets if hidden else ():
+            self._memory.preserve(target, self.tape.values)
         result = function(*args, **kwargs)
-        self._record(function, taken, named, result)
-        if facts.is_view:
+        self._append(function, taken, named, result if isinstance(result, tuple | list) else (result,))
+        if how.is_view:
             self._remember_views(args, result)
+        if hidden:
+            self._record_outputs(Said(hidden.functional, taken, named), hidden.targets)
         return result
 
-    def _escape(self, function: Any, args: tuple[Any, ...]) -> Any:
-        index = self._value(args[0])
+    def _leaves(self, tensor: Tensor) -> None:
+        """Take note that Python reads the numbers of a tensor."""
+        if _paused.get():
+            return
+        index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
         if self.tape.values[index].producer is not None:
-            self.tape.escapes.append(Escape(index, len(self.tape.operations), _place()))
-        return function(*args)
+            self.tape.escapes.append(Escape(index, _place()))
 
-    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        """Append an operation and what it made; return its index."""
+    def _append(self, function: Any, args: Any, kwargs: Any, results: Sequence[Any]) -> int:
+        """Append an operation and the tensors that it made; return its index."""
         tape, number = self.tape, len(self.tape.operations)
+        operands = (*references(args), *references(kwargs))
+        if self._unwritten and not isinstance(function, Unknown):
+            function = self._checked(function, operands)
         outputs: list[int | None] = []
-        for output in result if isinstance(result, tuple | list) else (result,):
+        for output in results:
             if not isinstance(output, Tensor):
                 outputs.append(None)
                 continue
-            outputs.append(len(tape.values))
+            index = len(tape.values)
+            outputs.append(index)
             tape.values.append(Value(output, number))
-            self._name(output, outputs[-1])
-        operands = (*references(args), *references(kwargs))
+            self._name(output, index)
+        if function in _UNWRITTEN:
+            self._unwritten.update(o for o in outputs if o is not None and tape.values[o].tensor.numel())
         tape.operations.append(Operation(function, args, kwargs, tuple(outputs), operands))
         tape.key.append((function, _shape_of(args), _shape_of(kwargs), *(_sizes(tape, o) for o in outputs)))
         return number
+
+    def _checked(self, function: Any, operands: tuple[int, ...]) -> Any:
+        """Return an operator, or that it reads memory that something beside the tape must have written."""
+        read = [index for index in operands if index in self._unwritten]
+        packet = getattr(function, "overloadpacket", None)
+        if not read or function in _UNWRITTEN or facts_of(function).is_view:
+            return function
+        if packet in _PARTIAL and (read == [operands[0]] or packet is aten.where):
+            return function
+        return Unknown(f"{function} reads what code that the tape does not see has written", blind=True)
 
     def _name(self, tensor: Tensor, index: int) -> None:
         """Take note that a tensor holds a value now."""
@@ -202,48 +226,46 @@ class Recorder(TorchDispatchMode):
         if key not in self.tape.index_of:
             self._alive.append(tensor)
         self.tape.index_of[key] = index
-        root = self._root(tensor)
-        self._inhabitants.setdefault(id(root), []).append(index)
-        if self._versions:
-            self._read_at[key] = self._versions.get(id(root), 0)
+        self._memory.read(tensor, index)
 
     def _value(self, tensor: Tensor) -> int:
         """Return the value that a tensor holds now."""
-        key = id(tensor)
-        index = self.tape.index_of.get(key)
+        index = self.tape.index_of.get(id(tensor))
         if index is None:
-            index = self.tape.leaves[key] = len(self.tape.values)
-            self.tape.values.append(Value(tensor))
+            return self._leaf(tensor)
+        return self._read_anew(tensor) if self._memory.is_stale(tensor) else index
+
+    def _leaf(self, tensor: Tensor) -> int:
+        """Take in a tensor from outside the step."""
+        tape = self.tape
+        neighbour = self._memory.neighbour(tensor)
+        if neighbour is None:
+            index = tape.leaves[id(tensor)] = len(tape.values)
+            tape.values.append(Value(tensor))
             self._name(tensor, index)
-            self.tape.key.append((tuple(tensor.shape), tensor.dtype))
-        elif self._versions:
-            version = self._versions.get(id(self._root(tensor)), 0)
-            if self._read_at.get(key, 0) != version:
-                index = self._read_anew(tensor)
-        return index
+            tape.key.append((tuple(tensor.shape), tensor.dtype))
+            return index
+        parent = Ref(self._value(neighbour))
+        if tensor.shape == neighbour.shape and tensor.stride() == neighbour.stride():
+            made = Said(aten.alias.default, (parent,), {})
+        elif tensor.is_contiguous() and neighbour.is_contiguous() and tensor.numel() == neighbour.numel():
+            made = Said(aten.view.default, (parent, list(tensor.shape)), {})
+        else:
+            made = Said(Unknown("two tensors from before the step share a part of their memory"), (parent,), {})
+        number = self._append(made.function, made.args, {}, (tensor,))
+        self._remember_view(tensor, neighbour, number, 0)
+        return tape.index_of[id(tensor)]
 
     def _read_anew(self, tensor: Tensor) -> int:
         """Record again how a tensor was cut out of memory that has been written since."""
-        view = self._views[id(tensor)]
+        view = self._memory.view(tensor)
+        if view is None:
+            raise RuntimeError("The memory of a tensor was written without a word of the tensor itself.")
         parent, made = self._value(view.parent), self.tape.operations[view.operation]
-        args = (Ref(parent), *made.args[1:])
-        number, index = len(self.tape.operations), len(self.tape.values)
-        outputs: list[int | None] = [None] * len(made.outputs)
-        outputs[view.output] = index
-        self.tape.values.append(Value(tensor, number))
-        self.tape.operations.append(
-            Operation(made.function, args, made.kwargs, tuple(outputs), (*references(args), *references(made.kwargs)))
-        )
-        self.tape.key.append((made.function, _shape_of(args), _shape_of(made.kwargs), tuple(tensor.shape)))
-        self._name(tensor, index)
-        return index
-
-    def _root(self, tensor: Tensor) -> Tensor:
-        view = self._views.get(id(tensor))
-        while view is not None:
-            tensor = view.parent
-            view = self._views.get(id(tensor))
-        return tensor
+        results: list[Tensor | None] = [None] * len(made.outputs)
+        results[view.output] = tensor
+        self._append(made.function, (Ref(parent), *made.args[1:]), made.kwargs, results)
+        return self.tape.index_of[id(tensor)]
 
     def _taken(self, arguments: Any) -> Any:
         """Return arguments with each tensor replaced by a reference."""
@@ -259,105 +281,121 @@ class Recorder(TorchDispatchMode):
 
     def _remember_views(self, args: tuple[Any, ...], result: Any) -> None:
         parent, number = args[0], len(self.tape.operations) - 1
-        if not isinstance(parent, Tensor):
-            return
-        for output, view in enumerate(result if isinstance(result, tuple | list) else (result,)):
-            if isinstance(view, Tensor) and view is not parent:
-                self._views[id(view)] = _View(parent, number, output)
-                root, index = self._root(parent), self.tape.index_of[id(view)]
-                self._inhabitants[id(root)].append(index)
-                if self._versions:
-                    self._read_at[id(view)] = self._versions.get(id(root), 0)
+        if isinstance(parent, Tensor):
+            for output, view in enumerate(result if isinstance(result, tuple | list) else (result,)):
+                if isinstance(view, Tensor) and view is not parent:
+                    self._remember_view(view, parent, number, output)
 
-    def _record_write(self, function: Any, facts: _Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _remember_view(self, view: Tensor, parent: Tensor, number: int, output: int) -> None:
+        index = self.tape.index_of[id(view)]
+        self._memory.cut(view, index, View(parent, number, output))
+        if self.tape.index_of.get(id(parent)) in self._unwritten:
+            self._unwritten.add(index)
+
+    # Writes
+
+    def _record_write(self, function: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that writes, and record what it writes as new values."""
-        targets = [args[i] for i in facts.written if i < len(args)]
-        targets += [kwargs[name] for name in facts.written_names if name in kwargs]
+        targets = facts.targets(args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs)
-        # What the memory held so far is still an operand of what has been recorded.
-        chains = [self._chain(target) for target in targets]
-        for target in targets:
-            self._preserve(self._root(target))
-        result = function(*args, **kwargs)
-        if len(targets) != 1 or (facts.functional is None and not facts.random):
-            self.tape.obstacle = self.tape.obstacle or f"{function} writes in a way that the tape does not know"
-            return result
-        target = targets[0]
         named = {name: value for name, value in named.items() if name not in facts.written_names}
-        index = self._written(function, facts, taken, named, target)
-        self._propagate(target, index, chains[0])
+        if facts.turns:
+            return self._record_turn(function, facts, targets[0], (taken, named), args)
+        # What the memory held so far is still an operand of what has been recorded.
+        for target in targets:
+            self._memory.preserve(target, self.tape.values)
+        result = function(*args, **kwargs)
+        made = result if isinstance(result, tuple | list) else (result,)
+        others = [each for each in made if isinstance(each, Tensor) and all(each is not target for target in targets)]
+        if facts.random and not others:
+            for target in targets:
+                self._record_noise(function, target)
+            return result
+        steps = None
+        if len(targets) == 1 and not others:
+            steps = said(function, taken, named, targets[0], lambda index: self.tape.values[index].tensor)
+        elif facts.functional is not None and not others and len(targets) == len(made):
+            steps = [Said(facts.functional, taken, named)]
+        if steps is None:
+            steps = [Said(Unknown(f"{function} writes in a way that the tape does not know"), (taken, named), {})]
+        self._record_steps(steps, [*targets, *others])
         return result
 
-    def _written(self, function: Any, facts: _Facts, args: Any, kwargs: Any, target: Tensor) -> int:
-        """Record the value that a write leaves in its target; return its index."""
+    def _record_turn(
+        self, function: Any, facts: Facts, target: Tensor, said_with: tuple[Any, Any], args: tuple[Any, ...]
+    ) -> Any:
+        """Record that a tensor changes its shape: from now on it is a view of what it was."""
+        before = aten.alias.default(target)
+        self._memory.preserve(target, self.tape.values)
+        self._stand_in(before, target)
+        result = function(*args)
+        number = self._append(facts.functional, *said_with, (target,))
+        self._remember_view(target, before, number, 0)
+        return result
+
+    def _stand_in(self, other: Tensor, tensor: Tensor) -> None:
+        """Let another tensor take the place of one that is about to become something else."""
+        self._alive.append(other)
+        self._memory.stand_in(other, tensor)
+        self.tape.index_of[id(other)] = self.tape.index_of[id(tensor)]
+
+    def _record_noise(self, function: Any, target: Tensor) -> None:
+        """Record that a generator has written a tensor."""
         index = len(self.tape.values)
-        if facts.random:
-            self.tape.values.append(Value(target))
-            self.tape.key.append((function, tuple(target.shape)))
-            return index
-        steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [(facts.functional, args, kwargs)]
-        if function is aten.copy_.default:
-            steps = self._copied(args[1], target)
-        elif function in {aten.fill_.Scalar, aten.zero_.default}:
-            steps = [(aten.full_like.default, (args[0], args[1] if len(args) > 1 else 0), {})]
-        for step, (operator, arguments, named) in enumerate(steps):
-            last = step == len(steps) - 1
-            source = arguments[0]
-            if isinstance(source, Ref) and source.index == -1:
-                arguments = (Ref(index), *arguments[1:])
-            value = target if last else operator(self.tape.values[source.index].tensor, *arguments[1:], **named)
-            number, index = len(self.tape.operations), len(self.tape.values)
-            self.tape.values.append(Value(value, number))
-            operands = (*references(arguments), *references(named))
-            self.tape.operations.append(Operation(operator, arguments, named, (index,), operands))
-            self.tape.key.append((operator, _shape_of(arguments), _shape_of(named), tuple(value.shape)))
-        return index
+        self.tape.values.append(Value(target))
+        self.tape.key.append((function, tuple(target.shape)))
+        self._spread(target, index, self._chain(target))
 
-    def _copied(self, source: Ref, target: Tensor) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-        """Return how ``target.copy_(source)`` is said by operations that write nothing."""
-        if not isinstance(source, Ref):
-            return [(aten.full_like.default, (Ref(self._value(target)), source), {})]
-        tensor = self.tape.values[source.index].tensor
-        steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-        if tensor.shape != target.shape:
-            steps.append((aten.expand.default, (source, list(target.shape)), {}))
-        if tensor.dtype != target.dtype:
-            steps.append((aten._to_copy.default, (Ref(-1) if steps else source,), {"dtype": target.dtype}))
-        return steps or [(aten.clone.default, (source,), {})]
+    def _record_steps(self, steps: list[Said], targets: list[Tensor]) -> None:
+        """Record operations, the last of which leaves what a write has left."""
+        index = -1
+        for step in steps[:-1]:
+            args = _continued(step.args, index)
+            value = step.function(*_found(self.tape, args), **step.kwargs)
+            self._append(step.function, args, step.kwargs, (value,))
+            index = self.tape.index_of[id(value)]
+        self._record_outputs(steps[-1]._replace(args=_continued(steps[-1].args, index)), targets)
 
-    def _chain(self, target: Tensor) -> list[tuple[_View, int]]:
+    def _record_outputs(self, made: Said, targets: Sequence[Tensor]) -> None:
+        """Record that an operation has left what tensors hold now."""
+        chains = [self._chain(target) for target in targets]
+        number = self._append(made.function, made.args, made.kwargs, targets)
+        for target, index, chain in zip(targets, self.tape.operations[number].outputs, chains, strict=True):
+            assert index is not None
+            self._spread(target, index, chain)
+
+    def _chain(self, target: Tensor) -> list[tuple[View, int]]:
         """Return the views from a tensor up to what holds the memory, each with its parent's value so far."""
         chain = []
-        view = self._views.get(id(target))
+        view = self._memory.view(target)
         while view is not None:
             chain.append((view, self._value(view.parent)))
-            view = self._views.get(id(view.parent))
+            view = self._memory.view(view.parent)
         return chain
 
-    def _preserve(self, root: Tensor) -> None:
-        """Copy what the values in a piece of memory were, before it is written."""
-        for index in self._inhabitants.pop(id(root), []):
-            value = self.tape.values[index]
-            value.tensor = value.tensor.clone()
-        self._inhabitants[id(root)] = []
-
-    def _propagate(self, target: Tensor, index: int, chain: list[tuple[_View, int]]) -> None:
+    def _spread(self, target: Tensor, index: int, chain: list[tuple[View, int]]) -> None:
         """Record what a write into a view makes of the tensors that it was cut out of."""
-        root = self._root(target)
-        self._versions[id(root)] = self._versions.get(id(root), 0) + 1
+        self._memory.written(target)
         self._name(target, index)
         for view, before in chain:
             made = self.tape.operations[view.operation]
-            undo = _undo(made, view.output, before, index, view.parent)
-            if undo is None:
-                self.tape.obstacle = self.tape.obstacle or f"a write through {made.function} cannot be recorded"
-                return
-            operator, args = undo
-            number, index = len(self.tape.operations), len(self.tape.values)
-            self.tape.values.append(Value(view.parent, number))
-            self.tape.operations.append(Operation(operator, args, {}, (index,), tuple(references(args))))
-            self.tape.key.append((operator, _shape_of(args), (), tuple(view.parent.shape)))
-            self._name(view.parent, index)
+            back = undone(made, view.output, Ref(before), Ref(index), view.parent)
+            self._append(back.function, back.args, back.kwargs, (view.parent,))
+            index = self.tape.index_of[id(view.parent)]
+
+    def _reassigned(self, tensor: Tensor, value: Tensor, assign: Any) -> None:
+        """Run ``tensor.data = value``, after which the one is a view of the other."""
+        if _paused.get():
+            assign()
+            return
+        self._value(tensor)
+        source = Ref(self._value(value))
+        self._memory.preserve(tensor, self.tape.values)
+        before = aten.alias.default(tensor)
+        self._stand_in(before, tensor)
+        assign()
+        number = self._append(aten.alias.default, (source,), {}, (tensor,))
+        self._remember_view(tensor, value, number, 0)
 
 
 class _Redispatched:
@@ -373,32 +411,13 @@ class _Redispatched:
         TorchDispatchMode.__exit__(self._recorder, *exception)
 
 
-def _undo(
-    made: Operation, output: int, before: int, written: int, parent: Tensor
-) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
-    """Return the operation that puts a written view back into what it was cut out of."""
-    function, args = made.function, made.args
-    if function in {aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.default}:
-        return aten.view.default, (Ref(written), list(parent.shape))
-    if function in {aten.unsqueeze.default, aten.squeeze.dims}:
-        return aten.view.default, (Ref(written), list(parent.shape))
-    if function in {aten.detach.default, aten.alias.default, aten.lift_fresh.default}:
-        return aten.alias.default, (Ref(written),)
-    if function is aten.t.default:
-        return aten.t.default, (Ref(written),)
-    if function is aten.transpose.int:
-        return aten.transpose.int, (Ref(written), *args[1:])
-    if function is aten.permute.default:
-        order = [axis % parent.ndim for axis in args[1]]
-        return aten.permute.default, (Ref(written), [order.index(axis) for axis in range(parent.ndim)])
-    if function is aten.select.int:
-        return aten.select_scatter.default, (Ref(before), Ref(written), *args[1:])
-    if function is aten.slice.Tensor:
-        return aten.slice_scatter.default, (Ref(before), Ref(written), *args[1:])
-    if function is aten.unbind.int:
-        axis = args[1] if len(args) > 1 else 0
-        return aten.select_scatter.default, (Ref(before), Ref(written), axis, output)
-    return None
+def _continued(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
+    """Return arguments that name what the operation before made."""
+    return tuple(Ref(index) if isinstance(each, Ref) and each.index == -1 else each for each in args)
+
+
+def _found(tape: Tape, args: tuple[Any, ...]) -> list[Any]:
+    return [tape.values[each.index].tensor if isinstance(each, Ref) else each for each in args]
 
 
 def _shape_of(arguments: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Frame, Parts
+from lightning_polystep.tape.frame import Frame, Parts, difference
 from lightning_polystep.tape.fuse import Region, run
 from lightning_polystep.tape.pairs import next_level, pairs_of
 from lightning_polystep.tape.program import Program, Stage
@@ -52,7 +52,7 @@ def replay(
         while segment.stage != Stage.UNIT and level < segment.level:
             level += 1
             exits = program.exits.get(level, [])
-            frame = pairs_of(units, whole, exits) if level == 1 else next_level(frame, exits)
+            frame = pairs_of(units, exits) if level == 1 else next_level(frame, exits)
         if segment.sums_samples:
             _sum_samples(frame, whole, units, program.operation(tape, segment.work.number))  # type: ignore[union-attr]
         else:
@@ -88,7 +88,7 @@ def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation)
     if frame.enters(index) and unit in gone_axes(frame, operation):
         change = frame.change(index)
     else:
-        change = frame.read(index)[0] - frame.recorded(index)[0]
+        change = difference(frame.read(index)[0], frame.recorded(index)[0])
     change = sum_axes(frame, operation, change)
     if units.parts is not None:  # its samples stand for all
         change = change * (frame.program.samples / units.parts.samples.shape[1])

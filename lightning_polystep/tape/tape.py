@@ -16,7 +16,20 @@ class Ref(NamedTuple):
         index: Of the value in :attr:`Tape.values`.
     """
 
-    index: int
+    index: int  # type: ignore[assignment] # of a tuple it is a method, which nobody calls here
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Takes the place of an operator whose effect the tape does not know; what depends on it cannot be replayed.
+
+    Args:
+        reason: What it did.
+        blind: Whether it may depend on more than the operands that the tape shows.
+    """
+
+    reason: str
+    blind: bool = False
 
 
 @dataclass(slots=True)
@@ -52,16 +65,14 @@ class Operation:
 
 
 class Escape(NamedTuple):
-    """A number that left the tape: what Python makes of it, no replay follows.
+    """Numbers that left the tape: what Python makes of them, no replay follows.
 
     Args:
         value: Index of the value that was read.
-        operations: How many operations had been recorded by then.
         place: File and line of the user's code.
     """
 
     value: int
-    operations: int
     place: str
 
 
@@ -85,7 +96,6 @@ class Tape:
         leaves: What tensors from outside the step held at its start, likewise.
         held: Values that are constants of all candidates, though they were computed from parameters.
         escapes: Numbers that Python has read.
-        obstacle: Why the tape is not the whole truth; empty where it is.
         bound: Operations as programs read them, by program and number.
         arrays: What loops read of it, as they read it.
         checked: Which programs hold for it.
@@ -98,7 +108,6 @@ class Tape:
     leaves: dict[int, int] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     escapes: list[Escape] = field(default_factory=list)
-    obstacle: str = ""
     key: list[Any] = field(default_factory=list)
     _structure: _Hashed | None = field(default=None, init=False, repr=False, compare=False)
     bound: dict[int, dict[int, Operation]] = field(default_factory=dict)

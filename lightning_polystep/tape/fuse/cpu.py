@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_polystep.tape.execute import shift_of_units
 from lightning_polystep.tape.frame import Frame, merged_sizes
 from lightning_polystep.tape.fuse.region import Input, Region
+from lightning_polystep.tape.products import shift_of_units
 
 _compiled: dict[str, Callable[..., None]] = {}
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_polystep.tape.flow import REDUCTIONS, SHAPE_ONLY, is_elementwise
+from lightning_polystep.tape.flow import SHAPE_ONLY, is_elementwise
+from lightning_polystep.tape.flow_rules import REDUCTIONS
 from lightning_polystep.tape.fuse.expressions import (
     NoExpressionError,
     Symbol,

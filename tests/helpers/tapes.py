@@ -1,0 +1,105 @@
+"""Candidates scored from the tape, beside the loop that runs the step again for each of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_polystep.isolation import Snapshot
+from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.taped import Recording, TapeTier
+from lightning_polystep.sites import find_blocks
+from lightning_polystep.tape import NotOnTapeError
+
+NOISE_KEY = (5, 0, 0)
+# In float64 rounding flips no threshold but by a coincidence of one in 10^9, so it may explain no difference.
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+@dataclass
+class Scored:
+    """What one block's candidates cost by the tape and by the loop, and what they cost before they move."""
+
+    block: Block
+    taped: Tensor
+    looped: Tensor
+    incumbent: Tensor
+    tier: TapeTier
+
+
+def blocks_of(module: nn.Module, **group: Any) -> list[Block]:
+    optimizer = PolyStep(module.parameters(), seed=0, **group)
+    return find_blocks(module, optimizer.param_groups)
+
+
+def trial(block: Block, radius: float = 0.5, rows: int = 3, vertices: int = 2, seed: int = 0) -> Proposal:
+    """Return candidates of some rows, the first and the last among them, in random directions."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(block.rows, generator=draw)[: max(1, rows - 2)].tolist()
+    places = torch.tensor(sorted({0, block.rows - 1, *chosen}))
+    parameter = block.parameters[0]
+    directions = torch.randn(1, vertices, block.dim, generator=draw, dtype=torch.float64).to(parameter.dtype)
+    reach = torch.linspace(1.0, 2.0, len(places)).to(parameter.dtype)
+    return Proposal(block, places, reach, directions, block.dim, radius)
+
+
+def record(module: nn.Module, step: Callable[[], Tensor]) -> tuple[Recording, Probe, Tensor]:
+    """Run a step once, recorded, and return the tape with what runs the step again."""
+    recording, before = Recording(), Snapshot(module)
+    with torch.no_grad(), noise_frame(*NOISE_KEY), recording.recording():
+        loss = step()
+    recording.ends_in(loss)
+    # The loop is to start where the recorded step did.
+    before.restore()
+    return recording, Probe(module, step, NOISE_KEY), loss
+
+
+def score(
+    module: nn.Module, step: Callable[[], Tensor], *, radius: float = 0.5, seed: int = 0, **group: Any
+) -> dict[str, Scored | NotOnTapeError]:
+    """Score a few candidates of every block by the tape and by the loop."""
+    recording, probe, loss = record(module, step)
+    found: dict[str, Scored | NotOnTapeError] = {}
+    for block in blocks_of(module, **group):
+        proposal = trial(block, radius, seed=seed)
+        tier = TapeTier(block, recording)
+        try:
+            recording.program(block)
+        except NotOnTapeError as error:
+            found[block.name] = error
+            continue
+        with torch.no_grad():
+            taped = tier.score(proposal, probe, 0, proposal.candidates)
+        with probe.isolated():
+            looped = LoopTier().score(proposal, probe, 0, proposal.candidates)
+        found[block.name] = Scored(block, taped, looped, loss.double(), tier)
+    return found
+
+
+def assert_parity(
+    module: nn.Module, step: Callable[[], Tensor], *, unread: bool = False, context: str = "", **options: Any
+) -> dict[str, Scored | NotOnTapeError]:
+    """Assert that the tape takes every block and costs candidates what the loop does.
+
+    Args:
+        module: The module.
+        step: Returns its loss.
+        unread: Whether the loss may do without some of the blocks, as the tape then has to say.
+        context: Printed with a failure.
+        options: Of :func:`score`.
+    """
+    found = score(module, step, **options)
+    for name, scored in found.items():
+        if isinstance(scored, NotOnTapeError):
+            assert unread and "does not depend on it" in str(scored), f"{name}: {scored}\n{context}"
+            continue
+        torch.testing.assert_close(
+            scored.taped, scored.looped, **TOLERANCE, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}\n{context}"
+        )
+    return found
