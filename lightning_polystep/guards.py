@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.schedules import lowest
 from lightning_polystep.subspaces import SUBSPACES
-from lightning_polystep.transport import TRANSPORTS
+from lightning_polystep.transport import TRANSPORTS, Transport
 
 DETACHED_OPTIMIZER = (
     "PolyStep.step() has no candidates to weigh, because nothing scores them: train with "
@@ -55,6 +56,17 @@ DRIFTED_REPLICAS = (
     "alike, never under `if self.global_rank == 0`, and start again from a checkpoint."
 )
 
+ONE_SIDED = (
+    "transport={0!r} weighs {1} by a softmax, because a step probes fewer than {0.least_rows} of their rows, and what "
+    "it asks of the vertices would leave nothing to choose: give their parameters transport='softmax' in a group of "
+    "their own, or probe more rows (a larger max_candidates)."
+)
+
+NOT_CONVERGED = (
+    "transport={!r} did not reach its tolerance for {}, in as many iterations as it has: particles' weights sum to 1, "
+    "but vertices' shares are off by what polystep/marginal_error says. Raise epsilon, iterations or tolerance."
+)
+
 FAILED_ELSEWHERE = "the faster way failed on another process"
 
 
@@ -78,10 +90,11 @@ def check_group(group: dict[str, Any]) -> None:
     Raises:
         ValueError: Naming the argument, the value and what is allowed.
     """
+    transport = group["transport"]
     rules: list[tuple[str, bool, str]] = [
         ("lr", group["lr"] >= 0, "the step radius must be at least 0"),
         ("probe_radius", group["probe_radius"] > 0, "candidates need a radius above 0"),
-        ("epsilon", group["epsilon"] > 0, "the temperature must be above 0"),
+        ("epsilon", lowest(group["epsilon"]) > 0, "the temperature must be above 0"),
         ("momentum", 0 <= group["momentum"] < 1, "the memory must be in [0, 1)"),
         ("weight_decay", group["weight_decay"] >= 0, "the decay must be at least 0"),
         ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
@@ -91,7 +104,11 @@ def check_group(group: dict[str, Any]) -> None:
         ("particle_dim", group["particle_dim"] is None or group["particle_dim"] >= 1, "use at least 1, or None"),
         ("subspace", group["subspace"] in SUBSPACES, f"choose from {', '.join(SUBSPACES)}"),
         ("polytope", group["polytope"] in POLYTOPES, f"choose from {', '.join(POLYTOPES)}"),
-        ("transport", group["transport"] in TRANSPORTS, f"choose from {', '.join(TRANSPORTS)}"),
+        (
+            "transport",
+            isinstance(transport, Transport) or (isinstance(transport, str) and transport in TRANSPORTS),
+            f"choose from {', '.join(TRANSPORTS)}, or give one of lightning_polystep.transport with its settings",
+        ),
     ]
     for name, allowed, rule in rules:
         if not allowed:

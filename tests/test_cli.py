@@ -13,6 +13,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_polystep import PolyStep, PolyStepStrategy
 from lightning_polystep.cli import main
+from lightning_polystep.schedules import Cosine
+from lightning_polystep.transport import Sinkhorn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -105,6 +107,44 @@ def test_fit_trains_tests_the_best_checkpoint_and_writes_its_results(config):
     assert len(record["parameters_sha256"]) == 64
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.3 * 0.5**2)
     assert (Path(cli.trainer.log_dir) / "config.yaml").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_config_chooses_a_transport_and_a_schedule_and_its_checkpoint_goes_on(config):
+    """Also with the config that the run saved, and from a file of names and numbers."""
+
+    def change(settings):
+        settings["optimizer"]["init_args"] |= {
+            "transport": {
+                "class_path": "lightning_polystep.transport.Sinkhorn",
+                "init_args": {"tolerance": 1e-3, "columns": [0.125] * 8},
+            },
+            "epsilon": {
+                "class_path": "lightning_polystep.schedules.Cosine",
+                "init_args": {"start": 2.0, "end": 1.0, "steps": 4},
+            },
+        }
+
+    first = main(["fit", "--config", config(change), "--test_after_fit=false"])
+    saved = str(Path(first.trainer.log_dir) / "config.yaml")
+    again = main(["fit", "--config", saved, "--test_after_fit=false"])
+    assert results(first)["parameters_sha256"] == results(again)["parameters_sha256"]
+    path = first.trainer.checkpoint_callback.best_model_path
+    (group,) = torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert group["transport"]["name"] == "sinkhorn"
+    assert group["epsilon"] == {"name": "cosine", "start": 2.0, "end": 1.0, "steps": 4}
+    on = main(["fit", "--config", saved, "--test_after_fit=false", "--ckpt_path", path, "--trainer.max_epochs=3"])
+    (group,) = on.trainer.optimizers[0].param_groups
+    assert group["transport"] == Sinkhorn(tolerance=1e-3, columns=(0.125,) * 8)
+    assert group["epsilon"] == Cosine(2.0, 1.0, steps=4)
+    assert float(on.trainer.callback_metrics["polystep/marginal_error"]) < 1e-2
+
+
+def test_the_command_line_names_a_transport(config):
+    arguments = ["fit", "--config", config(), "--test_after_fit=false", "--trainer.max_epochs=1"]
+    cli = main([*arguments, "--optimizer.transport=sample", "--optimizer.epsilon=0.5"])
+    (group,) = cli.trainer.optimizers[0].param_groups
+    assert (group["transport"], group["epsilon"]) == ("sample", 0.5)
 
 
 def test_the_best_checkpoint_is_what_is_tested(config):
@@ -269,6 +309,7 @@ def refused(capfd, *arguments):
         ("--optimizer.subspace=fancy", ["subspace", "fancy", "inputs", "gaussian", "full"]),
         ("--optimizer.polytope=pyramid", ["polytope", "pyramid", "orthoplex", "simplex", "cube"]),
         ("--optimizer.momentum=2", ["momentum=2", "must be in [0, 1)"]),
+        ("--optimizer.transport=hard", ["transport", "hard", "softmax", "sinkhorn", "kl", "sample"]),
         ("--optimizer.learning_rate=1", ["learning_rate"]),
         ("--optimizer.lr=big", ["lr", "big", "float"]),
         ("--optimizer=lightning_polystep.PolyStop", ["PolyStop"]),
@@ -290,12 +331,27 @@ def test_mistakes_on_the_command_line_get_readable_errors(config, capfd, argumen
     [
         (lambda s: s["optimizer"]["init_args"].update(subspace="fancy"), ["subspace", "fancy", "gaussian"]),
         (lambda s: s["optimizer"]["init_args"].update(lr=-1), ["lr=-1", "at least 0"]),
+        (
+            lambda s: s["optimizer"]["init_args"].update(
+                transport={"class_path": "lightning_polystep.transport.KLRelaxed", "init_args": {"tau": -1}}
+            ),
+            ["tau=-1", "the price must be at least 0"],
+        ),
+        (
+            lambda s: s["optimizer"]["init_args"].update(
+                epsilon={
+                    "class_path": "lightning_polystep.schedules.Linear",
+                    "init_args": {"start": 1, "end": 0, "steps": 5},
+                }
+            ),
+            ["Linear(start=1", "the temperature must be above 0"],
+        ),
         (lambda s: s["optimizer"].update(class_path="lightning_polystep.Polystep"), ["lightning_polystep.Polystep"]),
         (lambda s: s["trainer"]["strategy"]["init_args"].update(foreign_optimizer="no"), ["foreign_optimizer", "'no'"]),
         (lambda s: s["model"]["init_args"].update(network="models.SpikingMLQ"), ["models.SpikingMLQ"]),
         (lambda s: s.update(optimiser={"lr": 1}), ["optimiser"]),
     ],
-    ids=["subspace", "lr", "class path", "strategy", "network", "unknown key"],
+    ids=["subspace", "lr", "transport", "schedule", "class path", "strategy", "network", "unknown key"],
 )
 def test_mistakes_in_a_config_get_readable_errors(config, capfd, change, words):
     message = refused(capfd, "fit", "--config", config(change))

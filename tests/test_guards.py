@@ -6,6 +6,8 @@ from torch import nn
 
 from lightning_polystep.guards import check_group, check_loss, check_owned, check_parameters, check_state
 from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.schedules import Linear
+from lightning_polystep.transport import Sinkhorn
 
 
 @pytest.fixture
@@ -30,7 +32,11 @@ def group():
         ("particle_dim", 0, r"particle_dim=0\): use at least 1, or None"),
         ("subspace", "input", r"subspace='input'\): choose from inputs, gaussian, full"),
         ("polytope", "sphere", r"polytope='sphere'\): choose from simplex, orthoplex, cube"),
-        ("transport", "hard", r"transport='hard'\): choose from softmax"),
+        ("transport", "hard", r"transport='hard'\): choose from softmax, sinkhorn, kl, sample, or give one of"),
+        ("transport", None, r"transport=None\): choose from softmax"),
+        ("transport", {"class_path": "Sinkhorn"}, "choose from softmax"),
+        ("transport", Sinkhorn, r"choose from softmax, sinkhorn, kl, sample, or give one of"),
+        ("epsilon", Linear(1.0, 0.0, steps=3), r"epsilon=Linear\(.*: the temperature must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(group, name, value, message):
@@ -49,6 +55,9 @@ def test_values_out_of_range_are_refused(group, name, value, message):
         {"rank": 1},
         {"particle_dim": 1},
         {"polytope": "cube"},
+        {"transport": "kl"},
+        {"transport": Sinkhorn(tolerance=0.1)},
+        {"epsilon": Linear(1.0, 0.5, steps=3)},
         {"lr": torch.tensor(0.1)},
     ],
 )

@@ -72,7 +72,15 @@ def test_every_metric_arrives_once_per_batch(busy_run):
 
 def test_the_figures_of_the_optimizer_are_logged_once_per_step(busy_run):
     _, _, logger, _, _ = busy_run
-    names = ("candidates", "cost_spread", "effective_vertices", "flat_rows", "step_norm", "skipped")
+    names = (
+        "candidates",
+        "cost_spread",
+        "effective_vertices",
+        "marginal_error",
+        "flat_rows",
+        "step_norm",
+        "skipped",
+    )
     assert {name: len(logger.history[f"polystep/{name}"]) for name in names} == dict.fromkeys(names, 64)
     assert all(norm > 0 for norm in logger.history["polystep/step_norm"])
     assert set(logger.history["polystep/skipped"]) == {0.0}
