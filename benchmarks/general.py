@@ -265,10 +265,11 @@ def row(name: str, found: Mapping[str, Any], options: argparse.Namespace) -> lis
 
 def report(results: dict[str, Any], left_out: dict[str, str], options: argparse.Namespace) -> None:
     """Print what was measured, then how candidates were scored, and what the networks are."""
-    notes = [", ".join(dict.fromkeys(f"data: {found['data']}" for found in results.values()))]
-    notes += [f"batches of {options.batch}, seed {options.seed}, accuracy after {options.seconds:g} s, one thread"]
+    after = f", accuracy after {options.seconds:g} s" if options.seconds else ""
+    notes = [f"batches of {options.batch}, seed {options.seed}, one thread{after}"]
+    notes += ["data: " + "; ".join(dict.fromkeys(found["data"] for found in results.values()))]
     notes += [f"{name} was left out: {why}" for name, why in left_out.items()]
-    title = "Seconds of a step as a multiple of Adam's, and test accuracy"
+    title = "Seconds of a step as a multiple of Adam's" + (", and test accuracy" if options.seconds else "")
     show(title, head(options), [row(name, found, options) for name, found in results.items()], notes)
     rows, errors = [], []
     for name, found in results.items():

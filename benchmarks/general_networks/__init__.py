@@ -44,7 +44,9 @@ class Entry:
 
 
 _CLASS = "784-128-10, T=15, membranes by hand"
-_LOUDER = "neurons are silent at torch's first weights, which are multiplied by"
+_SMALL = "784-64-10, T=15, membranes by hand; cross-entropy of counts"
+_JELLY = "784-100-10, T=25; squared error of rates"
+_LOUDER = "torch's first weights, nearly silent, times"
 
 NETWORKS = {
     "count": Entry("snntorch", f"{_CLASS}; ce_count_loss, SF.acc logged, loss.item()"),
@@ -55,26 +57,19 @@ NETWORKS = {
     "in_place": Entry("snntorch", f"{_CLASS}; counts by cnt += spk"),
     "own_surrogate": Entry("torch", f"{_CLASS}; neurons and surrogate (an autograd.Function) of its author's"),
     "tutorial5": Entry("snntorch", "784-1000-10, T=25; cross-entropy of the membrane at every step (its tutorial 5)"),
-    "tutorial6": Entry(
-        "snntorch",
-        "8C5-MP2-16C5-MP2-10, T=10; ce_rate_loss (its tutorial 6, made smaller); weights start 3 times as large",
-    ),
-    "deep": Entry(
-        "snntorch", "784-200-200-10, T=25, membranes by hand; cross-entropy of counts; weights start twice as large"
-    ),
+    "tutorial6": Entry("snntorch", f"8C5-MP2-16C5-MP2-10, T=10; ce_rate_loss (its tutorial 6, smaller); {_LOUDER} 3"),
+    "deep": Entry("snntorch", f"784-200-200-10, T=25, membranes by hand; cross-entropy of counts; {_LOUDER} 2"),
     "learned": Entry("snntorch", f"{_CLASS}; a learned leak and threshold for every neuron"),
-    "small": Entry("snntorch", "784-64-10, T=15, membranes by hand; cross-entropy of counts"),
-    "energy": Entry("snntorch", "the same, with 0.1 times the mean of all spikes"),
-    "pruned": Entry("snntorch", "the same, 80 % of the first weights taken away by torch's prune"),
-    "masked": Entry("snntorch", "the same, in a Linear of its author's that multiplies by a mask"),
-    "parametrised": Entry("snntorch", "the same, by torch's parametrize"),
+    "small": Entry("snntorch", _SMALL),
+    "energy": Entry("snntorch", f"{_SMALL}, and 0.1 times the mean of the hidden spikes"),
+    "pruned": Entry("snntorch", f"{_SMALL}; 80 % of the first weights taken away by torch's prune"),
+    "masked": Entry("snntorch", f"{_SMALL}; 80 % of the first weights masked in a Linear of its author's"),
+    "parametrised": Entry("snntorch", f"{_SMALL}; 80 % of the first weights masked by torch's parametrize"),
     "norse": Entry("norse", f"LIFCell 784-100, LICell 100-10, T=25; highest voltage; {_LOUDER} 5"),
     "norse_recurrent": Entry("norse", "LIFRecurrentCell 784-100, LICell 100-10, T=25; highest voltage"),
-    "spikingjelly": Entry(
-        "spikingjelly", f"LIFNode 784-100-10, T=25, step mode s; squared error of rates; {_LOUDER} 5"
-    ),
-    "spikingjelly_m": Entry("spikingjelly", "the same in step mode m"),
-    "plif": Entry("spikingjelly", "the same of ParametricLIFNode, step mode m"),
+    "spikingjelly": Entry("spikingjelly", f"LIFNode in step mode s, {_JELLY}; {_LOUDER} 5"),
+    "spikingjelly_m": Entry("spikingjelly", f"LIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
+    "plif": Entry("spikingjelly", f"ParametricLIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
     "lenet4": Entry("brevitas", "LeNet of 4-bit weights and activations"),
     "lstm": Entry("torch", "LSTM of 64 over 28 rows"),
     "transformer": Entry("torch", "one encoder block of 64, 4 heads, over 28 rows"),
