@@ -94,6 +94,7 @@ NETS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 @pytest.mark.parametrize("name", NETS)
 def test_it_trains_by_vmap_and_twice_the_same(tmp_path, name):
     runs = []

@@ -240,17 +240,20 @@ def test_bad_options_are_refused_when_built(message, option):
         QuantConv2d(6, 4, 3, **option)
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_quantised_network_learns(weight_format):
     losses = losses_of_training(small_network(weight_format), steps=40)
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 def test_an_integer_network_learns():
     losses = losses_of_training(integer_network())
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 def test_a_quantised_convolution_learns():
     inputs, targets = problem()
     losses = losses_of_training(convolutions(), inputs=inputs.view(-1, 1, 2, 3), targets=targets)
