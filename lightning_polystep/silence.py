@@ -87,7 +87,7 @@ class _Values:
         self.total, self.binary = torch.tensor(0.0), torch.tensor(True)
 
     def add(self, values: Tensor) -> None:
-        values = values.detach()
+        values = values.detach().float() if values.dtype == torch.bool else values.detach()
         values = values.flatten(0, min(self.axes, max(1, values.ndim - 1)) - 1)
         if self.count == 0:
             self.first, self.varying = values[0].clone(), torch.zeros_like(values[0], dtype=torch.bool)

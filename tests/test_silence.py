@@ -141,6 +141,19 @@ def test_too_little_to_tell(x):
     assert said(behind(LIF(0.5, 50.0, num_steps=5))[:1] + behind(Sign(), bias=50.0)[1:2], x) == []
 
 
+def test_truth_values_are_numbers():
+    class Above(nn.Module):
+        def forward(self, x):
+            return x > self.threshold
+
+    for threshold, problem in ((-1.0, "gives 1"), (0.5, ""), (2.0, "gives 0")):
+        layer = Above()
+        layer.threshold = threshold
+        network = nn.Sequential(nn.Identity(), layer)
+        expected = [f"'1' (Above) {problem} whatever its inputs are"] if problem else []
+        assert said(network) == expected
+
+
 def test_probes_are_not_heard():
     network = behind(Sign(), bias=50.0)
     with torch.no_grad(), listening(network) as heard, not_recording():

@@ -187,7 +187,8 @@ def _keep_rule(layer: Any, converted: QuantLinear | QuantConv2d) -> None:
     rule = type(layer.weight_quant.tensor_quant.scaling_impl).__name__
     scale, weight_format = converted.weight_scale, converted.weight_format
     assert scale is not None
-    converted.scale_given = rule == "ConstScaling" and not is_integer_format(weight_format)
+    # What few codes multiply is a constant of a design; of more bits it may be what an export made of a scale.
+    converted.scale_given = rule == "ConstScaling" and weight_format in {"int2", "ternary", "binary"}
     if rule != "StatsFromParameterScaling":
         return
     known = is_integer_format(weight_format)
@@ -237,11 +238,11 @@ def _activation(layer: Any, proxy: Any) -> Iterator[StepFunction]:
             f"{proxy.zero_point().flatten().tolist()} has no counterpart here, where an activation has 1 to 8 bits, "
             f"one scale and the zero point 0: use QuantReLU or a symmetric QuantIdentity per tensor, {_AS_IT_IS}."
         )
-    converted = QuantActivation(bits, bool(proxy.is_signed), scale=1.0)
+    follow = _is_collecting(quantiser.scaling_impl)
+    converted = QuantActivation(bits, bool(proxy.is_signed), scale=1.0, follow=follow)
     converted.narrow_range = bool(proxy.is_narrow_range) or not converted.signed
     converted.scale = scale.reshape(()).clone()
     converted.scale_given = type(quantiser.scaling_impl).__name__ == "ConstScaling"
-    converted.follow = _is_collecting(quantiser.scaling_impl)
     _check_codes(name, proxy, converted)
     yield converted
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_polystep.functional.quantisers import activation_scale
 from lightning_polystep.interop.adapters import Adapter
@@ -44,14 +44,14 @@ class FollowingScales(Adapter):
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._seen: dict[QuantActivation, Tensor] = {}
 
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Move the scales of activations, and measure for the next move."""
-        for layer, scale in self._seen.items():
-            layer.scale = torch.lerp(layer.scale, scale.to(layer.scale), _MOMENTUM)
-        self._seen = {}
+        for part in self._module.modules():
+            if isinstance(part, QuantActivation) and part.follow and bool(part.next_scale > 0):
+                part.scale = torch.lerp(part.scale, part.next_scale.to(part.scale), _MOMENTUM)
+                part.next_scale = torch.zeros_like(part.next_scale)
         with ExitStack() as hooks:
             for part in self._module.modules():
                 quantiser = part.input_quant if isinstance(part, QuantisedWeight) else part
@@ -71,9 +71,8 @@ class FollowingScales(Adapter):
             values = values[:: max(1, len(values) // _MOST_VALUES)]
             if bool(values.isfinite().any()):
                 scale = activation_scale(values, quantiser.bits, quantiser.signed, _PERCENTILE)
-                known = self._seen.get(quantiser)
                 # Called several times in a pass, as over time steps: the widest call counts.
-                self._seen[quantiser] = scale if known is None else torch.maximum(known, scale)
+                quantiser.next_scale = torch.maximum(quantiser.next_scale, scale.to(quantiser.next_scale))
 
         return measure
 

@@ -60,6 +60,7 @@ class QuantActivation(StepFunction):
     """
 
     scale: Tensor
+    next_scale: Tensor
 
     def __init__(
         self,
@@ -83,6 +84,9 @@ class QuantActivation(StepFunction):
         self.scale_given = scale is not None
         # Empty instead of None, so that a checkpoint always names it.
         self.register_buffer("scale", torch.empty(0) if scale is None else torch.tensor(float(scale)))
+        # Where the scale is to move at the next step, 0 for nowhere: in checkpoints, so that a resumed run moves alike.
+        if follow:
+            self.register_buffer("next_scale", torch.zeros(()))
 
     @property
     def calibrated(self) -> bool:
@@ -135,4 +139,8 @@ class QuantActivation(StepFunction):
             # The state of a float network. A scale that was given stays, none stays none; one that was calibrated on
             # other weights would not fit, so that its key is missed.
             state_dict[f"{prefix}scale"] = self.scale
+        if self.follow:
+            state_dict.setdefault(f"{prefix}next_scale", torch.zeros(()))
+        else:
+            state_dict.pop(f"{prefix}next_scale", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

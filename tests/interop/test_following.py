@@ -110,3 +110,20 @@ def test_the_tiers_agree_on_scales_that_follow():
     for _ in range(3):
         engine.step(lambda: task.criterion(model(x), y))
     assert "loop" not in {assignment.tier.name for assignment in engine.plan.assignments}
+
+
+def test_a_state_between_two_steps_moves_on_alike():
+    x, models = torch.randn(32, 6), [network(), network()]
+    follower = FollowingScales(models[0])
+    with follower.observing():
+        models[0](x)
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        with FollowingScales(model).observing():
+            pass
+    assert torch.equal(models[0][1].scale, models[1][1].scale)
+    assert float(models[0][1].scale) != 1.0
+    frozen = network(False)
+    frozen.load_state_dict(models[0].state_dict())
+    models[0].load_state_dict(frozen.state_dict())
+    assert torch.equal(models[0][1].scale, frozen[1].scale)
