@@ -180,8 +180,9 @@ def clipped_weights(module: nn.Module) -> dict[str, str]:
 def _frozen_scale(part: nn.Module) -> tuple[Tensor | None, int]:
     """Return the scale of a layer's integer weights that does not follow them, and their largest code."""
     if isinstance(part, QuantisedWeight):
-        fits = is_integer_format(part.weight_format) and not part.follow
-        return (part.weight_scale, largest_code(part.weight_format)) if fits else (None, 0)
+        high = largest_code(part.weight_format) if is_integer_format(part.weight_format) else 0
+        fits = high >= 2 ** (_FEWEST_BITS - 1) - 1 and not part.follow
+        return (part.weight_scale, high) if fits else (None, 0)
     proxy: Any = getattr(part, "weight_quant", None)
     if proxy is None or not comes_from(part, "brevitas") or not proxy.is_quant_enabled:
         return None, 0

@@ -80,7 +80,13 @@ def test_clipped_weights_are_told_during_the_fit(layer):
 
 
 @pytest.mark.parametrize(
-    "layer", [QuantLinear(8, 3, follow=True), QuantLinear(8, 3, weight_format="binary"), nn.Linear(8, 3)]
+    "layer",
+    [
+        QuantLinear(8, 3, follow=True),
+        QuantLinear(8, 3, weight_format="binary"),
+        QuantLinear(8, 3, weight_format="int2"),
+        nn.Linear(8, 3),
+    ],
 )
 def test_weights_without_frozen_codes_are_not_clipped(layer):
     with torch.no_grad():
