@@ -8,7 +8,8 @@ from torch import nn
 from lightning_polystep import initialise
 from lightning_polystep.callbacks import InitialiseByData
 from lightning_polystep.layers import LIF, SpikeCount
-from tests.helpers.boring import FEATURES, loader, trainer
+from tests.helpers.boring import FEATURES, Boring, loader, polystep, spiking, trainer
+from tests.helpers.ranks import alike, fit
 
 
 class Spiking(pl.LightningModule):
@@ -104,3 +105,14 @@ def test_layers_that_need_larger_radii_are_named(tmp_path):
     run = trainer(tmp_path, callbacks=[InitialiseByData()], max_steps=1)
     with pytest.warns(UserWarning, match=r"much wider than 1 to be heard.*net\.0 \(\d+\).*first\.groups"):
         run.fit(module, loader(batches=1, batch_size=32))
+
+
+def initialised_task():
+    return spiking(Boring, torch.float32)(polystep), loader(8), {"callbacks": [InitialiseByData()]}
+
+
+@pytest.mark.distributed
+def test_all_processes_get_the_same_weights(tmp_path):
+    one, two = (alike(fit(initialised_task, ranks, tmp_path)) for ranks in (1, 2))
+    assert one == two
+    alike(fit(initialised_task, 2, tmp_path, data_parallel_size=2))

@@ -10,6 +10,8 @@ from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.interop.following import FollowingScales, follows
 from lightning_polystep.layers import QuantActivation, QuantLinear
 from lightning_polystep.layers.following import scales_are_frozen
+from tests.helpers.boring import FEATURES, Boring, loader, polystep
+from tests.helpers.resume import run_rest, run_whole
 
 
 def network(follow=True):
@@ -127,3 +129,20 @@ def test_a_state_between_two_steps_moves_on_alike():
     frozen.load_state_dict(models[0].state_dict())
     models[0].load_state_dict(frozen.state_dict())
     assert torch.equal(models[0][1].scale, frozen[1].scale)
+
+
+class Following(Boring):
+    def __init__(self):
+        super().__init__(polystep)
+        self.net = nn.Sequential(
+            QuantLinear(FEATURES, 6, follow=True),
+            QuantActivation(4, scale=0.5, follow=True),
+            QuantLinear(6, 2, follow=True, weight_format="int4"),
+        )
+
+
+def test_a_resumed_run_moves_its_scales_as_the_uninterrupted_one(tmp_path):
+    torch.manual_seed(0)
+    whole = run_whole(tmp_path, Following(), loader(batches=5))
+    for batch in (3, 7):
+        assert run_rest(tmp_path / f"{batch}.ckpt", Following(), loader(batches=5)) == whole[batch:]
