@@ -19,6 +19,7 @@ from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.silence import Heard, first_tensor, is_neuron, listening, silent
+from lightning_polystep.sites import is_binary
 
 # A layer of spikes that fires less is driven harder, by factors of two, up to so many of them.
 _LEAST_RATE = 0.05
@@ -51,29 +52,34 @@ class FirstWeights(dict[str, float]):
         """Return by how much each layer's pre-activations are wider than 1, as a power of two, by name."""
         return {name: 2.0 ** round(math.log2(spread)) for name, spread in self.spreads.items() if spread > 0}
 
-    def groups(self, *, lr: float = 0.1, probe_radius: float = 0.3) -> list[dict[str, Any]]:
+    def groups(self, *, lr: float = 0.1, probe_radius: float = 0.3, subspace: str = "inputs") -> list[dict[str, Any]]:
         """Return groups of all trainable parameters for PolyStep, with radii in units of each layer's pre-activations.
 
         Args:
             lr: Step radius where pre-activations are about 1.
             probe_radius: Probe radius there.
+            subspace: As in PolyStep. Where binary weights are flipped one by one, ``lr`` is a share of their scale, and
+                stays as it is.
 
         Returns:
             A group for each width, then one for what is no layer.
         """
         widths = self.radii()
-        groups: dict[float, list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         taken: set[nn.Parameter] = set()
         for name, width in widths.items():
-            own = [p for p in self._module.get_submodule(name).parameters(recurse=False) if p.requires_grad]
-            groups.setdefault(width, []).extend(p for p in own if p not in taken)
+            layer = self._module.get_submodule(name)
+            own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+            flipped = subspace == "flips" and is_binary(layer)
+            groups.setdefault((width, 1.0 if flipped else width), []).extend(p for p in own if p not in taken)
             taken.update(own)
         rest = [p for p in self._module.parameters() if p.requires_grad and p not in taken]
         found = [
-            {"params": members, "lr": lr * width, "probe_radius": probe_radius * width}
-            for width, members in groups.items()
+            {"params": members, "lr": lr * move, "probe_radius": probe_radius * width, "subspace": subspace}
+            for (width, move), members in groups.items()
         ]
-        return [*found, {"params": rest, "lr": lr, "probe_radius": probe_radius}] if rest else found
+        others = {"params": rest, "lr": lr, "probe_radius": probe_radius, "subspace": subspace}
+        return [*found, others] if rest else found
 
 
 @torch.no_grad()

@@ -279,8 +279,18 @@ def test_groups_have_radii_in_units_of_each_layers_pre_activations():
     assert 0.7 < one["lr"] / (0.2 * wide) < 1.42
     assert one["lr"] / 0.2 == pytest.approx(one["probe_radius"] / 0.1)
     assert two["params"] == list(network[2].parameters())
-    assert rest == {"params": [network[1].threshold], "lr": 0.2, "probe_radius": 0.1}
+    assert rest == {"params": [network[1].threshold], "lr": 0.2, "probe_radius": 0.1, "subspace": "inputs"}
     optimizer = PolyStep(first.groups(), seed=0)
     assert {p for group in optimizer.param_groups for p in group["params"]} == {
         p for p in network.parameters() if p.requires_grad
     }
+
+
+def test_flips_keep_their_rate_and_get_starts_as_wide_as_their_pre_activations():
+    network = nn.Sequential(QuantLinear(64, 16, weight_format="binary"), Sign(), nn.Linear(16, 3))
+    network[0].weight_scale, network[0].scale_given = torch.ones(16), True
+    first = initialise(network, torch.randn(256, 64).sign())
+    assert first.radii() == {"0": 8.0, "2": 1.0}
+    one, two = first.groups(lr=0.1, probe_radius=0.25, subspace="flips")
+    assert (one["lr"], one["probe_radius"], one["subspace"]) == (0.1, 2.0, "flips")
+    assert (two["lr"], two["probe_radius"]) == (0.1, 0.25)
