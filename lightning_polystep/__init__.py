@@ -7,6 +7,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 
 from lightning_polystep.__about__ import __version__
 from lightning_polystep.engine import Engine
+from lightning_polystep.first_weights import initialise
 from lightning_polystep.layout_strategy import NAMES
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.strategy import PolyStepStrategy
@@ -15,4 +16,4 @@ from lightning_polystep.trainer_guards import register_refusal
 PolyStepStrategy.register_strategies(StrategyRegistry)
 register_refusal(NAMES)
 
-__all__ = ["Engine", "PolyStep", "PolyStepStrategy", "__version__"]
+__all__ = ["Engine", "PolyStep", "PolyStepStrategy", "__version__", "initialise"]

@@ -18,6 +18,7 @@ from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
+from lightning_polystep.health import Health
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
@@ -124,6 +125,7 @@ class Engine:
         self._capture = Capture()
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._adapters = adapters_for(module)
+        self._health = Health(module)
         self._buffers = BufferWatch(module)
         self._recording = Recording()
         self._observing = False
@@ -145,6 +147,7 @@ class Engine:
         self.start_pass()
         with (
             self.verb("observe"),
+            self._health.looking(),
             self._adapters.observing(),
             torch.no_grad(),
             noise_frame(*self._noise_key()),

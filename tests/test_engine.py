@@ -754,6 +754,7 @@ def test_a_missing_calibration_stops_the_first_step():
         engine_of(module).step(lambda: module.criterion(module.network(inputs), targets))
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* experts have no sample")
 def test_an_expert_that_no_sample_reaches_is_named_and_stays_as_it_is():
     module, (inputs, targets) = Classifier(MoENet((6, 5, 3), num_experts=2), 3), problem()
     router, (_, unreached) = module.network[3].router, module.network[3].experts
