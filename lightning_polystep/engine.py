@@ -158,7 +158,7 @@ class Engine:
     @torch.no_grad()
     def probe(
         self,
-        evaluate: Callable[[], Tensor],
+        evaluate: Callable[[], Tensor | None],
         loss: Tensor,
         *,
         samples: int = 0,
@@ -168,7 +168,7 @@ class Engine:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
 
         Args:
-            evaluate: Runs the user's step again and returns its loss, a scalar.
+            evaluate: Runs the user's step again and returns its loss, a scalar; None counts as not finite.
             loss: The loss of the commit pass.
             samples: Samples in the micro-batch, for the counters.
             weight: Weight of the micro-batch in the step.
@@ -185,7 +185,7 @@ class Engine:
         if self.plan is None:
             fit = self._agreement.ready(fit)
         if fit:
-            self._gather(evaluate, loss, samples, weight)
+            self._gather(guards.none_as_nan(evaluate, loss), loss, samples, weight)
         else:
             # Of the first micro-batch another process may have had the broken part.
             self._count_skipped(*(problem or ("loss", guards.NON_FINITE_LOSS)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,6 +160,28 @@ def check_owned(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
             "the module that has it, as an attribute of the module."
         )
         raise ValueError(msg)
+
+
+def none_as_nan(evaluate: Callable[[], torch.Tensor | None], like: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return what gives NaN where a step gives no loss: such a candidate neither counts nor wins.
+
+    A step may return None to skip a batch, for example because its loss is too large, and a candidate may be such a
+    case where the commit pass was not.
+
+    Args:
+        evaluate: Runs the step again.
+        like: The loss of the commit pass.
+
+    Example:
+        >>> none_as_nan(lambda: None, torch.tensor(1.0))()
+        tensor(nan)
+    """
+
+    def evaluated() -> torch.Tensor:
+        loss = evaluate()
+        return like.new_full((), math.nan) if loss is None else loss
+
+    return evaluated
 
 
 def check_loss(loss: Any) -> torch.Tensor:

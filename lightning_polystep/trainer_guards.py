@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import numba
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -30,6 +31,16 @@ COLLECTIVE_IN_PROBE = (
     "training_step called torch.distributed.{name} (self.all_gather, or a strategy's reduce, broadcast or barrier) "
     "while candidates are scored; processes score different candidates at the same time, so it would pair wrong ones: "
     "move it to on_train_batch_end, or set data_parallel_size to the number of processes and candidate_parallel_size=1."
+)
+
+STOP_ITERATION = (
+    "StopIteration was raised in {where}, which Lightning would take for the end of the data and so stop without a "
+    "word: an iterator that it takes from is at its end (candidates run the step again, and so take from it too), so "
+    "take what the step needs from the batch."
+)
+
+NO_CLIPPING = (
+    "clip_gradients has no effect under PolyStep, which has no gradients: the step radius `lr` bounds every step."
 )
 
 FORK_AFTER_KERNELS = (
@@ -108,6 +119,53 @@ def collectives_refused() -> Iterator[None]:
     with ExitStack() as stack:
         for name in _COLLECTIVES:
             stack.enter_context(silenced([(torch.distributed, name)], refusal(name)))
+        yield
+
+
+class NoStopIteration(AbstractContextManager[None]):
+    """Turn a StopIteration of the body into an error: Lightning's loops would end on it as if the data had.
+
+    Args:
+        where: What the body runs, for the message.
+
+    Raises:
+        RuntimeError: In the place of the StopIteration.
+
+    Example:
+        >>> with NoStopIteration("training_step"):
+        ...     next(iter([]))
+        Traceback (most recent call last):
+        RuntimeError: StopIteration was raised in training_step, ...
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    # No generator: contextlib takes an error that a StopIteration caused inside one for the StopIteration itself.
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, *_traceback: object) -> None:
+        if isinstance(value, StopIteration):
+            raise RuntimeError(STOP_ITERATION.format(where=self._where)) from value
+
+
+@contextmanager
+def no_clipping(precision: Precision) -> Iterator[None]:
+    """Leave out gradient clipping while the body runs, the user's hook for it too: there is nothing to clip.
+
+    Who clips by hand is told, once.
+
+    Args:
+        precision: The Trainer's precision plugin, which clips.
+    """
+    untold = [NO_CLIPPING]
+
+    def tell(*_args: object, **_kwargs: object) -> None:
+        while untold:
+            rank_zero_warn(untold.pop())
+
+    def skip(*_args: object, **_kwargs: object) -> None:
+        pass
+
+    with silenced([(precision, "_clip_gradients")], skip), silenced([(precision, "clip_gradients")], tell):
         yield
 
 

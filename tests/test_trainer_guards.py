@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_polystep import trainer_guards
-from tests.helpers.boring import Boring, trainer
+from tests.helpers.boring import Boring, loader, polystep, trainer
 
 
 def checked(tmp_path, module=None, *, sync_batchnorm=False, **options):
@@ -47,6 +47,34 @@ def test_the_iterator_flavour_of_training_step(tmp_path):
         checked(tmp_path, Iterating())
 
 
+@pytest.mark.filterwarnings("ignore:.*configure_gradient_clipping has no effect")
+def test_a_clipping_hook_without_effect_is_not_called(tmp_path):
+    class Clipping(Boring):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            raise AssertionError("called")
+
+    run = trainer(tmp_path)
+    run.fit(Clipping(polystep), loader(batches=2))
+    assert run.global_step == 2
+    assert "_clip_gradients" not in vars(run.precision_plugin)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_clipping_by_hand_says_once_that_it_has_no_effect(tmp_path, precision):
+    class ByHand(Boring):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            self.manual_backward(self.loss((batch[0].to(self.net[0].weight.dtype), batch[1])))
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+            optimizer.step()
+
+    module = ByHand(polystep)
+    module.automatic_optimization = False
+    with pytest.warns(UserWarning, match=r"clip_gradients has no effect under PolyStep") as caught:
+        trainer(tmp_path, precision=precision).fit(module, loader(batches=3))
+    assert len([each for each in caught if "clip_gradients" in str(each.message)]) == 1
+
+
 @pytest.mark.parametrize("hook", ["backward", "configure_gradient_clipping"])
 def test_hooks_without_effect_are_named(tmp_path, hook):
     module = type("Overriding", (Boring,), {hook: lambda self, *args, **kwargs: None})()
@@ -76,6 +104,17 @@ def test_collectives_are_refused_inside_only():
     ):
         torch.distributed.all_reduce(torch.zeros(1))
     assert torch.distributed.all_reduce is before
+
+
+def test_a_stop_iteration_becomes_an_error_with_its_cause():
+    with (
+        pytest.raises(RuntimeError, match="was raised in the step") as raised,
+        trainer_guards.NoStopIteration("the step"),
+    ):
+        next(iter([]))
+    assert isinstance(raised.value.__cause__, StopIteration)
+    with pytest.raises(KeyError), trainer_guards.NoStopIteration("the step"):
+        raise KeyError("passes through")
 
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue", None])
