@@ -1,4 +1,4 @@
-"""Optimizers that are put in the place of others while a fit runs, and iterators that end: nothing ends it in silence."""
+"""Optimizers put in the place of others while a fit runs, and iterators that end: nothing ends it in silence."""
 
 import pytest
 import pytorch_lightning as pl
