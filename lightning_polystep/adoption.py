@@ -9,6 +9,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.core.optimizer import _MockOptimizer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -226,16 +227,20 @@ def adopt(
     return adoption
 
 
-def found_radius(module: nn.Module, radius: float) -> None:
-    """Take note of the step radius that the learning rate finder has written into an attribute of a module.
+def note_found_radii(module: nn.Module, callbacks: Iterable[Any]) -> None:
+    """Take note of the step radius that a learning rate finder has written into an attribute of a module.
 
     It has tried learning rates of PolyStep: where an optimizer with that learning rate is replaced, it is the radius.
 
     Args:
         module: The module.
-        radius: The step radius.
+        callbacks: Those of the Trainer; a finder that was told to leave the module alone does not count.
     """
-    _found_radii[module] = radius
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder) and callback._update_attr and callback.optimal_lr is not None:
+            radius = callback.optimal_lr.suggestion()
+            if radius is not None:
+                _found_radii[module] = radius
 
 
 def full_rates(foreign: torch.optim.Optimizer, schedulers: Iterable[Any]) -> list[float]:

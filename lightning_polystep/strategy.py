@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_polystep import guards, interruption, step_log, trainer_guards
-from lightning_polystep.adoption import ForeignOptimizer, adopt_all
+from lightning_polystep.adoption import ForeignOptimizer, adopt_all, note_found_radii
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.checkpoint_strategy import CheckpointStrategy
 from lightning_polystep.engine import Engine, print_plan
@@ -269,6 +269,8 @@ class PolyStepStrategy(CheckpointStrategy):
         """Give autograd and the callback list back."""
         trainer = self.lightning_module._trainer if self.lightning_module is not None else None
         self._of_fit.close()
+        if trainer is not None:
+            note_found_radii(self._module, _callbacks(trainer))
         if trainer is not None and self._autograd_off in _callbacks(trainer):
             _callbacks(trainer).remove(self._autograd_off)
             _callbacks(trainer).remove(self._finish_batch_first)

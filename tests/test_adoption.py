@@ -2,8 +2,9 @@ import copy
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import BaseFinetuning, LearningRateMonitor
+from pytorch_lightning.callbacks import BaseFinetuning, LearningRateFinder, LearningRateMonitor
 from pytorch_lightning.core.optimizer import _MockOptimizer
+from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import (
@@ -415,6 +416,61 @@ def test_cycles_of_a_module_never_step_farther_than_the_radius(tmp_path):
     trainer(tmp_path).fit(module, loader(batches=6))
     assert max(module.used) == pytest.approx(0.1)
     assert min(module.used) == pytest.approx(0.01)
+
+
+# --- the learning rate finder -----------------------------------------------------------------------------------------
+
+
+class Tunable(Boring):
+    """Its learning rate is an attribute, which the finder sets."""
+
+    def __init__(self, make):
+        super().__init__(lambda module: make(module, module.lr))
+        self.lr = 1e-3
+
+
+def tuned(tmp_path, module, *, same_trainer=True):
+    """Find a learning rate, then fit; return the finder's suggestion and the radii that the fit starts with."""
+    options = {"max_epochs": 2, "limit_val_batches": 0}
+    run = trainer(tmp_path, **options)
+    found = Tuner(run).lr_find(module, loader(16), num_training=16, min_lr=1e-3).suggestion()
+    assert module.lr == found
+    run = run if same_trainer else trainer(tmp_path, **options)
+    run.fit(module, loader(2))
+    return found, [group["lr"] for group in run.optimizers[0].param_groups]
+
+
+@REPLACED
+@pytest.mark.parametrize("same_trainer", [True, False])
+@pytest.mark.parametrize(
+    ("make", "ratios"),
+    [
+        (lambda m, lr: torch.optim.Adam(m.parameters(), lr=lr), [1]),
+        (lambda m, lr: PolyStep(m.parameters(), lr=lr), [1]),
+        (lambda m, lr: None, [1]),
+        (lambda m, lr: grouped([m.net[0], m.net[3]], 0.1 * lr, lr), [0.1, 1]),
+    ],
+    ids=["Adam", "PolyStep", "None", "groups"],
+)
+def test_a_learning_rate_that_was_found_is_the_step_radius(tmp_path, make, ratios, same_trainer):
+    found, used = tuned(tmp_path, Tunable(make), same_trainer=same_trainer)
+    assert used == pytest.approx([found * ratio for ratio in ratios], rel=1e-12)
+
+
+@REPLACED
+def test_a_learning_rate_that_was_found_and_is_not_used_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"finder has found a step radius of .* so it is ignored: return .*PolyStep"):
+        _, used = tuned(tmp_path, Tunable(lambda m, lr: torch.optim.Adam(m.parameters(), lr=3e-3)))
+    assert used == [0.1]
+
+
+@REPLACED
+def test_a_finder_among_the_callbacks_sets_the_radius_of_its_own_fit(tmp_path):
+    module = Tunable(lambda m, lr: torch.optim.Adam(m.parameters(), lr=lr))
+    finder = LearningRateFinder(num_training_steps=16, min_lr=1e-3)
+    run = trainer(tmp_path, callbacks=[finder], limit_val_batches=0)
+    run.fit(module, loader(16))
+    assert run.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion() == module.lr
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------------------
