@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from lightning_polystep.guards import check_option_names
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.trainer_guards import check_replaceable
 
@@ -202,6 +203,7 @@ def adopt(
     """
     if isinstance(returned, PolyStep):
         return Adoption(returned)
+    check_option_names(options, PolyStep)
     found = _found_radii.get(module)
     if isinstance(returned, _MockOptimizer):
         radius = {} if found is None else {"lr": found}

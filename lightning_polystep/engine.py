@@ -69,7 +69,8 @@ class Engine:
         count_changed_pairs: Whether to estimate ``optimizer.binding.changed_pairs`` at every step.
 
     Raises:
-        ValueError: When the module has no trainable, or lazy, or integer parameters, or not those of the optimizer.
+        ValueError: When an argument is out of range, or the module has no trainable, or lazy parameters, or not those
+            of the optimizer.
 
     Example:
         >>> import torch
@@ -96,6 +97,14 @@ class Engine:
         announce: Callable[[Plan], None] | None = print_plan,
         count_changed_pairs: bool = False,
     ) -> None:
+        guards.check_engine(
+            module,
+            optimizer,
+            evaluation=evaluation,
+            memory_budget=memory_budget,
+            max_candidates=max_candidates,
+            check_replicas_every_n_steps=check_replicas_every_n_steps,
+        )
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
         self.module = module

@@ -43,8 +43,8 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
     blocks: list[Block] = []
     taken: set[nn.Parameter] = set()
     for parameter, names in owners.items():
-        if parameter in taken or parameter not in group_of or not parameter.requires_grad:
-            continue
+        if parameter in taken or parameter not in group_of or not parameter.requires_grad or not parameter.numel():
+            continue  # an empty one has nothing to probe
         owner_name, _, attribute = names[0].rpartition(".")
         owner = modules[owner_name]
         group = group_of[parameter]

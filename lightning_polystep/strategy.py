@@ -86,6 +86,7 @@ class PolyStepStrategy(CheckpointStrategy):
         check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
 
     Raises:
+        ValueError: For an argument that is out of range or of the wrong type.
         MisconfigurationException: At fit start, for settings that make no sense without gradients.
 
     Example:
@@ -118,6 +119,20 @@ class PolyStepStrategy(CheckpointStrategy):
         candidate_parallel_size: Size = "auto",
         check_replicas_every_n_steps: int = 50,
     ) -> None:
+        guards.check_strategy(
+            evaluation=evaluation,
+            memory_budget=memory_budget,
+            max_candidates=max_candidates,
+            foreign_optimizer=foreign_optimizer,
+            optimizer_options=optimizer_options,
+            show_plan=show_plan,
+            log_per_block=log_per_block,
+            timeout=timeout,
+            start_method=start_method,
+            data_parallel_size=data_parallel_size,
+            candidate_parallel_size=candidate_parallel_size,
+            check_replicas_every_n_steps=check_replicas_every_n_steps,
+        )
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
