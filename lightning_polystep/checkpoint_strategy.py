@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_polystep import interruption
 from lightning_polystep.adoption import Adoption
-from lightning_polystep.checkpoints import CheckedCheckpointIO
+from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.engine import Engine
 from lightning_polystep.layout_strategy import LayoutStrategy
 from lightning_polystep.loaders import fast_forward
@@ -52,6 +52,12 @@ class CheckpointStrategy(LayoutStrategy):
     @checkpoint_io.setter
     def checkpoint_io(self, io: CheckpointIO) -> None:
         self._checkpoint_io = io
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a file, and refuse what is no checkpoint of a Trainer."""
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        check_content(checkpoint, checkpoint_path)
+        return checkpoint
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state, with the step radius that the schedule has reached."""
