@@ -11,8 +11,9 @@ from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 from torch.optim import Optimizer
 
-from lightning_polystep import interruption
+from lightning_polystep import carried_state, interruption
 from lightning_polystep.adoption import Adoption
+from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.engine import Engine
 from lightning_polystep.layout_strategy import LayoutStrategy
@@ -38,6 +39,7 @@ class CheckpointStrategy(LayoutStrategy):
         self._data_seed = 0
         # What a loaded checkpoint says of the run beside modules and optimizers, until training starts.
         self._resume: dict[str, Any] | None = None
+        self._carried: CarriedState | None = None
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
@@ -79,6 +81,7 @@ class CheckpointStrategy(LayoutStrategy):
                 "data_seed": self._data_seed,
                 "generators": generator_states(),
                 "shards": self.layout.data.size,
+                "carried": self._carried.changed() if self._carried is not None else {},
             }
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -104,6 +107,7 @@ class CheckpointStrategy(LayoutStrategy):
             fast_forward(self._module.trainer)
             if self._resume:
                 restore_generators(self._resume["generators"])
+                carried_state.restore(self._module, self._resume.get("carried", {}))
             self._resume = None
 
     def _index_of(self, optimizer: Optimizer) -> int:

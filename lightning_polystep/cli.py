@@ -103,8 +103,8 @@ def differences(saved: Any, model: Mapping[str, Any]) -> list[str]:
     named, built = saved.get("_class_path"), model.get("class_path")
     if isinstance(named, str) and named != built:
         messages.append(
-            f"The checkpoint was saved by {named!r}, and --model says {built!r}, which is what is built: classes that a "
-            "file names are not imported."
+            f"The checkpoint was saved by {named!r}, and --model says {built!r}, which is what is built: no class that "
+            "a file names is imported."
         )
     ours = _leaves(model.get("init_args") or {})
     for name, value in _leaves({key: value for key, value in saved.items() if key not in _LIGHTNINGS_OWN}).items():

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from lightning_polystep import guards, interruption, step_log, trainer_guards
 from lightning_polystep.adoption import ForeignOptimizer, adopt_all, note_found_radii
 from lightning_polystep.callbacks.autograd_off import AutogradOff
+from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoint_strategy import CheckpointStrategy
 from lightning_polystep.engine import Engine, print_plan
 from lightning_polystep.fingerprint import fingerprint
@@ -187,6 +188,7 @@ class PolyStepStrategy(CheckpointStrategy):
         self.setup_precision_plugin()
         if fitting:
             keep_order(trainer)
+            self._carried = CarriedState(module)
             self._of_fit.enter_context(trainer_guards.no_clipping(self.precision_plugin))
             # A gradient scaler has nothing to scale; without it the plugin only casts.
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})

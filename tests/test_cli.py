@@ -366,7 +366,7 @@ def test_classes_that_a_checkpoint_names_are_neither_imported_nor_built(
     path = checkpoint(**hyper_parameters)
     change = (lambda _settings: None) if command == "fit" else without_optimizer
     more = ["--test_after_fit", "false", "--trainer.max_epochs", "3"] if command == "fit" else []
-    told = r"saved (by|with network\.class_path=)'spy_on_me\.Spy', and (--model says|the arguments say) 'models\."
+    told = r"saved (by |with network\.class_path=)'spy_on_me\.Spy', and (--model says|the arguments say) 'models\."
     warns = "_class_path" in hyper_parameters or "network" in hyper_parameters
     if command == "predict":
         monkeypatch.setattr("datamodules.Digits.predict_dataloader", lambda self: self.test_dataloader(), raising=False)
