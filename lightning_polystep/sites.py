@@ -108,6 +108,8 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
+    if isinstance(owner, torch.jit.ScriptModule):
+        remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
 
 
@@ -226,7 +228,10 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             seen.total_bytes += values.numel() * values.element_size()
 
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
-    handles += [m.register_forward_hook(on_output) for m in module.modules() if not any(m.children())]
+    leaves = [m for m in module.modules() if not any(m.children())]
+    # Code that torch.jit.script has compiled takes no hooks; its parameters are probed all the same.
+    hooked = (m for m in leaves if not isinstance(m, torch.jit.RecursiveScriptModule))
+    handles += [m.register_forward_hook(on_output) for m in hooked]
     try:
         yield seen
     finally:
