@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 import numba
 import pytorch_lightning as pl
@@ -234,12 +237,54 @@ def wrong_namespace(*_args: object, **_kwargs: object) -> None:
 
 
 def register_refusal(names: Iterable[str] = ("polystep",)) -> None:
-    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded.
+    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, loaded before or after us.
 
     Args:
         names: All names of the strategy.
     """
-    other = sys.modules.get("lightning.pytorch.strategies")
+    names = list(names)
+    other = sys.modules.get(_OTHER_REGISTRY)
+    if other is not None:
+        _refuse_in(other, names)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(names))
+
+
+# Where lightning.pytorch keeps its strategies' names.
+_OTHER_REGISTRY = "lightning.pytorch.strategies"
+
+
+def _refuse_in(other: ModuleType, names: Iterable[str]) -> None:
     for name in names:
-        if other is not None and name not in other.StrategyRegistry:
+        if name not in other.StrategyRegistry:
             other.StrategyRegistry.register(name, wrong_namespace, description=WRONG_NAMESPACE)
+
+
+class _AfterImport(MetaPathFinder):
+    """Waits for the other package to be imported, which loads as it would have, and registers the refusal in it.
+
+    Args:
+        names: All names of the strategy.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del target
+        if fullname != _OTHER_REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path)
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def execute_and_refuse(module: ModuleType) -> None:
+                execute(module)
+                _refuse_in(module, self._names)
+
+            vars(loader)["exec_module"] = execute_and_refuse
+        return spec
