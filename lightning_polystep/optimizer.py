@@ -248,8 +248,7 @@ class PolyStep(Optimizer):
             "transport": transport,
             "maximize": maximize,
         }
-        if importance_sampling < 0:
-            raise ValueError(f"PolyStep({importance_sampling=}): the error must be at least 0 (all samples).")
+        guards.check_optimizer(params, importance_sampling=importance_sampling, seed=seed)
         self.importance_sampling = importance_sampling
         self.seed = torch.initial_seed() if seed is None else seed
         self.progress = Progress()
@@ -291,6 +290,7 @@ class PolyStep(Optimizer):
         result = closure() if closure is not None else None
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
+        guards.check_finite(self.param_groups)
         pending, self.binding.pending = self.binding.agree(self.binding.pending), None
         self._forget_loaded("no batch of the step that came after it could be scored")
         if pending is not None and pending.weight > 0:

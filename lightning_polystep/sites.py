@@ -44,8 +44,8 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
     blocks: list[Block] = []
     taken: set[nn.Parameter] = set()
     for parameter, names in owners.items():
-        if parameter in taken or parameter not in group_of or not parameter.requires_grad:
-            continue
+        if parameter in taken or parameter not in group_of or not parameter.requires_grad or not parameter.numel():
+            continue  # an empty one has nothing to probe
         owner_name, _, attribute = names[0].rpartition(".")
         owner = modules[owner_name]
         group = group_of[parameter]
@@ -109,6 +109,8 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
+    if isinstance(owner, torch.jit.ScriptModule):
+        remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
 
 
@@ -228,7 +230,10 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             seen.total_bytes += values.numel() * values.element_size()
 
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
-    handles += [m.register_forward_hook(on_output) for m in module.modules() if not any(m.children())]
+    leaves = [m for m in module.modules() if not any(m.children())]
+    # Code that torch.jit.script has compiled takes no hooks; its parameters are probed all the same.
+    hooked = (m for m in leaves if not isinstance(m, torch.jit.RecursiveScriptModule))
+    handles += [m.register_forward_hook(on_output) for m in hooked]
     try:
         yield seen
     finally:

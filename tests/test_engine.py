@@ -830,7 +830,7 @@ def test_a_group_that_is_added_later_is_trained():
         (nn.Sequential(nn.LazyLinear(2)), "is lazy"),
         (nn.Linear(2, 2).requires_grad_(False), "no trainable parameter"),
         (nn.Linear(2, 2, dtype=torch.complex64), "is complex"),
-        (nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)]), "holds integers"),
+        (nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)]), "no trainable"),
     ],
 )
 def test_modules_that_cannot_be_probed_are_refused(module, message):
