@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_polystep.polytopes import POLYTOPES
-from lightning_polystep.schedules import lowest
+from lightning_polystep.schedules import Schedule, lowest
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import TRANSPORTS, Transport
 from lightning_polystep.values import ArgumentTypeError, Rule, at_least, check, flag, one_of
@@ -141,10 +141,11 @@ def check_group(group: dict[str, Any]) -> None:
         ArgumentTypeError: Naming the argument, the value and what is allowed.
         ValueError: Likewise.
     """
-    values = {**group, "epsilon": lowest(group["epsilon"])}
-    if isinstance(group["transport"], Transport):
-        del values["transport"]
-    check("PolyStep", group, _GROUP_RULES)
+    # Objects with settings of their own have checked these.
+    values = {name: value for name, value in group.items() if not isinstance(value, Transport | Schedule)}
+    if isinstance(group["epsilon"], Schedule) and lowest(group["epsilon"]) <= 0:
+        raise ValueError(f"PolyStep(epsilon={group['epsilon']!r}): the temperature must be above 0.")
+    check("PolyStep", values, _GROUP_RULES)
 
 
 def check_optimizer(params: Any, **options: Any) -> None:
@@ -227,9 +228,9 @@ def check_finite(groups: list[dict[str, Any]]) -> None:
     """
     for group in groups:
         for name in _FINITE:
-            if not math.isfinite(group[name]):
+            if not math.isfinite(lowest(group[name])):
                 msg = (
-                    f"PolyStep's {name} was set to {float(group[name])} during training: a step needs a finite number."
+                    f"PolyStep's {name} was set to {float(lowest(group[name]))} during training: a step needs a finite number."
                 )
                 raise ValueError(msg)
 
