@@ -1,7 +1,8 @@
-"""Score candidates of any parameter by replaying, of the commit pass, what they change; none of the user's Python runs."""
+"""Score candidates of any parameter by replaying what they change of the commit pass; no Python of the user's runs."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -69,14 +70,22 @@ class Recording:
     loss: int | None = None
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
+    _collects: bool = field(default=False, repr=False)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the commit pass in the body."""
         self.clear()
-        with Recorder() as recorder:
-            self.tape = recorder.tape
-            yield
+        # A tape is thousands of small objects: to look for circles among all objects while it lives took as long again.
+        self._collects = gc.isenabled()
+        gc.disable()
+        try:
+            with Recorder() as recorder:
+                self.tape = recorder.tape
+                yield
+        except BaseException:
+            self.clear()
+            raise
 
     def record(self, probe: Probe) -> None:
         """Run the step once more, isolated, and record that: where it has run already without being recorded."""
@@ -93,6 +102,12 @@ class Recording:
     def clear(self) -> None:
         """Forget the tape, and with it the activations of the batch."""
         self.tape, self.loss = None, None
+        if self._collects:
+            self._collects = False
+            gc.enable()
+
+    def __del__(self) -> None:
+        self.clear()
 
     def ends_in(self, loss: Tensor) -> None:
         """Take note which tensor is the loss of the step."""

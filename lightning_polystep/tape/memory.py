@@ -50,8 +50,12 @@ class Memory:
 
     def read(self, tensor: Tensor, index: int) -> None:
         """Take note that a tensor holds a value now."""
-        root = self.root(tensor)
-        self._inhabitants.setdefault(id(root), []).append(index)
+        root = self.root(tensor) if id(tensor) in self._views else tensor
+        inhabitants = self._inhabitants.get(id(root))
+        if inhabitants is None:
+            self._inhabitants[id(root)] = [index]
+        else:
+            inhabitants.append(index)
         if self._versions:
             self._read_at[id(tensor)] = self._versions.get(id(root), 0)
 
