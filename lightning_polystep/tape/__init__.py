@@ -6,8 +6,9 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
-from lightning_polystep.tape.recorder import Recorder, hold, moving, unrecorded
+from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import replay
 from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work

@@ -20,25 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
-from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references
+from lightning_polystep.tape.pause import is_paused, paused, unrecorded
+from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
 from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
 aten = torch.ops.aten
 
 _PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-_paused: ContextVar[bool] = ContextVar("paused", default=False)
-
-
-@contextmanager
-def unrecorded() -> Iterator[None]:
-    """Run the body beside the tape: what the package itself computes on the way is no part of the user's step."""
-    token = _paused.set(True)
-    try:
-        yield
-    finally:
-        _paused.reset(token)
 
 
 @contextmanager
@@ -123,7 +111,8 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Recorder:
         """Start to record."""
-        self._tokens = _active.set((*_active.get(), self)), _paused.set(False)
+        self._token, self._recording = _active.set((*_active.get(), self)), paused(False)
+        self._recording.__enter__()
         super().__enter__()
         self._leaving.__enter__()
         return self
@@ -132,9 +121,8 @@ class Recorder(TorchDispatchMode):
         """Record no more."""
         self._leaving.__exit__(*exception)
         super().__exit__(*exception)
-        active, paused = self._tokens
-        _active.reset(active)
-        _paused.reset(paused)
+        self._recording.__exit__(*exception)
+        _active.reset(self._token)
 
     def hold(self, tensor: Tensor) -> None:
         """Take a tensor for a constant of all candidates."""
@@ -154,7 +142,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         del types
-        if _paused.get():
+        if is_paused():
             return function(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if function is aten._local_scalar_dense.default:
@@ -182,7 +170,7 @@ class Recorder(TorchDispatchMode):
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
-        if _paused.get():
+        if is_paused():
             return
         index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
@@ -385,7 +373,7 @@ class Recorder(TorchDispatchMode):
 
     def _reassigned(self, tensor: Tensor, value: Tensor, assign: Any) -> None:
         """Run ``tensor.data = value``, after which the one is a view of the other."""
-        if _paused.get():
+        if is_paused():
             assign()
             return
         self._value(tensor)
@@ -416,8 +404,8 @@ def _continued(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
     return tuple(Ref(index) if isinstance(each, Ref) and each.index == -1 else each for each in args)
 
 
-def _found(tape: Tape, args: tuple[Any, ...]) -> list[Any]:
-    return [tape.values[each.index].tensor if isinstance(each, Ref) else each for each in args]
+def _found(tape: Tape, args: tuple[Any, ...]) -> Any:
+    return substitute(args, lambda index: tape.values[index].tensor)
 
 
 def _shape_of(arguments: Any) -> Any:
