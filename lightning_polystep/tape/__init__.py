@@ -6,6 +6,8 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.execute import replays
+from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
@@ -14,14 +16,19 @@ from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
 __all__ = [
+    "Flow",
     "NotOnTapeError",
     "Program",
     "Recorder",
+    "Site",
     "Tape",
     "Work",
     "compile_program",
+    "elementwise",
+    "flows",
     "hold",
     "moving",
     "replay",
+    "replays",
     "unrecorded",
 ]

@@ -69,6 +69,7 @@ class _How(NamedTuple):
         writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
         hidden: Returns what a call writes without declaring it.
+        run: Calls it.
         facts: All the rest.
     """
 
@@ -76,6 +77,7 @@ class _How(NamedTuple):
     writes: bool
     is_view: bool
     hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
+    run: Callable[..., Any]
     facts: Facts
 
 
@@ -84,8 +86,14 @@ _how: dict[Any, _How] = {}
 
 def _how_to_record(function: Any) -> _How:
     facts = facts_of(function)
-    hidden = HIDDEN_WRITES.get(function)
-    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, facts)
+    hidden, run = HIDDEN_WRITES.get(function), function
+    if function.namespace != "aten":
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
+                return function(*args, **kwargs)
+
+    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
     return how
 
 
@@ -155,12 +163,12 @@ class Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         if how.writes:
-            return self._record_write(function, how.facts, args, kwargs)
+            return self._record_write(function, how, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
         hidden = how.hidden(args) if how.hidden is not None else None
         for target in hidden.targets if hidden else ():
             self._memory.preserve(target, self.tape.values)
-        result = function(*args, **kwargs)
+        result = how.run(*args, **kwargs)
         self._append(function, taken, named, result if isinstance(result, tuple | list) else (result,))
         if how.is_view:
             self._remember_views(args, result)
@@ -170,7 +178,7 @@ class Recorder(TorchDispatchMode):
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
-        if is_paused():
+        if is_paused() or id(tensor) not in self.tape.index_of:
             return
         index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
@@ -282,9 +290,9 @@ class Recorder(TorchDispatchMode):
 
     # Writes
 
-    def _record_write(self, function: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _record_write(self, function: Any, how: _How, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that writes, and record what it writes as new values."""
-        targets = facts.targets(args, kwargs)
+        facts, targets = how.facts, how.facts.targets(args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs)
         named = {name: value for name, value in named.items() if name not in facts.written_names}
         if facts.turns:
@@ -292,7 +300,7 @@ class Recorder(TorchDispatchMode):
         # What the memory held so far is still an operand of what has been recorded.
         for target in targets:
             self._memory.preserve(target, self.tape.values)
-        result = function(*args, **kwargs)
+        result = how.run(*args, **kwargs)
         made = result if isinstance(result, tuple | list) else (result,)
         others = [each for each in made if isinstance(each, Tensor) and all(each is not target for target in targets)]
         if facts.random and not others:

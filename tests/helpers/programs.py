@@ -294,7 +294,7 @@ def reductions(net, h):
             lambda x: x.max(one)[0],
             lambda x: x.logsumexp(axes),
             lambda x: x.norm(dim=one),
-            lambda x: x.median(one)[0],
+            lambda x: x.contiguous().median(one)[0],
         ]
     )
 
