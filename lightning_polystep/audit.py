@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -126,11 +127,16 @@ class AuditTrainer(pl.Trainer):
 
         Returns:
             What is printed.
+
+        Raises:
+            MisconfigurationException: When there is no batch.
         """
         source: Any = datamodule if datamodule is not None else model
         source.prepare_data()
         source.setup("fit")
-        batch = next(iter(source.train_dataloader()))
+        batch = next(iter(source.train_dataloader()), None)
+        if batch is None:
+            raise MisconfigurationException("The training loader has no batch to audit: give it some data.")
         if any(isinstance(layer, QuantActivation) and not layer.calibrated for layer in model.modules()):
             calibrate(model, [batch], keep_given=True)
 

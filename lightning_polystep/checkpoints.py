@@ -7,6 +7,8 @@ import io
 import os
 import re
 import zipfile
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,8 +29,19 @@ _END_RECORD_BYTES = 22
 _UNFINISHED = ".unfinished"
 
 
+# How every file begins that torch.save wrote before it wrote archives; a header of pickle may come first.
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+_HEAD_BYTES = 4096
+# The format's own limit.
+_MOST_SAFETENSORS_HEADER = 100_000_000
+
+
 class DamagedCheckpointError(ValueError):
     """A checkpoint file is not what was written; the message names the newest earlier one that is."""
+
+
+class ForeignCheckpointError(ValueError):
+    """A file is whole, but no checkpoint that can be checked and loaded; the message says what it is."""
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
@@ -87,18 +100,29 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         Raises:
             FileNotFoundError: When there is no such file.
             DamagedCheckpointError: When the file is not what was written.
+            ForeignCheckpointError: When it was not written by torch.save, or by a very old one.
             ValueError: When it holds objects of classes that are not loaded unless asked for.
         """
         if not _is_local(path):
             return super().load_checkpoint(path, map_location, weights_only)
         path = Path(path)
+        if path.is_dir():
+            raise ForeignCheckpointError(f"The checkpoint {path} is a folder: give the path of one file of torch.save.")
         if not path.is_file():
             raise FileNotFoundError(f"There is no checkpoint {path}.")
         # One open file: what was checked is what is loaded, also when the path gets a new file meanwhile.
         with path.open("rb") as file:
+            kind = foreign_kind(file)
+            if kind:
+                raise ForeignCheckpointError(f"The checkpoint {path.name} is {kind}.")
             problem = damage(file)
             if problem:
                 raise DamagedCheckpointError(_refusal(path, problem))
+            if _is_torchscript(file):
+                raise ForeignCheckpointError(
+                    f"The checkpoint {path.name} is a TorchScript archive, which holds code: give one that the Trainer "
+                    "has saved."
+                )
             file.seek(0)
             try:
                 return torch.load(file, map_location=map_location, weights_only=weights_only is not False)
@@ -108,6 +132,62 @@ class CheckedCheckpointIO(TorchCheckpointIO):
                     f"({_first_sentence(error)}): pass weights_only=False to fit, test or load_from_checkpoint, if you "
                     "trust whoever wrote it, because that runs code from the file."
                 ) from error
+            except _UNREADABLE as error:
+                if "memory" in str(error):  # too little of it is no fault of the file
+                    raise
+                raise ForeignCheckpointError(
+                    f"The checkpoint {path.name} is an archive, but not one that torch.save wrote "
+                    f"({_first_line(error)}): give one that the Trainer has saved."
+                ) from error
+
+
+# What torch.load raises for archives of others: TorchScript, NumPy, documents, and records that are not what they seem.
+_UNREADABLE = (RuntimeError, KeyError, IndexError, AttributeError, TypeError, ValueError, EOFError, AssertionError)
+
+
+def check_content(checkpoint: Any, path: _PATH) -> None:
+    """Refuse what a file held if it is no Trainer's checkpoint.
+
+    Args:
+        checkpoint: What was loaded.
+        path: Of the file, for the message.
+
+    Raises:
+        ForeignCheckpointError: Saying what is missing.
+    """
+    needed = ("state_dict", "pytorch-lightning_version")
+    if isinstance(checkpoint, Mapping) and all(name in checkpoint for name in needed):
+        return
+    what = f"a {type(checkpoint).__name__}"
+    if isinstance(checkpoint, Mapping):
+        weights = bool(checkpoint) and all(isinstance(value, torch.Tensor) for value in checkpoint.values())
+        missing = ", ".join(name for name in needed if name not in checkpoint)
+        what = "weights alone" if weights else f"entries without {missing}"
+    raise ForeignCheckpointError(
+        f"The file {Path(path).name} holds {what}, and no checkpoint of a Trainer: load weights with "
+        "module.load_state_dict(torch.load(path, weights_only=True)), and resume from what the Trainer has saved."
+    )
+
+
+def foreign_kind(file: BinaryIO) -> str:
+    """Return what an open file is if it is certainly no archive of torch.save, with the cure, or an empty string.
+
+    Args:
+        file: The file, opened for reading bytes.
+    """
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if _LEGACY_MAGIC in head[:64]:
+        return (
+            "of the legacy format of torch.save (before torch 1.6, or _use_new_zipfile_serialization=False), which "
+            "holds nothing to check it by: if you trust it, save it anew with "
+            "torch.save(torch.load(path, weights_only=True), path)"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS and not the file that it stands for: fetch that with `git lfs pull`"
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < _MOST_SAFETENSORS_HEADER:
+        return "a file of safetensors, which holds weights alone: load them with safetensors.torch.load_file"
+    return ""
 
 
 def damage(file: BinaryIO) -> str:
@@ -119,6 +199,9 @@ def damage(file: BinaryIO) -> str:
         file: The file, opened for reading bytes.
     """
     size = file.seek(0, os.SEEK_END)
+    text = _as_text(file, size)
+    if text:
+        return f"it is a text that begins with {text!r}"
     if size < _END_RECORD_BYTES + _COMMENT_BYTES:
         return f"it has only {size} bytes"
     file.seek(-_END_RECORD_BYTES - _COMMENT_BYTES, os.SEEK_END)
@@ -206,9 +289,15 @@ def _damage_of_archive(file: BinaryIO) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError):
         return "its archive cannot be read"
     return f"the record {bad} of its archive does not match its own check" if bad else ""
+
+
+def _is_torchscript(file: BinaryIO) -> bool:
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _refusal(path: Path, problem: str) -> str:
@@ -235,6 +324,27 @@ def _warn_remote(protocol: str) -> None:
     if protocol not in _warned_of:
         _warned_of.add(protocol)
         rank_zero_warn(f"Checkpoints on {protocol}:// are written by Lightning, without a checksum: keep a local copy.")
+
+
+def _as_text(file: BinaryIO, size: int) -> str:
+    """Return how a file begins if it is a text; what is left of a checkpoint is none, however little it is."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if head.startswith(b"PK") or not head.strip():
+        return ""
+    try:
+        # The last character may be cut in two.
+        text = head.decode() if size <= len(head) else head.decode(errors="ignore")
+    except UnicodeDecodeError:
+        return ""
+    if any(not character.isprintable() and not character.isspace() for character in text):
+        return ""
+    return text.split("\n", 1)[0].strip()[:40] or text.strip()[:40]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:80].rstrip(". ") if lines else type(error).__name__
 
 
 def _first_sentence(error: Exception) -> str:

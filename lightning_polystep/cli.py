@@ -6,13 +6,16 @@ Beside Lightning's commands there is ``audit``, which prints the parameters that
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_polystep.audit import AuditTrainer
+from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.results import fit_record, write_results
 
 
@@ -40,6 +43,26 @@ class PolyStepCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
             super().instantiate_classes()
 
+    def _parse_ckpt_path(self) -> None:
+        """Check the file of ``--ckpt_path``; what it says of classes is compared with the arguments, and not used.
+
+        Lightning imports and builds the class that a checkpoint names, in the place of ``--model``: whoever wrote the
+        file would choose what runs here.
+        """
+        chosen = self.config.get("subcommand")
+        path = self.config[chosen].get("ckpt_path") if chosen else None
+        if not path or str(path) in _NO_FILES or "://" in str(path) or str(path).startswith("registry:"):
+            return
+        weights_only = self.config[chosen].get("weights_only")
+        try:
+            checkpoint = CheckedCheckpointIO().load_checkpoint(path, weights_only=weights_only)
+            check_content(checkpoint, path)
+        except (OSError, ValueError) as error:
+            self._subcommand_parsers[chosen].error(str(error))
+        model = self.config[chosen].get("model")
+        for message in differences(checkpoint.get("hyper_parameters"), model.as_dict() if model is not None else {}):
+            rank_zero_warn(message)
+
     def after_fit(self) -> None:
         """Test the best checkpoint (the last weights when none was kept) and write ``results.json``."""
         trainer = self.trainer
@@ -57,6 +80,55 @@ class PolyStepCLI(LightningCLI):
     def _has_test_set(self) -> bool:
         data = self.datamodule if self.datamodule is not None else self.model
         return is_overridden("test_dataloader", data) and is_overridden("test_step", self.model)
+
+
+# Values of --ckpt_path that stand for files which the Trainer knows.
+_NO_FILES = {"best", "last", "hpc"}
+
+
+def differences(saved: Any, model: Mapping[str, Any]) -> list[str]:
+    """Return sentences about where the hyperparameters in a checkpoint are not those of the model that is built.
+
+    Args:
+        saved: The checkpoint's hyperparameters: data, of which nothing is imported or called.
+        model: The ``class_path`` and ``init_args`` of the model.
+
+    Example:
+        >>> differences({"width": 8}, {"class_path": "Net", "init_args": {"width": 4}})
+        ['The checkpoint was saved with width=8, and the arguments say 4, which counts.']
+    """
+    if not isinstance(saved, Mapping):
+        return []
+    messages = []
+    named, built = saved.get("_class_path"), model.get("class_path")
+    if isinstance(named, str) and named != built:
+        messages.append(
+            f"The checkpoint was saved by {named!r}, and --model says {built!r}, which is what is built: no class that "
+            "a file names is imported."
+        )
+    ours = _leaves(model.get("init_args") or {})
+    for name, value in _leaves({key: value for key, value in saved.items() if key not in _LIGHTNINGS_OWN}).items():
+        if name in ours and ours[name] != value:
+            said = f"and the arguments say {ours[name]!r}, which counts."
+            messages.append(f"The checkpoint was saved with {name}={value!r}, {said}")
+    return messages
+
+
+# Entries that Lightning's command line adds to the hyperparameters of a module.
+_LIGHTNINGS_OWN = {"_class_path", "_instantiator", "_class_name"}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the plain values of nested settings by their path."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, str | int | float | bool | None):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, list | tuple) and all(isinstance(each, str | int | float) for each in value):
+            found[f"{prefix}{name}"] = list(value)
+    return found
 
 
 def main(args: list[str] | None = None) -> PolyStepCLI:

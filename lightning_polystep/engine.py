@@ -18,6 +18,7 @@ from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
+from lightning_polystep.health import Health
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
@@ -73,7 +74,8 @@ class Engine:
         count_changed_pairs: Whether to estimate ``optimizer.binding.changed_pairs`` at every step.
 
     Raises:
-        ValueError: When the module has no trainable, or lazy, or integer parameters, or not those of the optimizer.
+        ValueError: When an argument is out of range, or the module has no trainable, or lazy parameters, or not those
+            of the optimizer.
 
     Example:
         >>> import torch
@@ -100,6 +102,14 @@ class Engine:
         announce: Callable[[Plan], None] | None = print_plan,
         count_changed_pairs: bool = False,
     ) -> None:
+        guards.check_engine(
+            module,
+            optimizer,
+            evaluation=evaluation,
+            memory_budget=memory_budget,
+            max_candidates=max_candidates,
+            check_replicas_every_n_steps=check_replicas_every_n_steps,
+        )
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
         self.module = module
@@ -124,6 +134,7 @@ class Engine:
         self._capture = Capture()
         self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
         self._adapters = adapters_for(module)
+        self._health = Health(module)
         self._buffers = BufferWatch(module)
         self._recording = Recording()
         self._observing = False
@@ -145,6 +156,7 @@ class Engine:
         self.start_pass()
         with (
             self.verb("observe"),
+            self._health.looking(),
             self._adapters.observing(),
             torch.no_grad(),
             noise_frame(*self._noise_key()),
@@ -185,7 +197,7 @@ class Engine:
     @torch.no_grad()
     def probe(
         self,
-        evaluate: Callable[[], Tensor],
+        evaluate: Callable[[], Tensor | None],
         loss: Tensor,
         *,
         samples: int = 0,
@@ -195,7 +207,7 @@ class Engine:
         """Score this step's candidates on one micro-batch and add their costs to the optimizer.
 
         Args:
-            evaluate: Runs the user's step again and returns its loss, a scalar.
+            evaluate: Runs the user's step again and returns its loss, a scalar; None counts as not finite.
             loss: The loss of the commit pass.
             samples: Samples in the micro-batch, for the counters.
             weight: Weight of the micro-batch in the step.
@@ -218,7 +230,7 @@ class Engine:
         if self.plan is None:
             fit = self._agreement.ready(fit)
         if fit:
-            self._gather(evaluate, loss, samples, weight)
+            self._gather(guards.none_as_nan(evaluate, loss), loss, samples, weight)
         else:
             # Of the first micro-batch another process may have had the broken part.
             self._count_skipped(*(problem or ("loss", guards.NON_FINITE_LOSS)))

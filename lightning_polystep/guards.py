@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -9,8 +13,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.schedules import Schedule, lowest
 from lightning_polystep.subspaces import SUBSPACES
-from lightning_polystep.transport import TRANSPORTS
+from lightning_polystep.transport import TRANSPORTS, Transport
+from lightning_polystep.values import ArgumentTypeError, Rule, at_least, check, flag, one_of
 
 DETACHED_OPTIMIZER = (
     "PolyStep.step() has no candidates to weigh, because nothing scores them: train with "
@@ -55,6 +61,17 @@ DRIFTED_REPLICAS = (
     "alike, never under `if self.global_rank == 0`, and start again from a checkpoint."
 )
 
+ONE_SIDED = (
+    "transport={0!r} weighs {1} by a softmax, because a step probes fewer than {0.least_rows} of their rows, and what "
+    "it asks of the vertices would leave nothing to choose: give their parameters transport='softmax' in a group of "
+    "their own, or probe more rows (a larger max_candidates)."
+)
+
+NOT_CONVERGED = (
+    "transport={!r} did not reach its tolerance for {}, in as many iterations as it has: particles' weights sum to 1, "
+    "but vertices' shares are off by what polystep/marginal_error says. Raise epsilon, iterations or tolerance."
+)
+
 FAILED_ELSEWHERE = "the faster way failed on another process"
 
 
@@ -72,31 +89,148 @@ def non_finite_inputs(layers: list[str]) -> str:
     )
 
 
+_GROUP_RULES = (
+    Rule("lr", "number", "the step radius must be at least 0", lambda value: value >= 0),
+    Rule("probe_radius", "number", "candidates need a radius above 0", lambda value: value > 0),
+    Rule("epsilon", "number", "the temperature must be above 0", lambda value: value > 0),
+    Rule("momentum", "number", "the memory must be in [0, 1)", lambda value: 0 <= value < 1),
+    Rule("weight_decay", "number", "the decay must be at least 0", lambda value: value >= 0),
+    Rule("whitening", "number", "the exponent must be in [0, 1]", lambda value: 0 <= value <= 1),
+    Rule("rank", "whole number", "at least one direction must be probed, or None", lambda value: value >= 1, True),
+    Rule("rotations", "whole number", "at least one polytope must be placed", lambda value: value >= 1),
+    Rule("response_grid", "whole number", "a grid has at least 3 nodes, and 0 is none", lambda v: 0 <= v not in {1, 2}),
+    Rule("particle_dim", "whole number", "use at least 1, or None", lambda value: value >= 1, True),
+    one_of("subspace", SUBSPACES),
+    one_of("polytope", POLYTOPES),
+    Rule(
+        "transport",
+        "name",
+        f"choose from {', '.join(TRANSPORTS)}, or give one of lightning_polystep.transport with its settings",
+        lambda value: value in TRANSPORTS,
+    ),
+    flag("maximize"),
+)
+_OPTIMIZER_RULES = (
+    Rule("importance_sampling", "number", "the error must be at least 0 (all samples)", lambda value: value >= 0),
+    Rule("seed", "whole number", "any will do, or None", optional=True),
+)
+_ENGINE_RULES = (
+    one_of("evaluation", ("auto", "tape", "loop")),
+    at_least("memory_budget", 1),
+    at_least("max_candidates", 1, optional=True),
+    at_least("check_replicas_every_n_steps", 1),
+)
+_STRATEGY_RULES = (
+    *_ENGINE_RULES,
+    one_of("foreign_optimizer", ("replace", "error")),
+    Rule("optimizer_options", "mapping", "give PolyStep's arguments by name, or None", optional=True),
+    flag("show_plan"),
+    flag("log_per_block"),
+    one_of("start_method", ("popen", "spawn", "fork")),
+    at_least("data_parallel_size", 1, others=("auto",)),
+    at_least("candidate_parallel_size", 1, others=("auto",)),
+    Rule("timeout", "number", "give a timedelta, or seconds above 0", lambda value: value > 0),
+)
+_FINITE = ("lr", "probe_radius", "epsilon", "momentum", "weight_decay")
+
+
 def check_group(group: dict[str, Any]) -> None:
-    """Refuse values that are out of range and names that are unknown.
+    """Refuse values that are out of range or of the wrong type, and names that are unknown.
 
     Raises:
-        ValueError: Naming the argument, the value and what is allowed.
+        ArgumentTypeError: Naming the argument, the value and what is allowed.
+        ValueError: Likewise.
     """
-    rules: list[tuple[str, bool, str]] = [
-        ("lr", group["lr"] >= 0, "the step radius must be at least 0"),
-        ("probe_radius", group["probe_radius"] > 0, "candidates need a radius above 0"),
-        ("epsilon", group["epsilon"] > 0, "the temperature must be above 0"),
-        ("momentum", 0 <= group["momentum"] < 1, "the memory must be in [0, 1)"),
-        ("weight_decay", group["weight_decay"] >= 0, "the decay must be at least 0"),
-        ("whitening", 0 <= group["whitening"] <= 1, "the exponent must be in [0, 1]"),
-        ("rank", group["rank"] is None or group["rank"] >= 1, "at least one direction must be probed, or None"),
-        ("rotations", group["rotations"] >= 1, "at least one polytope must be placed"),
-        ("response_grid", 0 <= group["response_grid"] not in {1, 2}, "a grid has at least 3 nodes, and 0 is none"),
-        ("particle_dim", group["particle_dim"] is None or group["particle_dim"] >= 1, "use at least 1, or None"),
-        ("subspace", group["subspace"] in SUBSPACES, f"choose from {', '.join(SUBSPACES)}"),
-        ("polytope", group["polytope"] in POLYTOPES, f"choose from {', '.join(POLYTOPES)}"),
-        ("transport", group["transport"] in TRANSPORTS, f"choose from {', '.join(TRANSPORTS)}"),
-    ]
-    for name, allowed, rule in rules:
-        if not allowed:
-            msg = f"PolyStep({name}={group[name]!r}): {rule}."
-            raise ValueError(msg)
+    # Objects with settings of their own have checked these.
+    values = {name: value for name, value in group.items() if not isinstance(value, Transport | Schedule)}
+    if isinstance(group["epsilon"], Schedule) and lowest(group["epsilon"]) <= 0:
+        raise ValueError(f"PolyStep(epsilon={group['epsilon']!r}): the temperature must be above 0.")
+    check("PolyStep", values, _GROUP_RULES)
+
+
+def check_optimizer(params: Any, **options: Any) -> None:
+    """Refuse what is not a matter of a group.
+
+    Args:
+        params: What the optimizer is to train.
+        options: Its other arguments.
+
+    Raises:
+        ArgumentTypeError: Naming the argument, the value and what is allowed.
+        ValueError: Likewise.
+    """
+    if isinstance(params, nn.Module):
+        name = type(params).__name__
+        raise ArgumentTypeError(
+            f"PolyStep({name}(...)): it takes parameters, so give it those of the module, .parameters()."
+        )
+    check("PolyStep", options, _OPTIMIZER_RULES)
+
+
+def check_engine(module: Any, optimizer: Any, **options: Any) -> None:
+    """Refuse an engine's arguments.
+
+    Args:
+        module: Has to be a module.
+        optimizer: Has to have an engine's binding, as PolyStep.
+        options: The other arguments.
+
+    Raises:
+        ArgumentTypeError: Naming the argument, the value and what is allowed.
+        ValueError: Likewise.
+    """
+    if not isinstance(module, nn.Module):
+        raise ArgumentTypeError(f"Engine(module={type(module).__name__}(...)): it must be a torch.nn.Module.")
+    if not hasattr(optimizer, "binding"):
+        kind = type(optimizer).__name__
+        msg = f"Engine(optimizer={kind}(...)): it must be lightning_polystep.PolyStep(module.parameters())."
+        raise ArgumentTypeError(msg)
+    check("Engine", options, _ENGINE_RULES)
+
+
+def check_strategy(**options: Any) -> None:
+    """Refuse a strategy's arguments.
+
+    Args:
+        options: The arguments by name.
+
+    Raises:
+        ArgumentTypeError: Naming the argument, the value and what is allowed.
+        ValueError: Likewise.
+    """
+    if isinstance(options.get("timeout"), timedelta):
+        options["timeout"] = options["timeout"].total_seconds()
+    check("PolyStepStrategy", options, _STRATEGY_RULES)
+
+
+def check_option_names(options: Mapping[str, Any], kind: type) -> None:
+    """Refuse options that an optimizer's class does not have.
+
+    Args:
+        options: By name.
+        kind: The class.
+
+    Raises:
+        ArgumentTypeError: Naming what there is.
+    """
+    known = [name for name in inspect.signature(kind).parameters if name != "params"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        msg = f"{kind.__name__} has no option {unknown[0]!r}: choose from {', '.join(known)}."
+        raise ArgumentTypeError(msg)
+
+
+def check_finite(groups: list[dict[str, Any]]) -> None:
+    """Refuse a step with a radius that something (a schedule, a hook) has set to what is no finite number.
+
+    Raises:
+        ValueError: Naming the option, before anything moves.
+    """
+    for group in groups:
+        for name in _FINITE:
+            if not math.isfinite(lowest(group[name])):
+                msg = f"PolyStep's {name} was set to {float(lowest(group[name]))} during training: a step needs a finite number."
+                raise ValueError(msg)
 
 
 def check_state(state: dict[str, Any], known_format: int) -> None:
@@ -131,14 +265,7 @@ def check_parameters(module: nn.Module) -> None:
         if parameter.requires_grad and parameter.is_complex():
             msg = f"{name} is complex, which PolyStep does not probe: keep its real and imaginary parts as parameters."
             raise ValueError(msg)
-    integers = [n for n, p in module.named_parameters() if not p.is_floating_point() and not p.is_complex()]
-    if integers:
-        msg = (
-            f"{integers[0]} holds integers ({len(integers)} such parameter(s)), which have no radius: keep a float "
-            "parameter and round it in forward, or register the integers as a buffer."
-        )
-        raise ValueError(msg)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
+    if not any(parameter.requires_grad and parameter.numel() for parameter in module.parameters()):
         msg = "The module has no trainable parameter: unfreeze some with requires_grad_(True)."
         raise ValueError(msg)
 
@@ -158,6 +285,28 @@ def check_owned(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
             "the module that has it, as an attribute of the module."
         )
         raise ValueError(msg)
+
+
+def none_as_nan(evaluate: Callable[[], torch.Tensor | None], like: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return what gives NaN where a step gives no loss: such a candidate neither counts nor wins.
+
+    A step may return None to skip a batch, for example because its loss is too large, and a candidate may be such a
+    case where the commit pass was not.
+
+    Args:
+        evaluate: Runs the step again.
+        like: The loss of the commit pass.
+
+    Example:
+        >>> none_as_nan(lambda: None, torch.tensor(1.0))()
+        tensor(nan)
+    """
+
+    def evaluated() -> torch.Tensor:
+        loss = evaluate()
+        return like.new_full((), math.nan) if loss is None else loss
+
+    return evaluated
 
 
 def check_loss(loss: Any) -> torch.Tensor:

@@ -25,13 +25,14 @@ _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 class FinishBatchFirst(Callback):
     """The strategy's own callback: Ctrl+C during a batch waits for its end, so that no half-made step is saved.
 
-    A second Ctrl+C stops at once. On one process SIGTERM needs no such care: Lightning notes it and stops between
+    So it does between batches, where loaders draw from generators and schedulers step. In a validation it stops at
+    once, as does a second Ctrl+C. On one process SIGTERM needs no such care: Lightning notes it and stops between
     batches. On several Lightning broadcasts from within the handler, which pairs with whatever the others are at, so
     there the signal is passed on by the next step's own collective, and all stop after the same batch.
     """
 
     def __init__(self) -> None:
-        self._interrupted = False
+        self._interrupted = self._waiting = False
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,23 +48,46 @@ class FinishBatchFirst(Callback):
         if _gets_signals() and trainer.world_size > 1 and signal.SIGTERM not in self._handlers:
             self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, partial(_pass_on, _processes(trainer)))
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for the end of the first batch: from an epoch that has begun without one, Lightning does not resume."""
+        del trainer, pl_module
+        self._waiting = True
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_batch: Any) -> None:
         """Stop now if Ctrl+C was pressed, and soon if a process got SIGTERM."""
-        if self._interrupted:
-            self.release()
-            raise KeyboardInterrupt
+        self._stop_if_asked()
         if _processes(trainer).stopping:
             vars(trainer)["_signal_connector"].received_sigterm = True
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for nothing until the validation is over."""
+        del trainer, pl_module
+        self._stop_if_asked()
+        self._waiting = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait again: schedulers that watch the metric step now."""
+        del trainer, pl_module
+        self._waiting = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let nothing that was asked for get lost where no batch comes any more."""
+        self.on_validation_start(trainer, pl_module)
+
     def release(self) -> None:
         """Give the signals back."""
-        self._interrupted = False
+        self._interrupted = self._waiting = False
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
+    def _stop_if_asked(self) -> None:
+        if self._interrupted:
+            self.release()
+            raise KeyboardInterrupt
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        if self._interrupted:
+        if self._interrupted or not self._waiting:
             self.release()
             raise KeyboardInterrupt
         self._interrupted = True

@@ -51,7 +51,7 @@ class Snapshot:
     def __init__(self, module: nn.Module, skip: tuple[type[nn.Module], ...] = ()) -> None:
         modules = [m for m in module.modules() if not isinstance(m, skip)]
         self._attributes = [(m, _remember_attributes(m)) for m in modules]
-        self._buffers = [_remember(m._buffers) for m in modules if m._buffers]
+        self._buffers = [_remember(_buffers(m)) for m in modules if m._buffers]
 
     def restore(self) -> None:
         """Put everything back as it was."""
@@ -96,6 +96,11 @@ class TensorState:
                 del table[name]
             for name, put_back in remembered.items():
                 table[name] = put_back()
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return a module's own buffers; compiled ones keep theirs in a table that is no dict."""
+    return dict(module._buffers.items()) if isinstance(module, torch.jit.ScriptModule) else module._buffers
 
 
 def _tensor_attributes(module: nn.Module) -> list[str]:

@@ -23,6 +23,11 @@ _MIXED_LOADERS = (
     "torchdata's StatefulDataLoader for all of them, or for none."
 )
 
+_TOO_SHORT = (
+    "The training data ended after {} of the {} batches of the epoch that the checkpoint has trained on: resume with "
+    "the data of the interrupted run, or start from its weights without ckpt_path."
+)
+
 
 class ReplayableLoader:
     """A loader whose batches are a function of the run's seed, the epoch and their place in it.
@@ -189,8 +194,9 @@ def fast_forward(trainer: pl.Trainer) -> None:
             f"Fetching the first {seen} batches of the epoch again, to drop them: the loader keeps no position of its "
             "own (torchdata's StatefulDataLoader does)."
         )
-    for _ in range(seen):
-        next(fetcher)
+    for fetched in range(seen):
+        if next(fetcher, None) is None:
+            raise RuntimeError(_TOO_SHORT.format(fetched, seen))
     loop._data_fetcher.fetched -= seen  # Lightning adds them when the epoch goes on
 
 

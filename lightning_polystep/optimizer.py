@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_polystep import guards
+from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.schedules import Schedule
 from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.tape import moving
+from lightning_polystep.transport import Transport, transport_of
 
 STATE_FORMAT = 2
 
@@ -122,6 +125,7 @@ class Binding:
         null_candidates: Share of each block's candidates that cost what the incumbent does in the last step, by name.
         changed_pairs: Share of each block's pairs of candidate and sample with another loss, for the blocks whose tier
             can tell and if the engine is asked to count; by name.
+        warned: Which warnings have been given, so that none is given twice.
         verb: Times the body under a verb.
         agree: Turns what this process has gathered into what all processes have.
     """
@@ -135,6 +139,7 @@ class Binding:
     report: dict[str, Tensor | float] = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     changed_pairs: dict[str, float] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
 
@@ -163,7 +168,8 @@ class PolyStep(Optimizer):
         params: Parameters or parameter groups, as for any torch optimizer.
         lr: Step radius (eta), at least 0; torch schedulers act on it.
         probe_radius: Radius (rho), above 0, at which candidates are probed.
-        epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all.
+        epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all. Or one
+            of ``lightning_polystep.schedules``, which makes it a function of the step.
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
         weight_decay: Share (lambda), at least 0, of a parameter that a step at radius 1 takes away, as in AdamW; of the
             rows that the step probes.
@@ -178,7 +184,9 @@ class PolyStep(Optimizer):
         polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube"
             (2 ** d).
         particle_dim: Dimension of a particle; None makes all directions of a row one particle.
-        transport: How costs become weights: "softmax" (one-sided optimal transport).
+        transport: How costs become weights: "softmax" (one-sided optimal transport), "sinkhorn" (each vertex gets its
+            share of all weight too), "kl" (about its share), "sample" (each particle goes to one vertex, drawn); or one
+            of ``lightning_polystep.transport`` with settings of its own.
         maximize: Climb instead of descend.
         importance_sampling: Score candidates of a recognised stack on a random part of the batch: a sample is always
             taken if its error (half the sum of |softmax - target|, 0 to 1) is at least this, else with a chance that
@@ -209,7 +217,7 @@ class PolyStep(Optimizer):
         lr: float = 0.1,
         *,
         probe_radius: float = 0.3,
-        epsilon: float = 2.0,
+        epsilon: float | Schedule = 2.0,
         momentum: float = 0.8,
         weight_decay: float = 0.0,
         rank: int | None = None,
@@ -219,7 +227,7 @@ class PolyStep(Optimizer):
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
         particle_dim: int | None = None,
-        transport: Literal["softmax"] = "softmax",
+        transport: Literal["softmax", "sinkhorn", "kl", "sample"] | Transport = "softmax",
         maximize: bool = False,
         importance_sampling: float = 0.0,
         seed: int | None = None,
@@ -240,8 +248,7 @@ class PolyStep(Optimizer):
             "transport": transport,
             "maximize": maximize,
         }
-        if importance_sampling < 0:
-            raise ValueError(f"PolyStep({importance_sampling=}): the error must be at least 0 (all samples).")
+        guards.check_optimizer(params, importance_sampling=importance_sampling, seed=seed)
         self.importance_sampling = importance_sampling
         self.seed = torch.initial_seed() if seed is None else seed
         self.progress = Progress()
@@ -283,6 +290,7 @@ class PolyStep(Optimizer):
         result = closure() if closure is not None else None
         if not self.binding.attached:
             raise RuntimeError(guards.DETACHED_OPTIMIZER)
+        guards.check_finite(self.param_groups)
         pending, self.binding.pending = self.binding.agree(self.binding.pending), None
         self._forget_loaded("no batch of the step that came after it could be scored")
         if pending is not None and pending.weight > 0:
@@ -307,18 +315,34 @@ class PolyStep(Optimizer):
             sign = -1.0 if group["maximize"] else 1.0
             shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
             with self.binding.verb("transport"):
-                result = transport(shaped, group)
+                result = transport(shaped, group, seed=self.seed, step=self.progress.step, name=proposal.block.name)
                 self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
                 squared_norm += self._move(proposal, move(proposal, result.weights)).cpu()
             results.append(result)
+        self._warn_of_transports(pending.proposals, results)
         return {
             "candidates": float(sum(proposal.candidates for proposal in pending.proposals)),
             "cost_spread": torch.stack([result.spread for result in results]).mean(),
             "effective_vertices": torch.stack([result.effective_vertices for result in results]).mean(),
+            "marginal_error": torch.stack([result.marginal_error for result in results]).max(),
             "flat_rows": torch.stack([result.flat_rows for result in results]).mean(),
             "step_norm": squared_norm.sqrt(),
         }
+
+    def _warn_of_transports(self, proposals: Sequence[Proposal], results: Sequence[Transported]) -> None:
+        """Say once which blocks' weights are not what their transport was asked for."""
+        for message, unlike in [
+            (guards.ONE_SIDED, [result.one_sided for result in results]),
+            (guards.NOT_CONVERGED, [not result.converged for result in results]),
+        ]:
+            blocks = [proposal.block for proposal, true in zip(proposals, unlike, strict=True) if true]
+            if blocks and message not in self.binding.warned:
+                self.binding.warned.add(message)
+                names = ", ".join(block.name for block in blocks[:3])
+                others = f" and {len(blocks) - 3} more" if len(blocks) > 3 else ""
+                chosen = transport_of(blocks[0].group["transport"])
+                warnings.warn(message.format(chosen, names + others), stacklevel=5)
 
     def reach(self, block: Block) -> Tensor:
         """Return how many times wider than normal each row of a block is probed, shape (rows,)."""
@@ -367,6 +391,7 @@ class PolyStep(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers, strings and dicts: loads with ``weights_only=True``."""
         state = super().state_dict()
+        state["param_groups"] = [described(group) for group in state["param_groups"]]
         state["polystep"] = {
             "format": STATE_FORMAT,
             "seed": self.seed,
@@ -388,12 +413,16 @@ class PolyStep(Optimizer):
         """Restore the state.
 
         Raises:
-            ValueError: When the state belongs to another optimizer, or to another version of this one.
+            ValueError: When the state belongs to another optimizer, or to another version of this one, or names a
+                transport or a schedule that is not known.
         """
         guards.check_state(state_dict, STATE_FORMAT)
         own = state_dict["polystep"]
         groups = self.param_groups
-        super().load_state_dict(state_dict)
+        # A group that this optimizer does not have is torch's to refuse.
+        current = itertools.chain(groups, itertools.repeat(dict[str, Any]()))
+        saved = [restored(*pair) for pair in zip(state_dict["param_groups"], current, strict=False)]
+        super().load_state_dict({**state_dict, "param_groups": saved})
         # torch makes new dicts, but the blocks of a plan, and schedules, hold on to the old ones.
         for group, loaded in zip(groups, self.param_groups, strict=True):
             group.update(loaded)

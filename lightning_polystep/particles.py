@@ -153,7 +153,14 @@ class Proposal:
         """
         if self.starts is not None and len(self.starts) > 1:
             raise ValueError(f"{self.block.name}: candidates of {len(self.starts)} starts are scored start by start.")
-        index = torch.arange(start, stop, device=self.rows.device)
+        return self.displacements_of(torch.arange(start, stop, device=self.rows.device))
+
+    def displacements_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows, shape (c,), and their displacements, shape (c, D), of some candidates.
+
+        Args:
+            index: Which ones, (c,).
+        """
         flat = self.directions.reshape(-1, self.block.dim)
         row, vertex = index // self.vertices_per_row, index % self.vertices_per_row
         reach = self.reach[row, None]

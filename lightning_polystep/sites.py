@@ -44,8 +44,8 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
     blocks: list[Block] = []
     taken: set[nn.Parameter] = set()
     for parameter, names in owners.items():
-        if parameter in taken or parameter not in group_of or not parameter.requires_grad:
-            continue
+        if parameter in taken or parameter not in group_of or not parameter.requires_grad or not parameter.numel():
+            continue  # an empty one has nothing to probe
         owner_name, _, attribute = names[0].rpartition(".")
         owner = modules[owner_name]
         group = group_of[parameter]
@@ -109,6 +109,8 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
+    if isinstance(owner, torch.jit.ScriptModule):
+        remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
 
 

@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES, haar_rotation
 from lightning_polystep.randomness import generator
+from lightning_polystep.schedules import value_at
 from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.sites import Observation, observing, update_statistics
 from lightning_polystep.subspaces import SUBSPACES, particle_dim
-from lightning_polystep.transport import TRANSPORTS
+from lightning_polystep.transport import TRANSPORTS, normalise, transport_of
+from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING
 
 
 @contextmanager
@@ -114,11 +116,7 @@ def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range
     return assignment.score(proposal, probe, share)
 
 
-# A row that spreads less than this share of its block gets no signal worth following.
-_FLAT_SHARE = 0.02
 _WIDEST_REACH = 16.0
-# Relative error of a loss summed in float32: two of its units in the last place.
-_LOSS_ROUNDING = 2 * torch.finfo(torch.float32).eps
 
 
 class Transported(NamedTuple):
@@ -130,6 +128,9 @@ class Transported(NamedTuple):
         row_spread: The same of each row, shape (rows,).
         effective_vertices: Mean of exp(entropy of W): m means no preference, 1 a clear winner.
         flat_rows: Share of rows whose candidates all cost the same: they got no signal.
+        marginal_error: How far the vertices' shares of all weight are from those that the transport was asked for.
+        converged: Whether the transport found what it was asked for.
+        one_sided: Whether the block has too few rows for its transport and was weighed by a softmax.
     """
 
     weights: Tensor
@@ -137,35 +138,44 @@ class Transported(NamedTuple):
     row_spread: Tensor
     effective_vertices: Tensor
     flat_rows: Tensor
+    marginal_error: Tensor
+    converged: bool
+    one_sided: bool
 
 
-def transport(costs: Tensor, group: dict[str, Any]) -> Transported:
+@torch.no_grad()
+def transport(costs: Tensor, group: dict[str, Any], *, seed: int, step: int, name: str) -> Transported:
     r"""Normalise costs and weigh the vertices.
 
-    Costs are centred per particle and divided by the standard deviation :math:`\sigma_i` of their row, so that
-    :math:`\varepsilon` has no unit: :math:`W = \mathrm{softmax}(-(C - \bar C) / (\sigma_i \varepsilon))`. A quiet unit
-    thus learns as fast as a loud one; with one deviation for the whole block, output neurons stayed silent for good in
-    most runs. Spreads below 2 % of the block's, or below the rounding of a float32 loss, are counted as that, so that
-    noise is not taken for a signal. Non-finite costs neither count nor win.
+    Costs are centred per particle and divided by the standard deviation :math:`\sigma_i` of their row
+    (:func:`~lightning_polystep.transport.normalise.normalise`), so that :math:`\varepsilon` has no unit; by default
+    :math:`W = \mathrm{softmax}(-(C - \bar C) / (\sigma_i \varepsilon))`. Non-finite costs neither count nor win.
 
     Args:
         costs: C, shape (rows, particles per row, m), float64; lower is better.
-        group: Holds ``epsilon`` and the name of the ``transport``.
+        group: Holds the temperature ``epsilon``, or its schedule, and the ``transport``, or its name.
+        seed: Seed of the run.
+        step: Optimizer step.
+        name: The block's name: what a transport draws is a function of these three.
     """
-    finite = torch.isfinite(costs)
-    count = finite.sum(-1, keepdim=True).clamp(min=1)
-    mean = torch.where(finite, costs, 0.0).sum(-1, keepdim=True) / count
-    centred = torch.where(finite, costs - mean, 0.0)
-    squares, counts = centred.square().sum((1, 2)), finite.sum((1, 2)).clamp(min=1)
-    row_spread = (squares / counts).sqrt()
-    spread = (squares.sum() / counts.sum()).sqrt()
-    rounding = _LOSS_ROUNDING * mean.abs().mean()
-    unit = torch.maximum(row_spread, torch.maximum(_FLAT_SHARE * spread, rounding))
-    unit = torch.where(unit > 0, unit, 1.0)[:, None, None]
-    normalised = torch.where(finite, centred / unit, math.inf)
-    weights = TRANSPORTS[group["transport"]](normalised, group["epsilon"])
+    normalised = normalise(costs.detach())
+    chosen = transport_of(group["transport"])
+    one_sided = len(costs) < chosen.least_rows
+    if one_sided:
+        chosen = TRANSPORTS["softmax"]
+    draw = generator(seed, step, f"transport/{name}") if chosen.draws else None
+    weights, marginal_error, converged = chosen.weigh(normalised.costs, value_at(group["epsilon"], step), draw)
     entropy = -torch.special.xlogy(weights, weights).sum(-1)
-    return Transported(weights, spread, row_spread, entropy.exp().mean(), is_flat(row_spread).double().mean())
+    return Transported(
+        weights=weights,
+        spread=normalised.spread,
+        row_spread=normalised.row_spread,
+        effective_vertices=entropy.exp().mean(),
+        flat_rows=is_flat(normalised.row_spread).double().mean(),
+        marginal_error=marginal_error,
+        converged=converged,
+        one_sided=one_sided,
+    )
 
 
 def null_candidates(costs: Tensor, incumbent: Tensor) -> Tensor:
@@ -182,7 +192,7 @@ def null_candidates(costs: Tensor, incumbent: Tensor) -> Tensor:
         >>> null_candidates(torch.tensor([1.0, 2.0, 1.0, 0.5]), torch.tensor(1.0))
         tensor(0.5000, dtype=torch.float64)
     """
-    return ((costs - incumbent).abs() <= _LOSS_ROUNDING * incumbent.abs()).double().mean()
+    return ((costs - incumbent).abs() <= LOSS_ROUNDING * incumbent.abs()).double().mean()
 
 
 def is_flat(row_spread: Tensor) -> Tensor:
@@ -200,7 +210,7 @@ def is_flat(row_spread: Tensor) -> Tensor:
     """
     alive = row_spread[row_spread > 0]
     typical = alive.median() if len(alive) else row_spread.new_ones(())
-    return row_spread < _FLAT_SHARE * typical
+    return row_spread < FLAT_SHARE * typical
 
 
 def adapt_reach(reach: Tensor, row_spread: Tensor) -> Tensor:

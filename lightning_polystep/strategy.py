@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,11 +20,10 @@ import torch
 from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning_fabric.utilities.optimizer import _optimizers_to_device
 from pytorch_lightning.accelerators import Accelerator
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateFinder
 from pytorch_lightning.core.optimizer import do_nothing_closure
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins import Precision
-from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -34,31 +32,25 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_polystep import guards, interruption, trainer_guards
-from lightning_polystep.adoption import Adoption, ForeignOptimizer, adopt
+from lightning_polystep import guards, interruption, step_log, trainer_guards
+from lightning_polystep.adoption import ForeignOptimizer, adopt_all, note_found_radii
 from lightning_polystep.callbacks.autograd_off import AutogradOff
-from lightning_polystep.checkpoints import CheckedCheckpointIO
+from lightning_polystep.carried_state import CarriedState
+from lightning_polystep.checkpoint_strategy import CheckpointStrategy
 from lightning_polystep.engine import Engine, print_plan
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
-from lightning_polystep.layout_strategy import LayoutStrategy, StartMethod
-from lightning_polystep.loaders import fast_forward, forget_order, keep_order, replayable
-from lightning_polystep.metrics.codes import flip_rates, weight_codes
+from lightning_polystep.layout_strategy import StartMethod
+from lightning_polystep.loaders import forget_order, keep_order, replayable
+from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.parallel import Size
-from lightning_polystep.randomness import generator_states, restore_generators
-from lightning_polystep.redealing import redeal
+from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
 from lightning_polystep.scoring.plan import Evaluation
+from lightning_polystep.stepping import UNKNOWN_OPTIMIZER, Stepping
 
 
-class _ReachedBackward(BaseException):
-    """Stops a replay of user code at the backward call whose loss is wanted; no ``except Exception`` may catch it."""
-
-    def __init__(self, loss: Tensor) -> None:
-        self.loss = loss
-
-
-class PolyStepStrategy(LayoutStrategy):
+class PolyStepStrategy(CheckpointStrategy):
     """Train any LightningModule by forward passes only: ``Trainer(strategy="polystep")``.
 
     The user's ``training_step`` runs once per batch without autograd (logs, metrics and BatchNorm advance exactly once)
@@ -95,6 +87,7 @@ class PolyStepStrategy(LayoutStrategy):
         check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
 
     Raises:
+        ValueError: For an argument that is out of range or of the wrong type.
         MisconfigurationException: At fit start, for settings that make no sense without gradients.
 
     Example:
@@ -127,6 +120,20 @@ class PolyStepStrategy(LayoutStrategy):
         candidate_parallel_size: Size = "auto",
         check_replicas_every_n_steps: int = 50,
     ) -> None:
+        guards.check_strategy(
+            evaluation=evaluation,
+            memory_budget=memory_budget,
+            max_candidates=max_candidates,
+            foreign_optimizer=foreign_optimizer,
+            optimizer_options=optimizer_options,
+            show_plan=show_plan,
+            log_per_block=log_per_block,
+            timeout=timeout,
+            start_method=start_method,
+            data_parallel_size=data_parallel_size,
+            candidate_parallel_size=candidate_parallel_size,
+            check_replicas_every_n_steps=check_replicas_every_n_steps,
+        )
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -139,7 +146,6 @@ class PolyStepStrategy(LayoutStrategy):
             data_parallel_size=data_parallel_size,
             candidate_parallel_size=candidate_parallel_size,
         )
-        self.engines: list[Engine] = []
         self.fit_seconds = 0.0
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
@@ -149,19 +155,14 @@ class PolyStepStrategy(LayoutStrategy):
         self._show_plan = show_plan
         self._log_per_block = log_per_block
         self._check_replicas_every_n_steps = check_replicas_every_n_steps
-        self._adoptions: list[Adoption] = []
         self._autograd_off = AutogradOff()
         self._finish_batch_first = FinishBatchFirst()
-        # The user code that a probe runs again, how many backward calls it has made, and which one a replay stops at.
-        self._replay: Callable[[], Any] = do_nothing_closure
-        self._backwards = 0
-        self._stop_at: int | None = None
+        self._stepping: Stepping | None = None
+        self._of_fit = ExitStack()  # what is undone after a fit
+        self._replays = Replays()
         self._samples = 0
         self._batch = 0
         self._started = 0.0
-        self._data_seed = 0
-        # What a loaded checkpoint says of the run beside modules and optimizers, until training starts.
-        self._resume: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Name the package: the Trainer of lightning.pytorch prints this when it refuses the object."""
@@ -187,9 +188,10 @@ class PolyStepStrategy(LayoutStrategy):
         self.setup_precision_plugin()
         if fitting:
             keep_order(trainer)
+            self._carried = CarriedState(module)
+            self._of_fit.enter_context(trainer_guards.no_clipping(self.precision_plugin))
             # A gradient scaler has nothing to scale; without it the plugin only casts.
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})
-            _optimizers_to_device(self.optimizers, self.root_device)
             _callbacks(trainer).insert(0, self._autograd_off)
             _callbacks(trainer).append(self._finish_batch_first)  # after those that save
             torch.set_grad_enabled(False)
@@ -197,46 +199,72 @@ class PolyStepStrategy(LayoutStrategy):
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Ask the module for its optimizers, adopt them, and give each an engine."""
         guards.check_parameters(self._module)
+        self._adoptions, self.engines = [], []
         self._data_seed = torch.initial_seed()
         with warnings.catch_warnings():
             # None means PolyStep with its defaults here, not "no optimizer" as Lightning's warning says.
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
             super().setup_optimizers(trainer)
-        module = self._module
+        self._stepping = Stepping(self._module, self._step_by_hand)
+        self._of_fit.callback(self._stepping.close)
+        self._adopt(trainer)
+
+    def _adopt(self, trainer: pl.Trainer) -> None:
+        """Adopt the optimizers that there are now, and give each an engine; those that are known keep theirs."""
+        module, known = self._module, dict(zip(self._adoptions, self.engines, strict=True))
+        kept = {id(adoption.optimizer): adoption for adoption in self._adoptions}
+        strangers = [each for each in self.optimizers if id(each) not in kept]
         schedulers = [config.scheduler for config in self.lr_scheduler_configs]
-        self._adoptions = [
-            adopt(returned, module, self._foreign_optimizer, self._optimizer_options, schedulers)
-            for returned in self.optimizers
-        ]
-        self.optimizers = [adoption.optimizer for adoption in self._adoptions]
+        new = iter(adopt_all(strangers, module, self._foreign_optimizer, self._optimizer_options, schedulers))
+        self._adoptions = [kept[id(each)] if id(each) in kept else next(new) for each in self.optimizers]
+        finding = any(isinstance(callback, LearningRateFinder) for callback in _callbacks(trainer))
         for adoption in self._adoptions:
-            # Without seed_everything every process starts from another seed.
-            adoption.optimizer.seed = self.broadcast(adoption.optimizer.seed)
+            adoption.quiet |= finding
+            if adoption not in known:
+                # Without seed_everything every process starts from another seed.
+                adoption.optimizer.seed = self.broadcast(adoption.optimizer.seed)
+        self.optimizers = [adoption.optimizer for adoption in self._adoptions]
+        _optimizers_to_device(self.optimizers, self.root_device)
         self.engines = [
-            Engine(
-                module,
-                adoption.optimizer,
-                evaluation=self._evaluation,
-                memory_budget=self._memory_budget,
-                max_candidates=self._max_candidates,
-                mute=partial(self._muted, trainer),
-                profile=partial(_profiled, trainer, index if len(self._adoptions) > 1 else None),
-                announce=rank_zero_only(print_plan) if self._show_plan else None,
-                count_changed_pairs=self._log_per_block,
-                processes=self.processes,
-                check_replicas_every_n_steps=self._check_replicas_every_n_steps,
-            )
-            for index, adoption in enumerate(self._adoptions)
+            known.get(adoption) or self._make_engine(trainer, index) for index, adoption in enumerate(self._adoptions)
         ]
+        assert self._stepping is not None
+        self._stepping.follow(self._adoptions)
+
+    def _make_engine(self, trainer: pl.Trainer, index: int) -> Engine:
+        return Engine(
+            self._module,
+            self._adoptions[index].optimizer,
+            evaluation=self._evaluation,
+            memory_budget=self._memory_budget,
+            max_candidates=self._max_candidates,
+            mute=partial(self._muted, trainer),
+            profile=partial(_profiled, trainer, index if len(self._adoptions) > 1 else None),
+            announce=rank_zero_only(print_plan) if self._show_plan else None,
+            count_changed_pairs=self._log_per_block,
+            processes=self.processes,
+            check_replicas_every_n_steps=self._check_replicas_every_n_steps,
+        )
+
+    def _index_of(self, optimizer: Optimizer) -> int:
+        """Return the place of an optimizer, or of the one that it replaced; those put in later are adopted first."""
+        if [id(each) for each in self.optimizers] != [id(adoption.optimizer) for adoption in self._adoptions]:
+            self._adopt(self._module.trainer)
+        for index, adoption in enumerate(self._adoptions):
+            if optimizer is adoption.optimizer or optimizer is adoption.foreign:
+                return index
+        raise MisconfigurationException(UNKNOWN_OPTIMIZER.format(name=type(optimizer).__name__))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Take over optimizers that the user has put in the place of others, before the Trainer asks for them."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.optimizers:
+            self._index_of(self.optimizers[0])
 
     def on_train_start(self) -> None:
         """Compare the processes' loaders, and start the clock; a resumed fit goes on where it was in its data."""
         self.compare_loaders()
-        if self._resume is not None:
-            fast_forward(self._module.trainer)
-            if self._resume:
-                restore_generators(self._resume["generators"])
-            self._resume = None
+        self.go_on()
         self._started = time.perf_counter()
 
     def process_dataloader(self, dataloader: Any) -> Any:
@@ -257,6 +285,9 @@ class PolyStepStrategy(LayoutStrategy):
     def teardown(self) -> None:
         """Give autograd and the callback list back."""
         trainer = self.lightning_module._trainer if self.lightning_module is not None else None
+        self._of_fit.close()
+        if trainer is not None:
+            note_found_radii(self._module, _callbacks(trainer))
         if trainer is not None and self._autograd_off in _callbacks(trainer):
             _callbacks(trainer).remove(self._autograd_off)
             _callbacks(trainer).remove(self._finish_batch_first)
@@ -271,17 +302,13 @@ class PolyStepStrategy(LayoutStrategy):
         """Run the commit pass: the user's step, once, at the current parameters, without autograd."""
         # Lightning's closure has just enabled autograd; this holds until the closure ends, hooks included.
         torch.set_grad_enabled(False)
-        module = self._module
-        self._replay = lambda: self._forward(partial(module.training_step, *args, **kwargs))
-        self._backwards = 0
         self._samples = _batch_size(args)
         self._batch = fingerprint(args) if self.layout.candidates.size > 1 else 0
-        with ExitStack() as stack:
-            for engine in self.engines:
-                stack.enter_context(engine.observing())
+        step = partial(self._forward, partial(self._module.training_step, *args, **kwargs))
+        with trainer_guards.NoStopIteration("training_step"), self._replays.step(step), self._observing():
             try:
-                output = self._replay()
-                if module.automatic_optimization:
+                output = self._replays.run()
+                if self._module.automatic_optimization:
                     for engine in self.engines:
                         engine.ends_in(output.get("loss") if isinstance(output, Mapping) else output)
                 return output
@@ -290,22 +317,43 @@ class PolyStepStrategy(LayoutStrategy):
                     raise MisconfigurationException(trainer_guards.RAW_BACKWARD) from error
                 raise
 
+    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Run the user's step; an iterator that ends in it is an error."""
+        with trainer_guards.NoStopIteration("validation_step"):
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Run the user's step; an iterator that ends in it is an error."""
+        with trainer_guards.NoStopIteration("test_step"):
+            return super().test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Run the user's step; an iterator that ends in it is an error."""
+        with trainer_guards.NoStopIteration("predict_step"):
+            return super().predict_step(*args, **kwargs)
+
+    @contextmanager
+    def _observing(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for engine in self.engines:
+                stack.enter_context(engine.observing())
+            yield
+
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Score candidates where a gradient would be computed; the hooks around it run as always."""
         del optimizer, args, kwargs
-        if self._stop_at is not None:
-            if self._backwards == self._stop_at:
-                raise _ReachedBackward(closure_loss)
-            self._backwards += 1
+        automatic = self._module.automatic_optimization
+        if self._replays.passes(closure_loss):
             return closure_loss
+        if not automatic and not self._replays.running:
+            raise MisconfigurationException(BACKWARD_OUTSIDE)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, self._module)
-        index, self._backwards = self._backwards, self._backwards + 1
-        if self._module.automatic_optimization:
+        index = self._replays.next_backward()
+        if automatic:
             # Lightning has divided the loss by the number of micro-batches; the step itself returned this:
             closure_loss = closure_loss * self._module.trainer.accumulate_grad_batches
-            self._gather(closure_loss, lambda replay: _loss_of(replay()))
-        else:
-            self._gather(closure_loss, partial(self._loss_at_backward, index))
+        self._gather(closure_loss, self._replays.returned() if automatic else self._replays.at_backward(index))
+        self._replays.check_reached()
         return self.precision_plugin.post_backward(closure_loss, self._module)
 
     def optimizer_step(
@@ -316,52 +364,41 @@ class PolyStepStrategy(LayoutStrategy):
         **kwargs: Any,
     ) -> Any:
         """Let PolyStep transport and move, and log what it did."""
-        index = next(i for i, adoption in enumerate(self._adoptions) if adoption.optimizer is optimizer)
+        index = self._index_of(optimizer)
+        ours = self._adoptions[index].optimizer
         self._adoptions[index].follow_schedule()
         if not self._module.automatic_optimization and closure is not do_nothing_closure:
             closure = partial(self._run_manual_closure, closure, self.engines[index])
         # Nothing moves before the closure, which runs inside, has scored.
         codes = self._weight_codes(index)
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        with trainer_guards.NoStopIteration("the step"):
+            result = super().optimizer_step(ours, closure, model, **kwargs)
         self._log_report(index, codes)
         return result
 
-    def _gather(
-        self, loss: Tensor, loss_of: Callable[[Callable[[], Any]], Tensor], engines: list[Engine] | None = None
-    ) -> None:
+    def _step_by_hand(self, optimizer: PolyStep, closure: Callable[[], Any] | None) -> Any:
+        """Step for user code that calls an optimizer object of its own, which PolyStep has replaced."""
+        return self.optimizer_step(optimizer, do_nothing_closure if closure is None else closure)
+
+    def _gather(self, loss: Tensor, evaluate: Callable[[], Tensor | None], engines: list[Engine] | None = None) -> None:
         """Let the engines (by default all) with unfrozen parameters score their candidates on this micro-batch."""
-        replay = self._replay
         for engine in self.engines if engines is None else engines:
             if any(p.requires_grad for group in engine.optimizer.param_groups for p in group["params"]):
-                engine.probe(lambda: loss_of(replay), loss, samples=self._samples, batch=self._batch)
-
-    def _loss_at_backward(self, index: int, replay: Callable[[], Any]) -> Tensor:
-        """Run manual user code again and return the loss given to its backward call number ``index``."""
-        made, self._backwards, self._stop_at = self._backwards, 0, index
-        try:
-            replay()
-        except _ReachedBackward as reached:
-            return reached.loss
-        finally:
-            self._backwards, self._stop_at = made, None
-        msg = "A replay of training_step made fewer manual_backward calls than before: make them unconditional."
-        raise RuntimeError(msg)
+                engine.probe(evaluate, loss, samples=self._samples, batch=self._batch)
 
     def _run_manual_closure(self, closure: Callable[[], Any], engine: Engine) -> Any:
         """Run ``opt.step(closure)`` of a manual module: its loss is what the closure gives to backward, or returns.
 
-        A returned loss is for the optimizer that steps alone: no backward call has spread it to the others.
+        A returned loss is for the optimizer that steps alone: no backward call has spread it to the others. Outside a
+        training step, in a hook, the closure is the commit pass.
         """
-        outer = self._replay, self._backwards
-        self._replay, self._backwards = partial(self._forward, closure), 0
-        engine.start_pass()
-        try:
-            loss = self._replay()
-            if self._backwards == 0:
-                self._gather(_loss_of(loss), lambda replay: _loss_of(replay()), [engine])
+        commit = nullcontext() if self._replays.running else self._observing()
+        with commit, self._replays.closure(partial(self._forward, closure)):
+            engine.start_pass()
+            loss = self._replays.run()
+            if self._replays.backwards == 0:
+                self._gather(loss_of(loss), self._replays.returned(), [engine])
             return loss
-        finally:
-            self._replay, self._backwards = outer
 
     def _forward(self, step: Callable[[], Any]) -> Any:
         with self.precision_plugin.train_step_context():
@@ -374,8 +411,9 @@ class PolyStepStrategy(LayoutStrategy):
         targets: list[tuple[Any, str]] = [(m, name) for m in modules for name in _MODULE_SIDE_EFFECTS]
         for optimizer in self._lightning_optimizers:
             targets += [(optimizer, "step"), (optimizer, "zero_grad")]
+        targets += self._stepping.targets() if self._stepping is not None else []
         targets += [(config.scheduler, "step") for config in self.lr_scheduler_configs]
-        loggers = trainer.loggers
+        loggers, optimizers = trainer.loggers, self.optimizers
         trainer.loggers = [DummyLogger() for _ in loggers]
         alone = self.layout.candidates.size == 1
         try:
@@ -383,95 +421,18 @@ class PolyStepStrategy(LayoutStrategy):
                 yield
         finally:
             trainer.loggers = loggers
+            if self.optimizers is not optimizers:  # replaced once more, by a step that runs again
+                self.optimizers = optimizers
 
     def _weight_codes(self, index: int) -> dict[str, Tensor]:
-        if not self._log_per_block:
-            return {}
-        groups = self.engines[index].optimizer.param_groups
-        return weight_codes(self._module, [p for group in groups for p in group["params"]])
+        return step_log.codes(self._module, self.engines[index]) if self._log_per_block else {}
 
     def _log_report(self, index: int, codes: dict[str, Tensor]) -> None:
-        engine, module = self.engines[index], self._module
-        progress, report = engine.optimizer.progress, engine.optimizer.binding.report
-        if module._trainer is None or module._trainer.barebones or not report:
-            return
         suffix = f"/{index}" if len(self.engines) > 1 else ""
-        figures = {**report, "skipped": float(progress.skipped)}
-        if self._log_per_block:
-            binding = engine.optimizer.binding
-            figures |= {f"null_candidates/{name}": share for name, share in binding.null_candidates.items()}
-            figures |= {f"changed_pairs/{name}": share for name, share in binding.changed_pairs.items()}
-            figures |= {
-                f"flip_rate/{name}": share for name, share in flip_rates(codes, self._weight_codes(index)).items()
-            }
-        named = {f"polystep/{name}{suffix}": value for name, value in figures.items()}
-        module.log_dict(named, on_step=True, on_epoch=False, batch_size=max(1, self._samples))
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    @property
-    def checkpoint_io(self) -> CheckpointIO:
-        """How checkpoints are written: with a checksum, unless the Trainer or the user gave something else."""
-        # Decided late: a plugin of the Trainer and one of the strategy are a conflict to Lightning.
-        if self._checkpoint_io is None:
-            self._checkpoint_io = CheckedCheckpointIO()
-        elif isinstance(self._checkpoint_io, _WrappingCheckpointIO):
-            self._checkpoint_io.checkpoint_io = CheckedCheckpointIO()  # ignored where it wraps another already
-        return self._checkpoint_io
-
-    @checkpoint_io.setter
-    def checkpoint_io(self, io: CheckpointIO) -> None:
-        self._checkpoint_io = io
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state, with the step radius that the schedule has reached."""
-        for adoption in self._adoptions:
-            adoption.follow_schedule()
-        state = super().optimizer_state(optimizer)
-        if interruption.all_save(self._module.trainer):
-            next(engine for engine in self.engines if engine.optimizer is optimizer).complete(state)
-        return state
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
-    ) -> None:
-        """Save, with the seed of the data's order and the generators that a resumed run goes on with."""
-        if interruption.refuse_half_a_step(self._module.trainer, filepath):
-            return
-        if "optimizer_states" in checkpoint:  # else weights only
-            checkpoint[_RUN_STATE] = {
-                "data_seed": self._data_seed,
-                "generators": generator_states(),
-                "shards": self.layout.data.size,
-            }
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Restore the module in its final precision; Lightning converts it later, when float64 would have been cut."""
-        self.precision_plugin.convert_module(self._module)
-        super().load_model_state_dict(checkpoint, strict)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore the optimizers, the schedules of those that were replaced, and the order of the data."""
-        self._resume = checkpoint.get(_RUN_STATE, {})
-        self._data_seed = self._resume.get("data_seed", self._data_seed)
-        super().load_optimizer_state_dict(checkpoint)
-        for adoption in self._adoptions:
-            adoption.restore_schedule()
-        shards = self.layout.data.size
-        optimizers = [adoption.optimizer for adoption in self._adoptions]
-        redeal(self._module.trainer, optimizers, self._resume.get("shards", shards), shards)
-
-    @property
-    def _module(self) -> pl.LightningModule:
-        if self.lightning_module is None:
-            msg = "The strategy has no module yet."
-            raise RuntimeError(msg)
-        return self.lightning_module
+        per_block = codes if self._log_per_block else None
+        step_log.log(self._module, self.engines[index], suffix, max(1, self._samples), per_block)
 
 
-# Entry of a checkpoint for what belongs to no module, optimizer, loop or callback.
-_RUN_STATE = "polystep_run"
 _MODULE_SIDE_EFFECTS = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
 
@@ -487,11 +448,6 @@ def _profiled(trainer: pl.Trainer, index: int | None, verb: str) -> Any:
 
 def _callbacks(trainer: pl.Trainer) -> list[Callback]:
     return vars(trainer)["callbacks"]
-
-
-def _loss_of(output: Any) -> Tensor:
-    """Return the loss in what a training step or a closure returned."""
-    return output["loss"] if isinstance(output, Mapping) else output
 
 
 def _batch_size(args: tuple[Any, ...]) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 import numba
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -30,6 +34,16 @@ COLLECTIVE_IN_PROBE = (
     "training_step called torch.distributed.{name} (self.all_gather, or a strategy's reduce, broadcast or barrier) "
     "while candidates are scored; processes score different candidates at the same time, so it would pair wrong ones: "
     "move it to on_train_batch_end, or set data_parallel_size to the number of processes and candidate_parallel_size=1."
+)
+
+STOP_ITERATION = (
+    "StopIteration was raised in {where}, which Lightning would take for the end of the data and so stop without a "
+    "word: an iterator that it takes from is at its end (candidates run the step again, and so take from it too), so "
+    "take what the step needs from the batch."
+)
+
+NO_CLIPPING = (
+    "clip_gradients has no effect under PolyStep, which has no gradients: the step radius `lr` bounds every step."
 )
 
 FORK_AFTER_KERNELS = (
@@ -111,6 +125,53 @@ def collectives_refused() -> Iterator[None]:
         yield
 
 
+class NoStopIteration(AbstractContextManager[None]):
+    """Turn a StopIteration of the body into an error: Lightning's loops would end on it as if the data had.
+
+    Args:
+        where: What the body runs, for the message.
+
+    Raises:
+        RuntimeError: In the place of the StopIteration.
+
+    Example:
+        >>> with NoStopIteration("training_step"):
+        ...     next(iter([]))
+        Traceback (most recent call last):
+        RuntimeError: StopIteration was raised in training_step, ...
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    # No generator: contextlib takes an error that a StopIteration caused inside one for the StopIteration itself.
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, *_traceback: object) -> None:
+        if isinstance(value, StopIteration):
+            raise RuntimeError(STOP_ITERATION.format(where=self._where)) from value
+
+
+@contextmanager
+def no_clipping(precision: Precision) -> Iterator[None]:
+    """Leave out gradient clipping while the body runs, the user's hook for it too: there is nothing to clip.
+
+    Who clips by hand is told, once.
+
+    Args:
+        precision: The Trainer's precision plugin, which clips.
+    """
+    untold = [NO_CLIPPING]
+
+    def tell(*_args: object, **_kwargs: object) -> None:
+        while untold:
+            rank_zero_warn(untold.pop())
+
+    def skip(*_args: object, **_kwargs: object) -> None:
+        pass
+
+    with silenced([(precision, "_clip_gradients")], skip), silenced([(precision, "clip_gradients")], tell):
+        yield
+
+
 def check_synchronised_norms(module: pl.LightningModule) -> None:
     """Refuse batch normalisation that synchronises inside forward, where processes score different candidates.
 
@@ -176,12 +237,54 @@ def wrong_namespace(*_args: object, **_kwargs: object) -> None:
 
 
 def register_refusal(names: Iterable[str] = ("polystep",)) -> None:
-    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, if that package is loaded.
+    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, loaded before or after us.
 
     Args:
         names: All names of the strategy.
     """
-    other = sys.modules.get("lightning.pytorch.strategies")
+    names = list(names)
+    other = sys.modules.get(_OTHER_REGISTRY)
+    if other is not None:
+        _refuse_in(other, names)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(names))
+
+
+# Where lightning.pytorch keeps its strategies' names.
+_OTHER_REGISTRY = "lightning.pytorch.strategies"
+
+
+def _refuse_in(other: ModuleType, names: Iterable[str]) -> None:
     for name in names:
-        if other is not None and name not in other.StrategyRegistry:
+        if name not in other.StrategyRegistry:
             other.StrategyRegistry.register(name, wrong_namespace, description=WRONG_NAMESPACE)
+
+
+class _AfterImport(MetaPathFinder):
+    """Waits for the other package to be imported, which loads as it would have, and registers the refusal in it.
+
+    Args:
+        names: All names of the strategy.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del target
+        if fullname != _OTHER_REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path)
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def execute_and_refuse(module: ModuleType) -> None:
+                execute(module)
+                _refuse_in(module, self._names)
+
+            vars(loader)["exec_module"] = execute_and_refuse
+        return spec

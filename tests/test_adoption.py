@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
-from pytorch_lightning.callbacks import BaseFinetuning
+from pytorch_lightning.callbacks import BaseFinetuning, LearningRateFinder, LearningRateMonitor
 from pytorch_lightning.core.optimizer import _MockOptimizer
+from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.lr_scheduler import (
@@ -17,8 +20,9 @@ from torch.optim.lr_scheduler import (
 )
 
 from lightning_polystep import Engine, PolyStep
-from lightning_polystep.adoption import Adoption, adopt
-from tests.helpers.boring import Boring, loader, trainer
+from lightning_polystep.adoption import Adoption, adopt, adopt_all
+from lightning_polystep.results import parameters_sha256
+from tests.helpers.boring import Boring, CountingLogger, loader, trainer
 
 REPLACED = pytest.mark.filterwarnings("ignore:configure_optimizers returned .*, which needs gradients")
 
@@ -158,19 +162,128 @@ def test_every_group_follows_its_own_schedule(module):
     adoption.follow_schedule()
     scheduler.step()
     adoption.follow_schedule()
-    assert [group["lr"] for group in adoption.optimizer.param_groups] == pytest.approx([0.05, 0.1])
+    assert [group["lr"] for group in adoption.optimizer.param_groups] == pytest.approx([0.05, 1e-4])
 
 
-def test_a_learning_rate_of_zero_leaves_the_radius(module):
-    adoption = replaced(torch.optim.SGD(module.parameters(), lr=0.0), module)
-    adoption.follow_schedule()
-    assert adoption.optimizer.param_groups[0]["lr"] == 0.1
+def grouped(module, *rates, kind=torch.optim.Adam):
+    return kind([{"params": layer.parameters(), "lr": rate} for layer, rate in zip(module, rates, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [((1e-5, 1e-3), [0.002, 0.2]), ((0.0, 1e-3), [0.0, 0.2]), ((1e-3, 0.0), [0.2, 0.0]), ((3.0, 3.0), [0.2, 0.2])],
+)
+def test_the_ratios_of_the_groups_count_and_zero_freezes(module, rates, expected):
+    adoption = replaced(grouped(module, *rates), module, lr=0.2)
+    assert [group["lr"] for group in adoption.optimizer.param_groups] == pytest.approx(expected, abs=0)
+
+
+def test_a_group_of_zero_may_be_set_free_later(module):
+    foreign = grouped(module, 0.0, 1e-3)
+    adoption = replaced(foreign, module, lr=0.2)
+    foreign.param_groups[0]["lr"] = 5e-4
+    assert radii(adoption) == pytest.approx([0.1, 0.2])
+
+
+def test_the_ratios_of_optimizers_of_one_class_count(module):
+    returned = [torch.optim.Adam(module[0].parameters(), 1e-4), torch.optim.Adam(module[1].parameters(), 4e-4)]
+    with pytest.warns(UserWarning, match="returned Adam"):
+        first, second = adopt_all(returned, module, "replace", {"lr": 0.2})
+    assert (*radii(first), *radii(second)) == pytest.approx((0.05, 0.2))
+    returned[1] = torch.optim.SGD(module[1].parameters(), 10.0)  # of another class: rates cannot be compared
+    with pytest.warns(UserWarning, match="returned"):
+        first, second = adopt_all(returned, module, "replace", {"lr": 0.2})
+    assert (*radii(first), *radii(second)) == pytest.approx((0.2, 0.2))
+
+
+def test_a_learning_rate_of_zero_holds_still_and_says_so(module):
+    foreign = torch.optim.SGD(module.parameters(), lr=0.0)
+    with pytest.warns(UserWarning, match="learning rate of SGD is 0, so nothing moves"):
+        adoption = replaced(foreign, module)
+    assert radii(adoption) == [0.0]
+    foreign.param_groups[0]["lr"] = 1.0
+    assert radii(adoption) == [0.1]
+
+
+@REPLACED
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_a_frozen_group_keeps_its_bits(tmp_path, kind):
+    module = Boring(lambda m: grouped([m.net[0], m.net[3]], 0.0, 1e-3, kind=kind))
+    before = [parameters_sha256(layer) for layer in (module.net[0], module.net[3])]
+    trainer(tmp_path).fit(module, loader())
+    after = [parameters_sha256(layer) for layer in (module.net[0], module.net[3])]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+
+
+# --- who looks at the radius ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1e-3, torch.tensor(1e-3)], ids=["float", "tensor"])
+def test_the_radius_is_up_to_date_as_soon_as_the_schedule_is(module, rate):
+    foreign = torch.optim.Adam(module.parameters(), lr=rate)
+    scheduler = StepLR(foreign, 1, gamma=0.5)
+    group = replaced(foreign, module, lr=0.2).optimizer.param_groups[0]
+    for ratio in (0.5, 0.25):
+        scheduler.step()
+        assert group["lr"] == group.get("lr") == pytest.approx(0.2 * ratio)
+
+
+@REPLACED
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_monitor_logs_the_radius_that_is_used(tmp_path, interval):
+    class Scheduled(Boring):
+        used = ()
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+            scheduler = StepLR(optimizer, 1, gamma=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+        def on_before_optimizer_step(self, optimizer):
+            self.used += (optimizer.param_groups[0]["lr"],)
+
+    module, logger = Scheduled(), CountingLogger()
+    callbacks = [LearningRateMonitor(logging_interval=interval)]
+    trainer(tmp_path, max_epochs=4, logger=logger, callbacks=callbacks, log_every_n_steps=1).fit(module, loader(1))
+    assert module.used == pytest.approx((0.1, 0.05, 0.025, 0.0125))
+    assert tuple(logger.history["lr-PolyStep"]) == module.used
+
+
+def test_a_copy_of_an_adopted_optimizer_follows_nothing(module):
+    adoption = replaced(torch.optim.Adam(module.parameters(), lr=1e-3), module, lr=0.2)
+    copied = copy.deepcopy(adoption.optimizer)
+    assert type(copied.param_groups[0]) is dict
+    assert copied.param_groups[0]["lr"] == 0.2
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 1e-3, 0.7])
+@pytest.mark.parametrize("gamma", [0.1, 0.3, 0.9])
+def test_a_restored_schedule_has_the_same_bits(module, rate, gamma):
+    def adopted():
+        foreign = torch.optim.Adam(module.parameters(), lr=rate)
+        return StepLR(foreign, 1, gamma=gamma), replaced(foreign, module)
+
+    scheduler, adoption = adopted()
+    for _ in range(5):
+        continued, resumed = adopted()
+        resumed.optimizer.load_state_dict(adoption.optimizer.state_dict())
+        resumed.restore_schedule()
+        continued.load_state_dict(scheduler.state_dict())
+        for each in (scheduler, continued):
+            each.step()
+        assert radii(resumed) == radii(adoption)
 
 
 def test_restoring_brings_the_foreign_rate_to_the_same_ratio(module):
     foreign = torch.optim.Adam(module.parameters(), lr=1e-3)
     adoption = replaced(foreign, module, lr=0.2)
-    adoption.optimizer.param_groups[0]["lr"] = 0.05  # as a checkpoint brings it
+    state = adoption.optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 0.05
+    del state["param_groups"][0]["foreign_lr"]  # as an earlier version saved it
+    adoption.optimizer.load_state_dict(state)
     adoption.restore_schedule()
     assert foreign.param_groups[0]["lr"] == pytest.approx(2.5e-4)
     adoption.follow_schedule()
@@ -229,9 +342,9 @@ def test_a_radius_set_by_hand_is_used_and_scheduled_from_then_on(module):
     adoption, scheduler = halving(module)
     assert radii(adoption) == [0.2, 0.2]
     scheduler.step()
-    adoption.optimizer.param_groups[0]["lr"] = 0.3
-    with pytest.warns(UserWarning, match=f"{SET_BY_HAND} 0.2 to 0.3") as caught:
-        assert radii(adoption) == [0.3, 0.1]
+    with pytest.warns(UserWarning, match=f"{SET_BY_HAND} 0.1 to 0.3") as caught:
+        adoption.optimizer.param_groups[0]["lr"] = 0.3
+    assert radii(adoption) == [0.3, 0.1]
     assert radii(adoption) == [0.3, 0.1]
     scheduler.step()
     assert radii(adoption) == pytest.approx([0.15, 0.05])
@@ -245,9 +358,9 @@ def test_a_radius_set_by_hand_where_the_schedule_is_at_zero(module):
     scheduler = LambdaLR(foreign, lambda epoch: epoch / 2)
     adoption = replaced(foreign, module, lr=0.2)
     assert radii(adoption) == [0]
-    adoption.optimizer.param_groups[0]["lr"] = 0.3
     with pytest.warns(UserWarning, match=SET_BY_HAND):
-        assert radii(adoption) == [0.3]
+        adoption.optimizer.param_groups[0]["lr"] = 0.3
+    assert radii(adoption) == [0.3]
     scheduler.step()
     assert radii(adoption) == pytest.approx([0.15])
 
@@ -256,9 +369,8 @@ def test_a_radius_set_by_hand_survives_a_resume(module):
     adoption, scheduler = halving(module)
     assert radii(adoption) == [0.2, 0.2]
     scheduler.step()
-    adoption.optimizer.param_groups[0]["lr"] = 0.3
     with pytest.warns(UserWarning, match=SET_BY_HAND):
-        adoption.follow_schedule()
+        adoption.optimizer.param_groups[0]["lr"] = 0.3
     resumed, continued = halving(module)
     resumed.optimizer.load_state_dict(adoption.optimizer.state_dict())
     resumed.restore_schedule()
@@ -304,6 +416,61 @@ def test_cycles_of_a_module_never_step_farther_than_the_radius(tmp_path):
     trainer(tmp_path).fit(module, loader(batches=6))
     assert max(module.used) == pytest.approx(0.1)
     assert min(module.used) == pytest.approx(0.01)
+
+
+# --- the learning rate finder -----------------------------------------------------------------------------------------
+
+
+class Tunable(Boring):
+    """Its learning rate is an attribute, which the finder sets."""
+
+    def __init__(self, make):
+        super().__init__(lambda module: make(module, module.lr))
+        self.lr = 1e-3
+
+
+def tuned(tmp_path, module, *, same_trainer=True):
+    """Find a learning rate, then fit; return the finder's suggestion and the radii that the fit starts with."""
+    options = {"max_epochs": 2, "limit_val_batches": 0}
+    run = trainer(tmp_path, **options)
+    found = Tuner(run).lr_find(module, loader(16), num_training=16, min_lr=1e-3).suggestion()
+    assert module.lr == found
+    run = run if same_trainer else trainer(tmp_path, **options)
+    run.fit(module, loader(2))
+    return found, [group["lr"] for group in run.optimizers[0].param_groups]
+
+
+@REPLACED
+@pytest.mark.parametrize("same_trainer", [True, False])
+@pytest.mark.parametrize(
+    ("make", "ratios"),
+    [
+        (lambda m, lr: torch.optim.Adam(m.parameters(), lr=lr), [1]),
+        (lambda m, lr: PolyStep(m.parameters(), lr=lr), [1]),
+        (lambda m, lr: None, [1]),
+        (lambda m, lr: grouped([m.net[0], m.net[3]], 0.1 * lr, lr), [0.1, 1]),
+    ],
+    ids=["Adam", "PolyStep", "None", "groups"],
+)
+def test_a_learning_rate_that_was_found_is_the_step_radius(tmp_path, make, ratios, same_trainer):
+    found, used = tuned(tmp_path, Tunable(make), same_trainer=same_trainer)
+    assert used == pytest.approx([found * ratio for ratio in ratios], rel=1e-12)
+
+
+@REPLACED
+def test_a_learning_rate_that_was_found_and_is_not_used_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"finder has found a step radius of .* so it is ignored: return .*PolyStep"):
+        _, used = tuned(tmp_path, Tunable(lambda m, lr: torch.optim.Adam(m.parameters(), lr=3e-3)))
+    assert used == [0.1]
+
+
+@REPLACED
+def test_a_finder_among_the_callbacks_sets_the_radius_of_its_own_fit(tmp_path):
+    module = Tunable(lambda m, lr: torch.optim.Adam(m.parameters(), lr=lr))
+    finder = LearningRateFinder(num_training_steps=16, min_lr=1e-3)
+    run = trainer(tmp_path, callbacks=[finder], limit_val_batches=0)
+    run.fit(module, loader(16))
+    assert run.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion() == module.lr
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from datamodules import TensorImages
@@ -100,6 +101,16 @@ def test_a_loss_in_a_dictionary():
     trainer = AuditTrainer(logger=False, accelerator="cpu", devices=1, enable_checkpointing=False)
     assert trainer.audit(Dictionary(nn.Sequential(nn.Flatten(), nn.Linear(16, 10)))).share == 1
     assert isinstance(trainer, pl.Trainer)
+
+
+def test_a_loader_without_a_batch_is_named():
+    class Empty(Model):
+        def train_dataloader(self):
+            return []
+
+    trainer = AuditTrainer(logger=False, accelerator="cpu", devices=1, enable_checkpointing=False)
+    with pytest.raises(MisconfigurationException, match="no batch to audit"):
+        trainer.audit(Empty(nn.Sequential(nn.Flatten(), nn.Linear(16, 10))))
 
 
 def test_the_table_names_every_parameter(capsys):

@@ -2,16 +2,25 @@
 
 import argparse
 import errno
+import json
 import os
+import pickle
 import random
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.plugins.io import AsyncCheckpointIO
 
 from lightning_polystep import PolyStepStrategy, checkpoints
-from lightning_polystep.checkpoints import CheckedCheckpointIO, DamagedCheckpointError, newest_intact
+from lightning_polystep.checkpoints import (
+    CheckedCheckpointIO,
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    newest_intact,
+)
 from tests.helpers.boring import Boring, loader, polystep, trainer
 
 STATE = {"global_step": 7, "state_dict": {"weight": torch.arange(300.0).reshape(3, 100)}, "names": ["a", "b"]}
@@ -104,6 +113,106 @@ def test_the_refusal_says_that_there_is_no_other(saved):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone.ckpt"):
         CheckedCheckpointIO().load_checkpoint(tmp_path / "gone.ckpt")
+
+
+def numpy_archive(path):
+    np.savez(path.with_suffix(".npz"), a=np.arange(300))
+    path.with_suffix(".npz").rename(path)
+
+
+def zip_archive(path, records=(("readme.txt", "words " * 100),)):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records:
+            archive.writestr(name, content)
+
+
+def safetensors(path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def without_a_record(path):
+    torch.save(STATE, path)
+    with zipfile.ZipFile(path) as archive:
+        kept = [(name, archive.read(name)) for name in archive.namelist() if not name.endswith("data/0")]
+    zip_archive(path, kept)
+
+
+def legacy(protocol):
+    return lambda path: torch.save(STATE, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+
+
+# Files that are whole, but no checkpoints: how they are made, and words that name them.
+KINDS = {
+    "legacy": (legacy(2), "of the legacy format of torch.save"),
+    "legacy, other protocol": (legacy(4), "of the legacy format of torch.save"),
+    "TorchScript": (lambda path: torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(path), "TorchScript"),
+    "NumPy": (numpy_archive, "not one that torch.save wrote"),
+    "zip": (zip_archive, "not one that torch.save wrote"),
+    "missing record": (without_a_record, "not one that torch.save wrote"),
+    "LFS": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"),
+        "git lfs pull",
+    ),
+    "safetensors": (safetensors, "safetensors"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_checkpoint_is_named_and_not_called_damaged(tmp_path, kind):
+    path = tmp_path / "a.ckpt"
+    write, words = KINDS[kind]
+    write(path)
+    with pytest.raises(ForeignCheckpointError) as refused:
+        CheckedCheckpointIO().load_checkpoint(path)
+    message = str(refused.value)
+    assert words in message
+    assert "damaged" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it has only 0 bytes"),
+        (b"loss: 0.3\n", "it is a text that begins with 'loss: 0.3'"),
+        (b"<!DOCTYPE html>\n" + b"<p>" * 3000, "it is a text that begins with '<!DOCTYPE html>'"),
+        ("größer\n".encode() * 900, "it is a text that begins with 'größer'"),
+        (bytes(5000), "its end is missing or overwritten"),
+        (pickle.dumps({"a": 1}), "it has only"),
+        (pickle.dumps(list(range(500))), "its end is missing or overwritten, or it is no file of torch.save"),
+    ],
+    ids=["empty", "text", "web page", "umlauts", "zeros", "small pickle", "pickle"],
+)
+def test_what_is_no_archive_is_refused_in_one_sentence(tmp_path, content, words):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError) as refused:
+        CheckedCheckpointIO().load_checkpoint(path)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"w": torch.ones(2)}, "holds weights alone"),
+        ({"state_dict": {}}, "entries without pytorch-lightning_version"),
+        ({"epoch": 3}, "entries without state_dict, pytorch-lightning_version"),
+        ([1, 2], "holds a list"),
+        (torch.ones(2), "holds a Tensor"),
+    ],
+    ids=["weights", "no version", "neither", "list", "tensor"],
+)
+@pytest.mark.parametrize("way", ["fit", "validate", "test", "predict"])
+def test_what_is_no_checkpoint_of_a_trainer_is_refused_on_every_way_in(tmp_path, content, words, way):
+    path = tmp_path / "a.ckpt"
+    torch.save(content, path)
+    run = getattr(trainer(tmp_path), way)
+    with pytest.raises(ForeignCheckpointError, match=words):
+        run(Boring(polystep), loader(batches=2), ckpt_path=path)
 
 
 class Full:

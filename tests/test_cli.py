@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from jsonargparse import ArgumentError
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_polystep import PolyStep, PolyStepStrategy
+from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.cli import main
+from lightning_polystep.schedules import Cosine
+from lightning_polystep.transport import Sinkhorn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -105,6 +109,44 @@ def test_fit_trains_tests_the_best_checkpoint_and_writes_its_results(config):
     assert len(record["parameters_sha256"]) == 64
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.3 * 0.5**2)
     assert (Path(cli.trainer.log_dir) / "config.yaml").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_config_chooses_a_transport_and_a_schedule_and_its_checkpoint_goes_on(config):
+    """Also with the config that the run saved, and from a file of names and numbers."""
+
+    def change(settings):
+        settings["optimizer"]["init_args"] |= {
+            "transport": {
+                "class_path": "lightning_polystep.transport.Sinkhorn",
+                "init_args": {"tolerance": 1e-3, "columns": [0.125] * 8},
+            },
+            "epsilon": {
+                "class_path": "lightning_polystep.schedules.Cosine",
+                "init_args": {"start": 2.0, "end": 1.0, "steps": 4},
+            },
+        }
+
+    first = main(["fit", "--config", config(change), "--test_after_fit=false"])
+    saved = str(Path(first.trainer.log_dir) / "config.yaml")
+    again = main(["fit", "--config", saved, "--test_after_fit=false"])
+    assert results(first)["parameters_sha256"] == results(again)["parameters_sha256"]
+    path = first.trainer.checkpoint_callback.best_model_path
+    (group,) = torch.load(path, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert group["transport"]["name"] == "sinkhorn"
+    assert group["epsilon"] == {"name": "cosine", "start": 2.0, "end": 1.0, "steps": 4}
+    on = main(["fit", "--config", saved, "--test_after_fit=false", "--ckpt_path", path, "--trainer.max_epochs=3"])
+    (group,) = on.trainer.optimizers[0].param_groups
+    assert group["transport"] == Sinkhorn(tolerance=1e-3, columns=(0.125,) * 8)
+    assert group["epsilon"] == Cosine(2.0, 1.0, steps=4)
+    assert float(on.trainer.callback_metrics["polystep/marginal_error"]) < 1e-2
+
+
+def test_the_command_line_names_a_transport(config):
+    arguments = ["fit", "--config", config(), "--test_after_fit=false", "--trainer.max_epochs=1"]
+    cli = main([*arguments, "--optimizer.transport=sample", "--optimizer.epsilon=0.5"])
+    (group,) = cli.trainer.optimizers[0].param_groups
+    assert (group["transport"], group["epsilon"]) == ("sample", 0.5)
 
 
 def test_the_best_checkpoint_is_what_is_tested(config):
@@ -269,6 +311,7 @@ def refused(capfd, *arguments):
         ("--optimizer.subspace=fancy", ["subspace", "fancy", "inputs", "gaussian", "full"]),
         ("--optimizer.polytope=pyramid", ["polytope", "pyramid", "orthoplex", "simplex", "cube"]),
         ("--optimizer.momentum=2", ["momentum=2", "must be in [0, 1)"]),
+        ("--optimizer.transport=hard", ["transport", "hard", "softmax", "sinkhorn", "kl", "sample"]),
         ("--optimizer.learning_rate=1", ["learning_rate"]),
         ("--optimizer.lr=big", ["lr", "big", "float"]),
         ("--optimizer=lightning_polystep.PolyStop", ["PolyStop"]),
@@ -290,12 +333,27 @@ def test_mistakes_on_the_command_line_get_readable_errors(config, capfd, argumen
     [
         (lambda s: s["optimizer"]["init_args"].update(subspace="fancy"), ["subspace", "fancy", "gaussian"]),
         (lambda s: s["optimizer"]["init_args"].update(lr=-1), ["lr=-1", "at least 0"]),
+        (
+            lambda s: s["optimizer"]["init_args"].update(
+                transport={"class_path": "lightning_polystep.transport.KLRelaxed", "init_args": {"tau": -1}}
+            ),
+            ["tau=-1", "the price must be at least 0"],
+        ),
+        (
+            lambda s: s["optimizer"]["init_args"].update(
+                epsilon={
+                    "class_path": "lightning_polystep.schedules.Linear",
+                    "init_args": {"start": 1, "end": 0, "steps": 5},
+                }
+            ),
+            ["Linear(start=1", "the temperature must be above 0"],
+        ),
         (lambda s: s["optimizer"].update(class_path="lightning_polystep.Polystep"), ["lightning_polystep.Polystep"]),
         (lambda s: s["trainer"]["strategy"]["init_args"].update(foreign_optimizer="no"), ["foreign_optimizer", "'no'"]),
         (lambda s: s["model"]["init_args"].update(network="models.SpikingMLQ"), ["models.SpikingMLQ"]),
         (lambda s: s.update(optimiser={"lr": 1}), ["optimiser"]),
     ],
-    ids=["subspace", "lr", "class path", "strategy", "network", "unknown key"],
+    ids=["subspace", "lr", "transport", "schedule", "class path", "strategy", "network", "unknown key"],
 )
 def test_mistakes_in_a_config_get_readable_errors(config, capfd, change, words):
     message = refused(capfd, "fit", "--config", config(change))
@@ -305,3 +363,119 @@ def test_mistakes_in_a_config_get_readable_errors(config, capfd, change, words):
 
 def test_a_missing_config_is_named(capfd):
     assert "nowhere.yaml" in refused(capfd, "fit", "--config", "nowhere.yaml")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+COMMANDS = ["fit", "validate", "test", "predict"]
+
+
+def without_optimizer(settings):
+    """Only ``fit`` has these; its other keys are those of all commands."""
+    for key in ("optimizer", "lr_scheduler"):
+        settings.pop(key)
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path):
+    """A checkpoint of a short fit, as a dictionary, and a function that saves it with other hyperparameters."""
+    cli = main(["fit", "--config", config(), "--test_after_fit", "false"])
+    content = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
+
+    def save(**hyper_parameters):
+        path = tmp_path / "changed.ckpt"
+        CheckedCheckpointIO().save_checkpoint({**content, "hyper_parameters": hyper_parameters}, path)
+        return str(path)
+
+    return save
+
+
+SPY = """
+import pathlib
+import pytorch_lightning as pl
+pathlib.Path({mark!r}).touch()
+class Spy(pl.LightningModule):
+    pass
+"""
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "hyper_parameters",
+    [
+        {"_class_path": "spy_on_me.Spy", "_instantiator": "pytorch_lightning.cli.instantiate_module"},
+        {"_class_path": "spy_on_me.Spy"},
+        {"class_path": "spy_on_me.Spy", "init_args": {}},
+        {"network": {"class_path": "spy_on_me.Spy"}},
+        {"_class_path": "models.Classifier", "network": {"class_path": "spy_on_me.Spy"}},
+    ],
+    ids=["as Lightning saves it", "class path", "as a config", "nested", "nested in a known class"],
+)
+def test_classes_that_a_checkpoint_names_are_neither_imported_nor_built(
+    config, checkpoint, tmp_path, monkeypatch, command, hyper_parameters
+):
+    mark = tmp_path / "imported"
+    (tmp_path / "spy_on_me.py").write_text(SPY.format(mark=str(mark)), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = checkpoint(**hyper_parameters)
+    change = (lambda _settings: None) if command == "fit" else without_optimizer
+    more = ["--test_after_fit", "false", "--trainer.max_epochs", "3"] if command == "fit" else []
+    told = r"saved (by |with network\.class_path=)'spy_on_me\.Spy', and (--model says|the arguments say) 'models\."
+    warns = "_class_path" in hyper_parameters or "network" in hyper_parameters
+    if command == "predict":
+        monkeypatch.setattr("datamodules.Digits.predict_dataloader", lambda self: self.test_dataloader(), raising=False)
+        monkeypatch.setattr("models.Classifier.predict_step", lambda self, batch, _index: batch[1], raising=False)
+    with pytest.warns(UserWarning, match=told) if warns else nullcontext():
+        cli = main([command, "--config", config(change), "--ckpt_path", path, *more])
+    assert type(cli.model).__name__ == "Classifier"
+    assert not mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+def test_hyperparameters_that_differ_are_told_and_do_not_count(config, checkpoint):
+    network = {"class_path": "models.SpikingMLP", "init_args": {"sizes": [64, 8, 10], "num_steps": 9}}
+    path = checkpoint(_class_path="models.Classifier", network=network, unknown=3)
+    with pytest.warns(UserWarning, match=r"saved with network\.init_args\.num_steps=9, and the arguments say 4"):
+        cli = main(["test", "--config", config(without_optimizer), "--ckpt_path", path])
+    assert "test/accuracy" in cli.trainer.callback_metrics
+
+
+def test_hyperparameters_that_agree_are_not_worth_a_word(config, checkpoint, recwarn):
+    main(["test", "--config", config(without_optimizer), "--ckpt_path", checkpoint(_class_path="models.Classifier")])
+    assert not [each for each in recwarn if "checkpoint was saved" in str(each.message)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "it has only 0 bytes"),
+        (lambda path: path.write_text("no checkpoint\n"), "it is a text that begins with 'no checkpoint'"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "is damaged"),
+        (lambda path: path.unlink(), "There is no checkpoint"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+        (lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), "of the legacy format of torch.save"),
+        (lambda path: torch.save({"w": torch.ones(2)}, path), "holds weights alone"),
+        (lambda path: torch.save({"a": Path("/")}, path), "holds objects beside tensors"),
+    ],
+    ids=["empty", "text", "end", "cut", "missing", "folder", "legacy", "weights", "objects"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(config, tmp_path, capfd, command, make, words):
+    path = tmp_path / "a.ckpt"
+    CheckedCheckpointIO().save_checkpoint(
+        {"state_dict": {"w": torch.randn(5000)}, "pytorch-lightning_version": "2"}, path
+    )
+    make(path)
+    change = (lambda _settings: None) if command == "fit" else without_optimizer
+    message = refused(capfd, command, "--config", config(change), "--ckpt_path", str(path))
+    assert words in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available")
+def test_names_of_checkpoints_are_left_to_the_trainer(config, capfd):
+    main(["test", "--config", config(without_optimizer), "--ckpt_path", "last"])
+    assert 'ckpt_path="best"' in refused(capfd, "test", "--config", config(without_optimizer), "--ckpt_path", "best")

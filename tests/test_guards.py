@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_polystep import Engine
 from lightning_polystep.guards import check_group, check_loss, check_owned, check_parameters, check_state
 from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.results import parameters_sha256
+from lightning_polystep.schedules import Linear
+from lightning_polystep.transport import Sinkhorn
 
 
 @pytest.fixture
@@ -30,12 +34,92 @@ def group():
         ("particle_dim", 0, r"particle_dim=0\): use at least 1, or None"),
         ("subspace", "input", r"subspace='input'\): choose from inputs, gaussian, full"),
         ("polytope", "sphere", r"polytope='sphere'\): choose from simplex, orthoplex, cube"),
-        ("transport", "hard", r"transport='hard'\): choose from softmax"),
+        ("transport", "hard", r"transport='hard'\): choose from softmax, sinkhorn, kl, sample, or give one of"),
+        ("transport", None, r"transport=None\): choose from softmax"),
+        ("transport", {"class_path": "Sinkhorn"}, "choose from softmax"),
+        ("transport", Sinkhorn, r"choose from softmax, sinkhorn, kl, sample, or give one of"),
+        ("epsilon", Linear(1.0, 0.0, steps=3), r"epsilon=Linear\(.*: the temperature must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(group, name, value, message):
     with pytest.raises(ValueError, match=message):
         check_group({**group, name: value})
+
+
+INFINITE = [float("inf"), float("nan"), torch.tensor(float("inf"))]
+
+
+@pytest.mark.parametrize("name", ["lr", "probe_radius", "epsilon", "momentum", "weight_decay", "whitening"])
+@pytest.mark.parametrize("value", INFINITE, ids=["inf", "nan", "tensor"])
+def test_numbers_have_to_be_finite(group, name, value):
+    with pytest.raises(ValueError, match=rf"PolyStep\({name}=.*(inf|nan).*\): [^\n]*, and finite\.$"):
+        check_group({**group, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "0.1"),
+        ("lr", True),
+        ("lr", None),
+        ("lr", [0.1]),
+        ("lr", torch.ones(2)),
+        ("weight_decay", "none"),
+        ("momentum", 1j),
+        ("rank", 2.5),
+        ("rank", "4"),
+        ("rotations", None),
+        ("response_grid", 9.0),
+        ("particle_dim", True),
+        ("subspace", ["inputs"]),
+        ("polytope", None),
+        ("transport", 3),
+        ("maximize", "yes"),
+    ],
+)
+def test_wrong_types_are_refused_in_one_sentence(group, name, value):
+    message = rf"PolyStep\({name}=[^\n]*\): [^\n]*; it must be a [a-z ]+, and this is of type \w+\.$"
+    for error in (TypeError, ValueError):
+        with pytest.raises(error, match=message):
+            check_group({**group, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("importance_sampling", "x"), ("importance_sampling", -1), ("seed", 1.5), ("seed", "a"), ("lr", "a")],
+)
+def test_the_optimizer_refuses_them_as_well(name, value):
+    with pytest.raises(ValueError, match=rf"PolyStep\({name}="):
+        PolyStep([nn.Parameter(torch.zeros(1))], **{name: value})
+
+
+def test_a_module_in_the_place_of_its_parameters():
+    with pytest.raises(TypeError, match=r"PolyStep\(Linear\(\.\.\.\)\): it takes parameters"):
+        PolyStep(nn.Linear(1, 1))
+
+
+def test_the_arguments_of_an_engine():
+    model = nn.Linear(1, 1)
+    optimizer = PolyStep(model.parameters())
+    for options in ({"evaluation": "Auto"}, {"memory_budget": 0}, {"max_candidates": -5}, {"max_candidates": 1.5}):
+        with pytest.raises(ValueError, match=rf"Engine\({next(iter(options))}="):
+            Engine(model, optimizer, **options)
+    with pytest.raises(TypeError, match=r"Engine\(optimizer=Adam\(\.\.\.\)\): it must be lightning_polystep\.PolyStep"):
+        Engine(model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(TypeError, match=r"it must be a torch\.nn\.Module"):
+        Engine(lambda x: x, optimizer)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "probe_radius", "momentum", "epsilon"])
+def test_a_number_that_is_set_to_infinity_while_training_moves_nothing(name):
+    model = nn.Linear(2, 1)
+    optimizer = PolyStep(model.parameters(), seed=0)
+    engine = Engine(model, optimizer, announce=None)
+    optimizer.param_groups[0][name] = float("inf")
+    before = parameters_sha256(model)
+    with pytest.raises(ValueError, match=f"{name} was set to inf during training"):
+        engine.step(lambda: model(torch.ones(3, 2)).square().mean())
+    assert parameters_sha256(model) == before
 
 
 @pytest.mark.parametrize(
@@ -49,6 +133,9 @@ def test_values_out_of_range_are_refused(group, name, value, message):
         {"rank": 1},
         {"particle_dim": 1},
         {"polytope": "cube"},
+        {"transport": "kl"},
+        {"transport": Sinkhorn(tolerance=0.1)},
+        {"epsilon": Linear(1.0, 0.5, steps=3)},
         {"lr": torch.tensor(0.1)},
     ],
 )
@@ -81,9 +168,16 @@ def test_lazy_parameters_and_buffers_are_refused():
         check_parameters(nn.Sequential(nn.Linear(1, 1), norm))
 
 
-def test_integer_parameters_are_refused():
-    with pytest.raises(ValueError, match=r"extra holds integers \(1 such parameter\(s\)\).*register the integers"):
-        check_parameters(with_parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False))
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integer_parameters_are_frozen_and_so_accepted(dtype):
+    check_parameters(with_parameter(torch.zeros(2).to(dtype), requires_grad=False))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4)])
+def test_empty_parameters_are_accepted_beside_others_only(shape):
+    check_parameters(with_parameter(torch.zeros(shape)))
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        check_parameters(nn.ParameterList([torch.zeros(shape)]))
 
 
 def test_complex_parameters_are_refused_unless_frozen():

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 
 import pytest
 import pytorch_lightning as pl
@@ -79,6 +80,84 @@ def test_a_signal_in_validation_keeps_the_training_exact(tmp_path):
     ended, seen = interrupted(tmp_path, Signalled(signal.SIGTERM, at=3, stage="validation"))
     assert ended.code == 143
     assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), data()) == whole[len(seen) :]
+
+
+class Pressed(pl.Callback):
+    """Presses Ctrl+C at a hook, the n-th time that it is called, and takes note of what comes after."""
+
+    def __init__(self, hook, at=1):
+        self.left, self.after = at, []
+        setattr(self, hook, self.press)
+        for name in ("on_validation_batch_start", "on_train_batch_start"):
+            if name != hook:
+                setattr(self, name, lambda *_args, name=name: self.left > 0 or self.after.append(name))
+
+    def press(self, *_args):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the interpreter handles signals between instructions
+
+
+HOOKS = [
+    "on_validation_start",
+    "on_validation_epoch_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_epoch_end",
+    "on_train_end",
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize(("interval", "last"), [(0.4, False), (1.0, True)], ids=["within an epoch", "after the last"])
+def test_ctrl_c_at_any_hook_stops_and_goes_on_exactly(tmp_path, hook, interval, last):
+    options = {"val_check_interval": interval, "num_sanity_val_steps": 0}
+    batches = {"on_validation_batch_start": 2, "on_validation_batch_end": 2, "on_train_batch_start": BATCHES}
+    per_epoch = batches.get(hook, 1) * (2 if "validation" in hook and interval < 1 else 1)
+    at = 1 if hook == "on_train_end" else per_epoch * EPOCHS if last else 2
+    whole = run_whole(tmp_path, Noisy(), data(), **options)
+    module, pressed, hashes = Noisy(), Pressed(hook, at), Hashes()
+    saver = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    run = trainer(tmp_path, max_epochs=EPOCHS, callbacks=[pressed, hashes, saver], enable_checkpointing=True, **options)
+    pl.seed_everything(7, verbose=False)
+    with pytest.raises(SystemExit) as ended:
+        run.fit(module, data())
+    assert ended.value.code == 1
+    assert pressed.left == 0
+    # Between epochs the first batch of the next one is waited for.
+    waits = hook == "on_train_epoch_start" or (hook == "on_train_epoch_end" and not last)
+    assert pressed.after == ["on_train_batch_start"] * waits
+    seen = hashes.seen
+    assert seen == whole[: len(seen)]
+    assert run_rest(tmp_path / "interrupted.ckpt", Noisy(), data(), **options) == whole[len(seen) :]
+    assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_ctrl_c_in_a_validation_step_stops_at_once(tmp_path):
+    ended, seen = interrupted(tmp_path, Signalled(signal.SIGINT, at=6, stage="validation"), num_sanity_val_steps=0)
+    assert (ended.code, len(seen)) == (1, 3 * BATCHES)
+    assert LEFT["validation"] == 0, "no other batch was validated"
+
+
+def test_ctrl_c_after_an_epoch_that_was_cut_short_is_not_lost(tmp_path):
+    class Short(Noisy):
+        """Skips the rest of every epoch at its third batch."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                if self.current_epoch == EPOCHS - 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.01)
+                return -1
+            return None
+
+    ended, _ = interrupted(tmp_path, Short(), limit_val_batches=0)
+    assert isinstance(ended, SystemExit)
 
 
 class SignalledRank(Boring):

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import io
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from torch.optim import lr_scheduler
 from lightning_polystep.engine import Engine
 from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.schedules import Cosine, Linear
 from lightning_polystep.step import transport
+from lightning_polystep.transport import KLRelaxed, Sample, Sinkhorn, Softmax, Transport, Weights
 
 
 def digest(module):
@@ -64,7 +68,9 @@ def scripted(lr=0.5, momentum=0.25, rows=(0, 2), **options):
 
 def barycentres(costs, rows):
     """sqrt(2) times the weighted mean of the four vertices, for each row."""
-    weights = transport(costs.reshape(rows, 1, 4), {"epsilon": 1.0, "transport": "softmax"}).weights
+    weights = transport(
+        costs.reshape(rows, 1, 4), {"epsilon": 1.0, "transport": "softmax"}, seed=0, step=0, name="w"
+    ).weights
     right, up, left, down = weights[:, 0].T
     return 2**0.5 * torch.stack([right - left, up - down], dim=1)
 
@@ -226,6 +232,115 @@ def test_the_radius_scales_the_move():
     torch.testing.assert_close(2 * moves[0], moves[1], rtol=1e-4, atol=1e-6)
 
 
+# Transports.
+
+
+def softmax_of_before(costs, epsilon):
+    """The softmax as it was when a transport was a function of the costs and the temperature."""
+    weights = torch.softmax(-costs / epsilon, dim=-1)
+    return torch.where(torch.isfinite(costs).any(dim=-1, keepdim=True), weights, 1.0 / costs.shape[-1])
+
+
+@dataclass(frozen=True)
+class Before(Transport):
+    name: ClassVar[str] = "before"
+
+    def weigh(self, costs, epsilon, draw=None):
+        assert draw is None
+        return Weights(softmax_of_before(costs, epsilon), costs.new_zeros(()))
+
+
+@pytest.mark.parametrize("options", [{}, {"polytope": "simplex", "particle_dim": 2, "epsilon": 0.7}])
+def test_the_name_the_object_and_the_function_of_before_move_alike_to_the_bit(options):
+    hashes = []
+    for choice in (None, "softmax", Softmax(), Before(), KLRelaxed(tau=0.0)):
+        task = Task(**options, **({} if choice is None else {"transport": choice}))
+        task.run(4)
+        hashes.append(digest(task.network))
+    assert len(set(hashes)) == 1
+
+
+@pytest.mark.parametrize("choice", ["sinkhorn", "kl", "sample", Sinkhorn(), KLRelaxed(tau=0.2), Sample()])
+def test_every_transport_learns_and_again_the_same(choice):
+    runs = []
+    for _ in range(2):
+        task = Task(transport=choice, lr=0.05 if choice in ("sample", Sample()) else 0.1)
+        losses = task.run(20)
+        runs.append((losses, digest(task.network)))
+        assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+    assert runs[0] == runs[1]
+
+
+def test_what_is_drawn_depends_on_the_seed():
+    """On a proposal that is given, so that nothing else does."""
+    moved = []
+    for seed in (0, 0, 1):
+        weight, optimizer, proposal = scripted(rows=(0, 1, 2), transport="sample", seed=seed)
+        optimizer.binding.pending = Pending([proposal], [torch.zeros(12, dtype=torch.float64)], weight=1.0)
+        optimizer.step()
+        moved.append(weight.detach().clone())
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], moved[2])
+    assert torch.allclose(moved[0].norm(dim=1), torch.tensor(0.5 * 0.75 * 2**0.5)), "each to one vertex"
+
+
+def test_groups_have_transports_and_temperatures_of_their_own():
+    weights, options = [], [{"transport": Sinkhorn()}, {"transport": "softmax", "epsilon": 0.1}, {}]
+    costs = torch.randn(8, dtype=torch.float64)
+    for chosen in options:
+        weight, optimizer, proposal = scripted()
+        proposal.block.group.update(chosen)
+        optimizer.binding.pending = Pending([proposal], [costs], weight=1.0)
+        optimizer.step()
+        weights.append(weight.detach().clone())
+        error = float(optimizer.binding.report["marginal_error"])
+        assert error < 1e-5
+    assert weights[0].sum(0).abs().max() < 1e-6, "the moves of all rows sum to zero"
+    assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 3
+    first, last = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = PolyStep([{"params": [first], "transport": "kl"}, {"params": [last]}], epsilon=Linear(2.0, 1.0, 10))
+    assert [group["transport"] for group in optimizer.param_groups] == ["kl", "softmax"]
+    assert [group["epsilon"] for group in optimizer.param_groups] == [Linear(2.0, 1.0, 10)] * 2
+
+
+def test_a_temperature_that_follows_a_schedule_is_the_one_of_the_step():
+    costs = torch.randn(8, dtype=torch.float64)
+    for step, epsilon in [(0, 2.0), (1, 1.5), (2, 1.0), (3, 1.0)]:
+        moved = []
+        for temperature in (epsilon, Linear(2.0, 1.0, steps=2)):
+            weight, optimizer, proposal = scripted()
+            proposal.block.group["epsilon"] = temperature
+            optimizer.progress.step = step
+            optimizer.binding.pending = Pending([proposal], [costs], weight=1.0)
+            optimizer.step()
+            moved.append(weight.detach().clone())
+        assert torch.equal(*moved)
+
+
+def test_the_worst_marginal_error_of_the_blocks_is_reported_and_warned_of_once():
+    _, optimizer, proposal = scripted(rows=(0, 1, 2))
+    proposal.block.group["transport"] = Sinkhorn(iterations=1)
+    costs = [torch.randn(12, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)]
+    optimizer.binding.pending = Pending([proposal, proposal], costs, weight=1.0)
+    with pytest.warns(UserWarning, match=r"Sinkhorn\(.*iterations=1\) did not reach its tolerance for w, in as many"):
+        optimizer.step()
+    known = {"seed": 0, "step": 0, "name": "w"}
+    (alone, flat) = (transport(c.reshape(3, 1, 4), proposal.block.group, **known).marginal_error for c in costs)
+    assert float(optimizer.binding.report["marginal_error"]) == float(alone) > float(flat)
+    optimizer.binding.pending = Pending([proposal], costs[:1], weight=1.0)
+    optimizer.step()
+
+
+def test_blocks_of_one_row_are_named_once_where_their_transport_would_not_move_them():
+    weight, optimizer, proposal = scripted(rows=(1,), transport=Sinkhorn())
+    optimizer.binding.pending = Pending([proposal], [torch.arange(4.0, dtype=torch.float64)], weight=1.0)
+    with pytest.warns(UserWarning, match=r"Sinkhorn\(.*\) weighs w by a softmax, because a step probes fewer than 2"):
+        optimizer.step()
+    assert weight[1].abs().max() > 0
+    optimizer.binding.pending = Pending([proposal], [torch.arange(4.0, dtype=torch.float64)], weight=1.0)
+    optimizer.step()
+
+
 # Schedulers.
 
 SCHEDULERS = {
@@ -359,6 +474,65 @@ def test_stop_and_resume_change_not_one_bit(cut, options):
     assert vars(second.optimizer.progress) == vars(whole.optimizer.progress)
 
 
+@pytest.mark.parametrize(
+    ("transport", "epsilon"),
+    [
+        ("sample", 2.0),
+        (Sample(), Cosine(2.0, 0.5, steps=8)),
+        (Sinkhorn(tolerance=1e-3), Linear(2.0, 1.0, steps=6)),
+        (KLRelaxed(tau=0.7), 1.5),
+        (Before(), 2.0),
+    ],
+    ids=str,
+)
+def test_transports_and_schedules_are_resumed_to_the_bit(transport, epsilon):
+    """The state has the settings, which replace those of the optimizer that loads it, and the step, which is all."""
+    options = {"transport": transport, "epsilon": epsilon, "lr": 0.05}
+    whole, first = Task(**options), Task(**options)
+    losses = whole.run(7)
+    before = first.run(3)
+    others = {"transport": transport} if isinstance(transport, Before) else {}
+    second = resumed(first, **others)
+    assert before + second.run(4) == losses
+    assert digest(second.network) == digest(whole.network)
+    (group,) = second.optimizer.param_groups
+    assert (group["transport"], group["epsilon"]) == (transport, epsilon)
+
+
+def test_a_state_of_before_loads_and_a_state_of_a_softmax_is_as_it_was():
+    """The names of hyper-parameters have not changed, nor what they are for a softmax."""
+    task = Task(transport="softmax", epsilon=2.0)
+    task.run(2)
+    state = save_and_load(task.optimizer.state_dict())
+    (group,) = state["param_groups"]
+    assert (group["transport"], group["epsilon"]) == ("softmax", 2.0)
+    other = Task(transport=Sinkhorn(), epsilon=Linear(2.0, 1.0, 5))
+    other.network.load_state_dict(task.network.state_dict())
+    other.optimizer.load_state_dict(state)
+    assert other.optimizer.param_groups[0]["transport"] == "softmax"
+    assert other.run(2) == task.run(2)
+
+
+def test_a_state_of_an_unknown_transport_is_refused_and_changes_nothing():
+    task = Task(transport=Sinkhorn())
+    task.run(1)
+    state = task.optimizer.state_dict()
+    state["param_groups"][0]["transport"] = {"name": "os.system", "command": "true"}
+    before = digest(task.network), repr(task.optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"transport is 'os\.system', which is none of softmax"):
+        task.optimizer.load_state_dict(state)
+    assert (digest(task.network), repr(task.optimizer.state_dict())) == before
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_state_of_more_or_fewer_groups_is_for_torch_to_refuse(groups):
+    def make(count):
+        return PolyStep([{"params": [nn.Parameter(torch.zeros(1))], "transport": Sinkhorn()} for _ in range(count)])
+
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        make(2).load_state_dict(make(groups).state_dict())
+
+
 def test_the_state_of_a_scheduler_goes_on_in_an_engine_that_has_already_run():
     """Loading replaces the dicts of the groups in torch; blocks must not keep the old ones."""
     task = Task(lr=0.1)
@@ -415,11 +589,12 @@ def test_the_state_of_adam_is_refused_and_changes_nothing():
 
 def test_copies_keep_the_state_but_not_the_binding():
     parameter = nn.Parameter(torch.zeros(3))
-    optimizer = PolyStep([parameter], seed=7, importance_sampling=0.25)
+    optimizer = PolyStep([parameter], seed=7, importance_sampling=0.25, transport=Sinkhorn(tolerance=0.1))
     Engine(nn.ParameterList([parameter]), optimizer, announce=None)
     optimizer.progress.step = 5
     copied = copy.deepcopy(optimizer)
     assert (copied.seed, copied.progress.step, copied.binding.attached) == (7, 5, False)
     assert copied.importance_sampling == 0.25
+    assert copied.param_groups[0]["transport"] == Sinkhorn(tolerance=0.1)
     with pytest.raises(RuntimeError, match="nothing scores them"):
         copied.step()

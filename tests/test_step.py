@@ -11,6 +11,8 @@ from torch import nn
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.randomness import generator
+from lightning_polystep.schedules import Linear
 from lightning_polystep.sites import find_blocks, update_statistics
 from lightning_polystep.step import (
     adapt_reach,
@@ -22,13 +24,14 @@ from lightning_polystep.step import (
     propose,
     transport,
 )
+from lightning_polystep.transport import KLRelaxed, Sample, Sinkhorn, normalise
 
 GROUP = {"epsilon": 2.0, "transport": "softmax"}
 F64 = torch.float64
 
 
-def weigh(costs, **group):
-    return transport(torch.as_tensor(costs, dtype=F64), {**GROUP, **group})
+def weigh(costs, step=0, seed=0, name="w", **group):
+    return transport(torch.as_tensor(costs, dtype=F64), {**GROUP, **group}, seed=seed, step=step, name=name)
 
 
 # Observe.
@@ -220,6 +223,64 @@ def test_noise_far_below_the_block_is_not_taken_for_a_signal():
     torch.testing.assert_close(result.weights[1], expected)
     assert (result.weights[1] - 1 / 6).abs().max() < 1e-3
     assert float(result.flat_rows) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("choice", ["sinkhorn", Sinkhorn(), KLRelaxed(tau=0.3), "kl", "softmax"])
+def test_a_transport_gets_the_normalised_costs_and_the_temperature(choice):
+    costs = 3 * torch.randn(4, 2, 6, dtype=F64) + 5
+    chosen = {"sinkhorn": Sinkhorn(), "kl": KLRelaxed()}.get(choice, choice)
+    result = weigh(costs, epsilon=0.7, transport=choice)
+    if choice == "softmax":
+        expected = (*weigh(costs, epsilon=0.7)[:1], 0.0, True)
+    else:
+        expected = chosen.weigh(normalise(costs).costs, 0.7)
+    torch.testing.assert_close(result.weights, expected[0], rtol=0, atol=0)
+    assert float(result.marginal_error) == float(expected[1])
+    assert (result.converged, result.one_sided) == (True, False)
+    assert result.row_spread.tolist() == normalise(costs).row_spread.tolist()
+
+
+def test_a_draw_is_a_function_of_seed_step_and_block():
+    costs = torch.randn(30, 1, 6, dtype=F64)
+    chosen = {"transport": "sample", "epsilon": 5.0}
+    drawn = weigh(costs, seed=3, step=7, name="fc", **chosen).weights
+    expected = Sample().weigh(normalise(costs).costs, 5.0, generator(3, 7, "transport/fc")).weights
+    assert torch.equal(drawn, expected)
+    for other in ({"seed": 4}, {"step": 8}, {"name": "fc2"}):
+        assert not torch.equal(weigh(costs, **{"seed": 3, "step": 7, "name": "fc", **other}, **chosen).weights, drawn)
+
+
+def test_only_a_transport_that_draws_gets_a_generator(monkeypatch):
+    made = []
+    monkeypatch.setattr("lightning_polystep.step.generator", lambda *key: made.append(key) or generator(*key))
+    costs = torch.randn(3, 1, 4, dtype=F64)
+    for choice in ("softmax", "sinkhorn", "kl"):
+        weigh(costs, transport=choice)
+    assert made == []
+    weigh(costs, transport="sample", seed=1, step=2)
+    assert made == [(1, 2, "transport/w")]
+
+
+def test_the_temperature_may_follow_a_schedule():
+    costs, cooling = torch.randn(3, 1, 4, dtype=F64), Linear(2.0, 1.0, steps=4)
+    for step, epsilon in [(0, 2.0), (1, 1.75), (4, 1.0), (100, 1.0)]:
+        assert torch.equal(weigh(costs, step, epsilon=cooling).weights, weigh(costs, epsilon=epsilon).weights)
+
+
+@pytest.mark.parametrize("choice", [Sinkhorn(), KLRelaxed(tau=math.inf)])
+def test_a_block_of_one_row_is_weighed_by_a_softmax(choice):
+    costs = torch.randn(1, 2, 4, dtype=F64)
+    result = weigh(costs, transport=choice)
+    assert result.one_sided
+    assert torch.equal(result.weights, weigh(costs).weights)
+    assert not weigh(costs, transport=KLRelaxed(tau=5.0)).one_sided
+
+
+def test_costs_are_never_differentiated():
+    costs = torch.randn(3, 1, 4, dtype=F64, requires_grad=True)
+    for choice in ("softmax", "sinkhorn", "kl", "sample"):
+        result = transport(costs, {"epsilon": 1.0, "transport": choice}, seed=0, step=0, name="w")
+        assert not any(part.requires_grad for part in result if isinstance(part, torch.Tensor))
 
 
 def test_flatness_is_a_fiftieth_of_the_typical_row():

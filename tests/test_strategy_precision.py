@@ -4,6 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from lightning_polystep.results import parameters_sha256
 from tests.helpers.boring import Boring, loader, polystep, spiking, trainer
 from tests.helpers.resume import BATCHES, Noisy, run_rest, run_whole
 
@@ -87,3 +88,40 @@ def test_a_compiled_network_trains_and_resumes(tmp_path):
     # Tracing may show layers in one process and hide them in the next, which leads to other tiers and roundings.
     rest = run_rest(tmp_path / f"{STOP}.ckpt", Compiled(), loader(BATCHES), **SHORT)
     assert len(rest) == len(whole) - STOP
+
+
+def scripted(network):
+    return torch.jit.script(network)
+
+
+def scripted_in_part(network):
+    network[0] = torch.jit.script(network[0])
+    return network
+
+
+class JustInTime(Boring):
+    """Compiled by torch.jit, all of it or a layer."""
+
+    def __init__(self, compile_by, *, norm=False):
+        super().__init__(polystep)
+        if norm:
+            self.net.insert(1, torch.nn.BatchNorm1d(6))
+        self.net = compile_by(self.net)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compile_by", [scripted, scripted_in_part, lambda net: torch.jit.trace(net, torch.ones(8, 4))])
+def test_a_network_of_torch_jit_trains_and_the_plan_says_what_it_costs(tmp_path, compile_by):
+    look = Look()
+    module = JustInTime(compile_by)
+    before = parameters_sha256(module)
+    trainer(tmp_path, callbacks=[look]).fit(module, loader(batches=4))
+    assert parameters_sha256(module) != before
+    assert any("compiled by torch.jit, which hides its layers' inputs" in note for note in look.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_candidates_leave_the_statistics_of_a_compiled_network_alone(tmp_path):
+    module = JustInTime(scripted, norm=True)
+    trainer(tmp_path).fit(module, loader(batches=4))
+    assert int(dict(module.named_buffers())["net.1.num_batches_tracked"]) == 4

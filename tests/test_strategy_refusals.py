@@ -96,11 +96,56 @@ def test_lazy_parameters(tmp_path, make):
     assert "net.0.weight is lazy" in refused(tmp_path, module, ValueError)
 
 
-@pytest.mark.parametrize("make", [None, polystep])
-def test_integer_parameters(tmp_path, make):
-    module = Boring(make)
-    module.codes = nn.Parameter(torch.arange(3), requires_grad=False)
-    assert "codes holds integers" in refused(tmp_path, module, ValueError)
+@pytest.mark.filterwarnings("ignore:configure_optimizers returned Adam")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("make", [None, polystep, lambda m: torch.optim.Adam(m.parameters())])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda: nn.Parameter(torch.arange(3, dtype=torch.int8), requires_grad=False),
+        lambda: nn.Parameter(torch.ones(3, dtype=torch.bool), requires_grad=False),
+        lambda: nn.Parameter(torch.zeros(0)),
+        lambda: nn.Parameter(torch.zeros(3, 0, 2)),
+        lambda: nn.Linear(0, 5, bias=False),
+        lambda: nn.Embedding(0, 5),
+    ],
+    ids=["int8", "bool", "empty", "empty in the middle", "layer without inputs", "empty table"],
+)
+def test_parameters_without_directions_are_trained_around(tmp_path, make, extra):
+    """As by plain Lightning: the others end where they would without them."""
+    modules = [Boring(make), Boring(make)]
+    modules[0].extra = extra()
+    for module in modules:
+        torch.manual_seed(0)
+        trainer(tmp_path).fit(module, loader(batches=4))
+    assert parameters_sha256(modules[0].net) == parameters_sha256(modules[1].net) != parameters_sha256(Boring().net)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_bias_behind_an_empty_weight_trains(tmp_path):
+    class Empty(Boring):
+        def __init__(self):
+            super().__init__(polystep)
+            self.extra = nn.Linear(0, 2)
+
+        def loss(self, batch):
+            return super().loss(batch) + (self.extra(batch[0][:, :0]) - 1).square().mean()
+
+    module = Empty()
+    before = module.extra.bias.detach().clone()
+    trainer(tmp_path, max_epochs=4).fit(module, loader())
+    after = module.extra.bias.detach()
+    assert float((after - 1).abs().mean()) < float((before - 1).abs().mean())
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_nothing_but_empty_parameters(tmp_path):
+    class Empty(Boring):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(0, 0)
+
+    assert "no trainable parameter" in refused(tmp_path, Empty(), ValueError)
 
 
 def test_parameters_of_another_module(tmp_path):
@@ -215,6 +260,44 @@ def test_a_constant_loss_moves_nothing(tmp_path):
     assert float(run.callback_metrics["polystep/flat_rows"]) == 1.0
 
 
+# --- arguments of the strategy ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evaluation", "Auto"),
+        ("evaluation", None),
+        ("foreign_optimizer", "x"),
+        ("max_candidates", -5),
+        ("max_candidates", 0),
+        ("max_candidates", 2.5),
+        ("memory_budget", 0),
+        ("memory_budget", "1GB"),
+        ("optimizer_options", ["lr"]),
+        ("show_plan", "no"),
+        ("log_per_block", 1),
+        ("timeout", -1),
+        ("timeout", float("inf")),
+        ("timeout", "long"),
+        ("start_method", "thread"),
+        ("data_parallel_size", 0),
+        ("candidate_parallel_size", "all"),
+        ("check_replicas_every_n_steps", 0),
+    ],
+)
+def test_values_that_make_no_sense(name, value):
+    with pytest.raises(ValueError, match=rf"PolyStepStrategy\({name}=") as raised:
+        PolyStepStrategy(**{name: value})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_infinite_options_are_refused_and_not_blamed_on_samples(tmp_path, name):
+    strategy = PolyStepStrategy(optimizer_options={name: float("inf")}, show_plan=False)
+    assert f"{name}=inf" in refused(tmp_path, Boring(), ValueError, strategy=strategy)
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -235,5 +318,5 @@ def test_options_of_the_strategy_reach_polysteps_own_checks(tmp_path, options, m
 
 def test_an_unknown_option(tmp_path):
     strategy = PolyStepStrategy(optimizer_options={"learning_rate": 1.0}, show_plan=False)
-    with pytest.raises(TypeError, match="learning_rate"):
-        trainer(tmp_path, strategy=strategy).fit(Boring(), loader())
+    message = refused(tmp_path, Boring(), TypeError, strategy=strategy)
+    assert "no option 'learning_rate': choose from lr, probe_radius" in message

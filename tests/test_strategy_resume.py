@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Nothing trains what lies before a silent layer")
 @pytest.mark.parametrize(("kind", "shuffle", "stops", "options"), CASES.values(), ids=CASES)
 def test_a_run_resumed_after_any_batch_has_the_same_hashes_from_there_on(tmp_path, kind, shuffle, stops, options):
     whole = run_whole(tmp_path, kind(), loader(BATCHES, shuffle=shuffle), **options)

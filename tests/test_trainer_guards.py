@@ -1,4 +1,7 @@
+import importlib
+import importlib.util
 import math
+import subprocess
 import sys
 from contextlib import nullcontext
 from types import ModuleType
@@ -11,7 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_polystep import trainer_guards
-from tests.helpers.boring import Boring, trainer
+from tests.helpers.boring import Boring, loader, polystep, trainer
 
 
 def checked(tmp_path, module=None, *, sync_batchnorm=False, **options):
@@ -47,6 +50,34 @@ def test_the_iterator_flavour_of_training_step(tmp_path):
         checked(tmp_path, Iterating())
 
 
+@pytest.mark.filterwarnings("ignore:.*configure_gradient_clipping has no effect")
+def test_a_clipping_hook_without_effect_is_not_called(tmp_path):
+    class Clipping(Boring):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            raise AssertionError("called")
+
+    run = trainer(tmp_path)
+    run.fit(Clipping(polystep), loader(batches=2))
+    assert run.global_step == 2
+    assert "_clip_gradients" not in vars(run.precision_plugin)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_clipping_by_hand_says_once_that_it_has_no_effect(tmp_path, precision):
+    class ByHand(Boring):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            self.manual_backward(self.loss((batch[0].to(self.net[0].weight.dtype), batch[1])))
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+            optimizer.step()
+
+    module = ByHand(polystep)
+    module.automatic_optimization = False
+    with pytest.warns(UserWarning, match=r"clip_gradients has no effect under PolyStep") as caught:
+        trainer(tmp_path, precision=precision).fit(module, loader(batches=3))
+    assert len([each for each in caught if "clip_gradients" in str(each.message)]) == 1
+
+
 @pytest.mark.parametrize("hook", ["backward", "configure_gradient_clipping"])
 def test_hooks_without_effect_are_named(tmp_path, hook):
     module = type("Overriding", (Boring,), {hook: lambda self, *args, **kwargs: None})()
@@ -76,6 +107,17 @@ def test_collectives_are_refused_inside_only():
     ):
         torch.distributed.all_reduce(torch.zeros(1))
     assert torch.distributed.all_reduce is before
+
+
+def test_a_stop_iteration_becomes_an_error_with_its_cause():
+    with (
+        pytest.raises(RuntimeError, match="was raised in the step") as raised,
+        trainer_guards.NoStopIteration("the step"),
+    ):
+        next(iter([]))
+    assert isinstance(raised.value.__cause__, StopIteration)
+    with pytest.raises(KeyError), trainer_guards.NoStopIteration("the step"):
+        raise KeyError("passes through")
 
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue", None])
@@ -135,6 +177,52 @@ def test_nothing_is_registered_where_the_other_package_is_not_loaded(monkeypatch
     trainer_guards.register_refusal()
     assert set(sys.modules) == before
     assert pl.strategies.StrategyRegistry.get("polystep") is not None
+
+
+OTHER = """
+class Registry(dict):
+    def register(self, name, strategy, description=None):
+        self[name] = strategy
+StrategyRegistry = Registry()
+"""
+
+
+@pytest.mark.parametrize("first", ["ours", "the other"])
+@pytest.mark.parametrize("how", ["import lightning.pytorch.strategies", "from lightning.pytorch import strategies"])
+def test_the_refusal_does_not_depend_on_the_order_of_imports(tmp_path, first, how):
+    """The other package is made up, because it need not be installed."""
+    package = tmp_path / "lightning" / "pytorch"
+    package.mkdir(parents=True)
+    (tmp_path / "lightning" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "strategies.py").write_text(OTHER, encoding="utf-8")
+    imports = ["import lightning_polystep", how]
+    code = "\n".join(
+        [
+            "import sys",
+            f"sys.path.insert(0, {str(tmp_path)!r})",
+            *(imports if first == "ours" else reversed(imports)),
+            "registry = sys.modules['lightning.pytorch.strategies'].StrategyRegistry",
+            "assert 'polystep' in registry and 'polystep_ddp' in registry, registry",
+            "assert not [finder for finder in sys.meta_path if 'AfterImport' in type(finder).__name__]",
+            "try:",
+            "    registry['polystep']()",
+            "except Exception as error:",
+            "    print(error)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "import pytorch_lightning as pl" in done.stdout
+
+
+def test_a_package_that_is_not_there_is_still_not_there():
+    assert importlib.util.find_spec("lightning_polystep") is not None
+    finder = trainer_guards._AfterImport(["polystep"])
+    sys.meta_path.insert(0, finder)
+    with pytest.raises(ModuleNotFoundError, match="lightning"):
+        importlib.import_module("lightning.pytorch.strategies_that_are_not_there")
+    sys.meta_path.remove(finder)
 
 
 def test_the_object_names_its_package_where_the_other_trainer_prints_it(tmp_path):

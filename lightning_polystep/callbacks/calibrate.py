@@ -89,4 +89,4 @@ def _quantisers(module: nn.Module) -> list[QuantActivation]:
 
 
 def _weights(module: nn.Module) -> list[QuantisedWeight]:
-    return [child for child in module.modules() if isinstance(child, QuantisedWeight)]
+    return [child for child in module.modules() if isinstance(child, QuantisedWeight) and not child.scale_given]

@@ -56,7 +56,8 @@ def quant_linear(  # noqa: PLR0913
         weight: Float, ``(out, in)``; quantised here.
         weight_scale: ``()`` or ``(out,)``; None for ``"float"``.
         bias: ``(out,)``, in float.
-        weight_format: ``"int8"``, ``"ternary"``, ``"binary"``, or ``"float"``, which leaves the weights as they are.
+        weight_format: ``"int8"`` down to ``"int2"``, ``"ternary"``, ``"binary"``, or ``"float"``, which leaves the
+            weights as they are.
         input_format: How to quantise ``x``; None leaves it as it is.
         integer: Whether to accumulate integer codes; needs an ``input_format`` and a quantised weight.
         on_backward: Whether a gradient that reaches a quantiser raises

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lightning_polystep.functional.non_differentiable import OnBackward, check_on_backward, non_differentiable
 
-WeightFormat = Literal["int8", "ternary", "binary", "float"]
+WeightFormat = Literal["int8", "int7", "int6", "int5", "int4", "int3", "int2", "ternary", "binary", "float"]
 Granularity = Literal["per_channel", "per_tensor"]
 
-_LARGEST_CODE = {"int8": 127, "ternary": 1, "binary": 1}
 _MOST_BITS = 8
+_LARGEST_CODE = {f"int{bits}": 2 ** (bits - 1) - 1 for bits in range(2, _MOST_BITS + 1)} | {"ternary": 1, "binary": 1}
 
 
 class ActivationFormat(NamedTuple):
@@ -37,15 +37,15 @@ def quantise_weight(
     .. math::
         q = \operatorname{clamp}(\operatorname{round}(w / s), -m, m)
 
-    where :math:`w` is ``weight``, :math:`s` is ``scale``, and :math:`m` is 127 for ``"int8"`` (narrow range, so that
-    codes are symmetric) and 1 for ``"ternary"``; a tie rounds to the even code. ``"binary"`` is the sign of w, 1 at a
-    tie, and ignores the scale. The quantised weight is :math:`s q`. As s is given and not computed from w, a change of
-    one weight changes its own code alone.
+    where :math:`w` is ``weight``, :math:`s` is ``scale``, and :math:`m` is 127 for ``"int8"``, 7 for ``"int4"`` and so
+    on (a narrow range, so that codes are symmetric) and 1 for ``"ternary"``; a tie rounds to the even code.
+    ``"binary"`` is the sign of w, 1 at a tie, and ignores the scale. The quantised weight is :math:`s q`. As s is given
+    and not computed from w, a change of one weight changes its own code alone.
 
     Args:
         weight: Float, ``(out, ...)``.
         scale: ``()``, or ``(out,)`` with one value per output channel; above 0.
-        weight_format: ``"int8"``, ``"ternary"`` or ``"binary"``.
+        weight_format: ``"int8"`` down to ``"int2"``, ``"ternary"`` or ``"binary"``.
         on_backward: Whether a gradient raises :class:`~lightning_polystep.functional.NonDifferentiableError` or is
             zero.
         name: What errors call the operation.
@@ -84,9 +84,11 @@ def weight_scale(
 ) -> Tensor:
     r"""Return the scale that fits a weight: max \|w\| / 127 for int8, mean \|w\| for ternary and binary.
 
+    Fewer bits have a smaller largest code than 127: 7 for int4, 1 for int2.
+
     Args:
         weight: Float, ``(out, ...)``.
-        weight_format: ``"int8"``, ``"ternary"`` or ``"binary"``.
+        weight_format: ``"int8"`` down to ``"int2"``, ``"ternary"`` or ``"binary"``.
         granularity: ``"per_channel"`` looks at each output channel alone, ``"per_tensor"`` at all of them.
 
     Returns:
@@ -109,7 +111,7 @@ def weight_scale(
         raise ValueError('weight_scale: weight_format "float" has no scale.')
     sizes = weight.detach().abs()
     sizes = sizes.flatten(1) if granularity == "per_channel" else sizes.flatten()
-    size = sizes.amax(-1) if weight_format == "int8" else sizes.mean(-1)
+    size = sizes.amax(-1) if is_integer_format(weight_format) else sizes.mean(-1)
     return torch.where(size > 0, size, torch.ones_like(size)) / _LARGEST_CODE[weight_format]
 
 
@@ -237,6 +239,11 @@ def code_range(bits: int, signed: bool, narrow_range: bool = True) -> tuple[int,
     return low if signed else 0, high
 
 
+def is_integer_format(weight_format: str) -> bool:
+    """Tell whether weights have integer codes up to that of the largest weight: int8 down to int2."""
+    return weight_format.startswith("int")
+
+
 def largest_code(weight_format: WeightFormat) -> int:
     """Return the largest code of a weight."""
     return _LARGEST_CODE[weight_format]
@@ -251,7 +258,7 @@ def check_weight_format(weight_format: str, granularity: str, name: str) -> None
     """Refuse a misspelt option.
 
     Args:
-        weight_format: To be ``"int8"``, ``"ternary"``, ``"binary"`` or ``"float"``.
+        weight_format: To be ``"int8"`` down to ``"int2"``, ``"ternary"``, ``"binary"`` or ``"float"``.
         granularity: To be ``"per_channel"`` or ``"per_tensor"``.
         name: What the error calls the operation.
 
@@ -260,7 +267,8 @@ def check_weight_format(weight_format: str, granularity: str, name: str) -> None
     """
     if weight_format not in (*_LARGEST_CODE, "float"):
         raise ValueError(
-            f'{name}: weight_format must be "int8", "ternary", "binary" or "float", got {weight_format!r}.'
+            f'{name}: weight_format must be "int8" down to "int2", "ternary", "binary" or "float", got '
+            f"{weight_format!r}."
         )
     if granularity not in ("per_channel", "per_tensor"):
         raise ValueError(f'{name}: granularity must be "per_channel" or "per_tensor", got {granularity!r}.')

@@ -96,6 +96,10 @@ def adapters_for(module: nn.Module) -> Adapters:
         from lightning_polystep.interop.brevitas import BrevitasAdapter
 
         parts.append(BrevitasAdapter(module))
+    from lightning_polystep.interop.following import FollowingScales, follows
+
+    if follows(module):
+        parts.append(FollowingScales(module))
     return Adapters(parts)
 
 

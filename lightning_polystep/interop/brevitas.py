@@ -16,7 +16,18 @@ from lightning_polystep.tape import hold
 # activations; other names ("int_scaling_impl") hold constants.
 _STATISTICS = ("scaling_impl", "zero_point_impl")
 
-_HELD = "a scale of Brevitas: calibrated by Brevitas from statistics, frozen while candidates are scored"
+_HELD = "a scale of Brevitas, calibrated by Brevitas from statistics of batches: frozen while candidates are scored"
+# A probe radius fits weights. A scale is a hundredth of that, and each of its candidates would move the codes of a
+# whole layer at once, most of them to one end.
+_LEARNED = (
+    "a learned scale of Brevitas: stays as it is, because a candidate of it would change all codes of its layer at "
+    "once. {}"
+)
+_CURES = {
+    "weight": 'With scaling_impl_type="stats" the scale follows the weights',
+    "activation": "Brevitas has set it from the statistics of its first batches",
+}
+_LEARNED_KINDS = ("ParameterScaling", "ParameterFromStatsFromParameterScaling", "ParameterFromRuntimeStatsScaling")
 
 
 class UncalibratedScaleError(RuntimeError):
@@ -80,14 +91,20 @@ class BrevitasAdapter(Adapter):
 
     def held(self) -> dict[str, str]:
         """Return the parameters that hold scales or zero points; not weights of which these are statistics."""
+        statistics = self._statistics()
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in self._module.named_parameters(remove_duplicate=False):
             names.setdefault(parameter, []).append(name)
-        statistics = set(self._statistics().values())
-        within = tuple(
-            f"{name}." for name, part in self._module.named_modules(remove_duplicate=False) if part in statistics
-        )
-        return {name: _HELD for known in names.values() if all(n.startswith(within) for n in known) for name in known}
+        parts = set(statistics.values())
+        within = {
+            f"{name}.": part for name, part in self._module.named_modules(remove_duplicate=False) if part in parts
+        }
+        return {
+            name: _why_held(name, next(part for prefix, part in within.items() if name.startswith(prefix)))
+            for known in names.values()
+            if all(n.startswith(tuple(within)) for n in known)
+            for name in known
+        }
 
     def _statistics(self) -> dict[str, nn.Module]:
         parts = modules_of(self._module, "brevitas")
@@ -139,6 +156,14 @@ class BrevitasAdapter(Adapter):
             return kept[min(call, len(kept) - 1)]
 
         return forward
+
+
+def _why_held(name: str, part: nn.Module) -> str:
+    """Say why a parameter that holds a scale is not probed."""
+    collecting = getattr(part, "counter", 0) < getattr(part, "collect_stats_steps", 0)
+    if type(part).__name__ not in _LEARNED_KINDS or collecting:
+        return _HELD
+    return _LEARNED.format(_CURES["weight" if "weight_quant." in name else "activation"])
 
 
 def check_calibrated(name: str, part: nn.Module) -> None:

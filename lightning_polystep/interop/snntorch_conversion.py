@@ -56,16 +56,16 @@ def from_snntorch(
         snnTorch 1.0.0, ``snntorch/_neurons/leaky.py``.
     """
     if type(network).forward is not nn.Sequential.forward:
-        raise ConversionError(
-            f"{type(network).__name__} has a forward of its own, which cannot be read: convert an nn.Sequential, or "
-            'train the network as it is with Trainer(strategy="polystep").'
-        )
+        raise own_forward(network)
     if readout not in (*_READOUTS, "none"):
         raise ConversionError(f'readout must be "count", "rate", "membrane" or "none", got {readout!r}.')
     leaves = leaves_of(network)
     neurons = [place for place, leaf in enumerate(leaves) if comes_from(leaf, "snntorch")]
     if not neurons:
-        raise ConversionError("The network holds no snntorch.Leaky.")
+        raise ConversionError(
+            "The network holds no snntorch.Leaky, so there is nothing to convert: give the nn.Sequential that holds "
+            "the neurons themselves."
+        )
     if readout != "none" and neurons[-1] != len(leaves) - 1:
         raise ConversionError(f'The network ends in {leaves[-1]}, not in a neuron to read out: use readout="none".')
     converted: list[nn.Module] = []
@@ -77,10 +77,14 @@ def from_snntorch(
         elif type(leaf) in _SHAPELESS or (place < neurons[0] and num_steps is not None and type(leaf) is nn.Flatten):
             converted.append(clone(leaf) if copy else leaf)
         else:
-            raise ConversionError(f"{leaf} cannot be given a time axis: only Linear, ReLU and Identity are converted.")
+            raise ConversionError(
+                f"{leaf} cannot be given a time axis: only Linear, ReLU and Identity are converted"
+                + (", and Flatten at the front with num_steps" if type(leaf) is nn.Flatten else "")
+                + '. Train the network as it is with Trainer(strategy="polystep").'
+            )
     if readout != "none":
         converted.append(_READOUTS[readout]())
-    return nn.Sequential(*converted)
+    return _in_mode(converted, network)
 
 
 def to_snntorch(network: nn.Module, *, copy: bool = True) -> nn.Sequential:
@@ -108,7 +112,7 @@ def to_snntorch(network: nn.Module, *, copy: bool = True) -> nn.Sequential:
         torch.Size([2, 3])
     """
     if type(network).forward is not nn.Sequential.forward:
-        raise ConversionError(f"{type(network).__name__} has a forward of its own, which cannot be read.")
+        raise own_forward(network)
     leaves = leaves_of(network)
     if leaves and type(leaves[-1]) in _READOUTS.values():
         leaves = leaves[:-1]
@@ -119,8 +123,10 @@ def to_snntorch(network: nn.Module, *, copy: bool = True) -> nn.Sequential:
         elif type(leaf) in (*_SHAPELESS, nn.Flatten):
             converted.append(clone(leaf) if copy else leaf)
         else:
-            raise ConversionError(f"{leaf} has no counterpart in snnTorch that computes the same.")
-    return nn.Sequential(*converted)
+            raise ConversionError(
+                f"{leaf} has no counterpart in snnTorch that computes the same: convert the parts before and behind it."
+            )
+    return _in_mode(converted, network)
 
 
 def leaves_of(network: nn.Module) -> list[nn.Module]:
@@ -132,8 +138,27 @@ def leaves_of(network: nn.Module) -> list[nn.Module]:
     if not isinstance(network, nn.Sequential):
         return [network]
     if type(network).forward is not nn.Sequential.forward:
-        raise ConversionError(f"{type(network).__name__} has a forward of its own, which cannot be read.")
+        raise own_forward(network)
     return [leaf for child in network for leaf in leaves_of(child)]
+
+
+def _in_mode(layers: list[nn.Module], network: nn.Module) -> nn.Sequential:
+    """Put layers in a row; new ones, which have no mode of their own, are in that of the network."""
+    for layer in layers:
+        if isinstance(layer, LIF | SpikeCount | SpikeRate | LastMembrane) or comes_from(layer, "snntorch"):
+            layer.train(network.training)
+    row = nn.Sequential(*layers)
+    row.training = network.training
+    return row
+
+
+def own_forward(network: nn.Module) -> ConversionError:
+    """Return the error about a class whose ``forward`` is its own: its layers are known, but not in which order."""
+    return ConversionError(
+        f"{type(network).__name__} has a forward of its own, which cannot be read: put its layers into an "
+        "nn.Sequential, in the order in which forward calls them, and convert that; or train the network as it is with "
+        'Trainer(strategy="polystep").'
+    )
 
 
 def clone(layer: nn.Module) -> nn.Module:
@@ -147,7 +172,11 @@ def _to_lif(neuron: nn.Module, num_steps: int | None, *, return_membrane: bool) 
 
     leaky: Any = neuron
     if type(neuron) is not snntorch.Leaky:
-        raise ConversionError(f"{type(neuron).__name__} is not snntorch.Leaky, the one neuron that is converted.")
+        raise ConversionError(
+            f"{type(neuron).__name__} is not snntorch.Leaky, the one neuron that is converted: use Leaky, build the "
+            "network of lightning_polystep.layers (Synaptic, RLIF), or train it as it is with "
+            'Trainer(strategy="polystep").'
+        )
     known = getattr(leaky.spike_grad, "__module__", None) == "snntorch.surrogate"
     refused = {
         "inhibition": bool(leaky.inhibition),
@@ -159,7 +188,10 @@ def _to_lif(neuron: nn.Module, num_steps: int | None, *, return_membrane: bool) 
     }
     for name, given in refused.items():
         if given:
-            raise ConversionError(f"snntorch.Leaky with {name} has no counterpart here that computes the same.")
+            raise ConversionError(
+                f"snntorch.Leaky with {name} has no counterpart here that computes the same: leave it out, or train "
+                'the network as it is with Trainer(strategy="polystep").'
+            )
     reset_mechanism = list(SpikingNeuron.reset_dict)[int(leaky.reset_mechanism_val)]
     _check_reset(reset_mechanism, leaky.reset_delay, leaky.threshold)
     return LIF(

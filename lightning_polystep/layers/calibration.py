@@ -35,7 +35,8 @@ def calibrate(
         percentile: Share of an activation's values, in percent, that are not clipped.
         max_batches: How many batches to use.
         forward: Runs the model on a batch, if not ``model(inputs)``.
-        keep_given: Whether quantisers that were made with a scale (that of pixels, say) keep it.
+        keep_given: Whether quantisers that were made with a scale (that of pixels, say) keep it, and so weights with a
+            constant one.
 
     Raises:
         ValueError: If there is an activation to calibrate and no batch, or ``percentile`` is out of range.
@@ -52,7 +53,7 @@ def calibrate(
         Percentile calibration as in Brevitas and in Wu et al. 2020, arXiv 2004.09602.
     """
     for module in model.modules():
-        if isinstance(module, QuantisedWeight):
+        if isinstance(module, QuantisedWeight) and not (keep_given and module.scale_given):
             module.calibrate_weight()
     quantisers = [module for module in model.modules() if isinstance(module, QuantActivation)]
     quantisers = [quantiser for quantiser in quantisers if not (keep_given and quantiser.scale_given)]

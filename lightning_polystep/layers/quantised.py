@@ -15,6 +15,7 @@ from lightning_polystep.functional.quantisers import (
     quantise_weight,
     weight_scale,
 )
+from lightning_polystep.layers.following import scales_are_frozen
 from lightning_polystep.layers.quantisers import QuantActivation
 
 
@@ -28,6 +29,9 @@ class QuantisedWeight(nn.Module):
     input_quant: QuantActivation | None
     integer: bool
     on_backward: OnBackward
+    follow: bool
+    # Whether the scale is a constant of the network, as that of binary weights may be, which no calibration replaces.
+    scale_given: bool = False
 
     def calibrate_weight(self) -> None:
         """Set the scales from the weights as they are now; see :func:`~lightning_polystep.functional.weight_scale`."""
@@ -46,6 +50,12 @@ class QuantisedWeight(nn.Module):
             self.weight, self.weight_scale, self.weight_format, on_backward=self.on_backward, name=str(self)
         )
 
+    def follow_weight(self) -> None:
+        """With ``follow``, set the scales from the weights as they are now, unless candidates are being scored."""
+        # Weights of many candidates at once, as of a user's own vmap, have no one scale to remember.
+        if self.follow and not scales_are_frozen() and not torch._C._functorch.is_batchedtensor(self.weight):
+            self.calibrate_weight()
+
     def _quantise(
         self,
         weight_format: WeightFormat,
@@ -53,6 +63,7 @@ class QuantisedWeight(nn.Module):
         input_quant: QuantActivation | None,
         integer: bool,
         on_backward: OnBackward,
+        follow: bool,
     ) -> None:
         kind = type(self).__name__
         check_weight_format(weight_format, granularity, kind)
@@ -63,6 +74,7 @@ class QuantisedWeight(nn.Module):
         self.input_quant = input_quant
         self.integer = integer
         self.on_backward = on_backward
+        self.follow = follow
         self.register_buffer("weight_scale", None)
         self.calibrate_weight()
 
@@ -79,25 +91,37 @@ class QuantisedWeight(nn.Module):
         shown = f", weight_format={self.weight_format!r}"
         if self.weight_format != "float" and self.granularity != "per_channel":
             shown += f", granularity={self.granularity!r}"
-        return shown + (", integer=True" if self.integer else "")
+        return shown + (", integer=True" if self.integer else "") + (", follow=True" if self.follow else "")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load a float layer's weights too: it has no scale, so that is set from them, as for initial weights."""
+        name = f"{prefix}weight_scale"
+        if self.weight_scale is not None and name not in state_dict and f"{prefix}weight" in state_dict:
+            weight = state_dict[f"{prefix}weight"]
+            if weight.shape == self.weight.shape:
+                scale = weight_scale(weight, self.weight_format, self.granularity).to(self.weight_scale)
+                state_dict[name] = self.weight_scale if self.scale_given else scale
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class QuantLinear(QuantisedWeight, nn.Linear):
     """Linear layer with quantised weights; see :func:`~lightning_polystep.functional.quant_linear`.
 
     The latent float weights are the parameters. The scales are buffers, set from the initial weights and then frozen
-    until :meth:`calibrate_weight` or :func:`~lightning_polystep.layers.calibrate`: never a function of the current
-    weights, so that a candidate changes the output unit whose weights it moves, and no other.
+    until :meth:`calibrate_weight` or :func:`~lightning_polystep.layers.calibrate`. With ``follow`` they are set anew by
+    every pass that counts, and frozen while candidates are scored. Either way a candidate changes the output unit whose
+    weights it moves, and no other. The state of a float layer loads as well: scales are then set from its weights.
 
     Args:
         in_features: As in ``nn.Linear``.
         out_features: As there.
         bias: As there; it stays float.
-        weight_format: ``"int8"``, ``"ternary"``, ``"binary"`` or ``"float"``.
+        weight_format: ``"int8"`` down to ``"int2"``, ``"ternary"``, ``"binary"`` or ``"float"``.
         granularity: Whether scales are ``"per_channel"`` (of the output) or ``"per_tensor"``.
         input_quant: Quantises the input first; a layer of its own, or the one that comes before in the network.
         integer: Whether to accumulate integer codes exactly; needs ``input_quant``.
         on_backward: Whether a gradient that reaches a quantiser raises or is zero.
+        follow: Whether scales follow the weights as they train; if not, weights that outgrow them are clipped.
         device: As in ``nn.Linear``.
         dtype: As there.
 
@@ -125,14 +149,16 @@ class QuantLinear(QuantisedWeight, nn.Linear):
         input_quant: QuantActivation | None = None,
         integer: bool = False,
         on_backward: OnBackward = "raise",
+        follow: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
-        self._quantise(weight_format, granularity, input_quant, integer, on_backward)
+        self._quantise(weight_format, granularity, input_quant, integer, on_backward, follow)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, ``(..., in_features)`` to ``(..., out_features)``."""
+        self.follow_weight()
         return quant_linear(x, self.weight, self.weight_scale, self.bias, **self._options(x))
 
     def extra_repr(self) -> str:
@@ -143,7 +169,7 @@ class QuantLinear(QuantisedWeight, nn.Linear):
 class QuantConv2d(QuantisedWeight, nn.Conv2d):
     """2d convolution with quantised weights; see :func:`~lightning_polystep.functional.quant_conv2d`.
 
-    Weights, scales and the last five options are those of :class:`QuantLinear`.
+    Weights, scales and the last six options are those of :class:`QuantLinear`.
 
     Args:
         in_channels: As in ``nn.Conv2d``.
@@ -155,11 +181,12 @@ class QuantConv2d(QuantisedWeight, nn.Conv2d):
         groups: As there.
         bias: As there.
         padding_mode: As there.
-        weight_format: ``"int8"``, ``"ternary"``, ``"binary"`` or ``"float"``.
+        weight_format: ``"int8"`` down to ``"int2"``, ``"ternary"``, ``"binary"`` or ``"float"``.
         granularity: ``"per_channel"`` or ``"per_tensor"``.
         input_quant: Quantises the input first.
         integer: Whether to accumulate integer codes exactly; needs ``input_quant``.
         on_backward: Whether a gradient that reaches a quantiser raises or is zero.
+        follow: Whether scales follow the weights as they train; if not, weights that outgrow them are clipped.
         device: As in ``nn.Conv2d``.
         dtype: As there.
 
@@ -190,6 +217,7 @@ class QuantConv2d(QuantisedWeight, nn.Conv2d):
         input_quant: QuantActivation | None = None,
         integer: bool = False,
         on_backward: OnBackward = "raise",
+        follow: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -207,10 +235,11 @@ class QuantConv2d(QuantisedWeight, nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self._quantise(weight_format, granularity, input_quant, integer, on_backward)
+        self._quantise(weight_format, granularity, input_quant, integer, on_backward, follow)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, ``(N, C, H, W)`` or ``(C, H, W)``."""
+        self.follow_weight()
         options, padding = self._options(x), cast("Any", self.padding)
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0

@@ -46,6 +46,8 @@ class QuantActivation(StepFunction):
         scale: Step between two outputs; None to calibrate it.
         narrow_range: Whether signed codes are symmetric; if not, there is one more below, as in two's complement.
         on_backward: Whether a gradient raises or is zero.
+        follow: Whether the scale follows what the layer is given while PolyStep trains: after each commit pass a tenth
+            of the way to the percentile 99.9 of its inputs.
 
     Raises:
         ValueError: If ``bits`` or ``scale`` is out of range or ``on_backward`` is misspelt.
@@ -58,6 +60,7 @@ class QuantActivation(StepFunction):
     """
 
     scale: Tensor
+    next_scale: Tensor
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class QuantActivation(StepFunction):
         scale: float | None = None,
         narrow_range: bool = True,
         on_backward: OnBackward = "raise",
+        follow: bool = False,
     ) -> None:
         super().__init__()
         check_activation_options(bits, signed, on_backward, "QuantActivation")
@@ -76,9 +80,13 @@ class QuantActivation(StepFunction):
         self.signed = signed
         self.narrow_range = narrow_range
         self.on_backward = on_backward
+        self.follow = follow
         self.scale_given = scale is not None
         # Empty instead of None, so that a checkpoint always names it.
         self.register_buffer("scale", torch.empty(0) if scale is None else torch.tensor(float(scale)))
+        # Where the scale is to move at the next step, 0 for nowhere: in checkpoints, so that a resumed run moves alike.
+        if follow:
+            self.register_buffer("next_scale", torch.zeros(()))
 
     @property
     def calibrated(self) -> bool:
@@ -120,10 +128,19 @@ class QuantActivation(StepFunction):
     def extra_repr(self) -> str:
         """Show the codes, and whether there is a scale."""
         shown = f"bits={self.bits}, signed={self.signed}" + ("" if self.narrow_range else ", narrow_range=False")
+        shown += ", follow=True" if self.follow else ""
         return shown + ("" if self.calibrated else ", not calibrated")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         given = state_dict.get(f"{prefix}scale")
         if isinstance(given, Tensor) and given.shape in (torch.Size([]), torch.Size([0])):
             self.scale = self.scale.new_empty(given.shape)
+        if given is None and (self.scale_given or not self.calibrated):
+            # The state of a float network. A scale that was given stays, none stays none; one that was calibrated on
+            # other weights would not fit, so that its key is missed.
+            state_dict[f"{prefix}scale"] = self.scale
+        if self.follow:
+            state_dict.setdefault(f"{prefix}next_scale", torch.zeros(()))
+        else:
+            state_dict.pop(f"{prefix}next_scale", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

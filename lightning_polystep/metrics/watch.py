@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_polystep.functional.attention import attention_scores, best_keys
 from lightning_polystep.functional.neurons import LIFOutput
-from lightning_polystep.functional.quantisers import code_range, largest_code
+from lightning_polystep.functional.quantisers import code_range, is_integer_format, largest_code
 from lightning_polystep.layers.attention import ArgmaxAttention, SlotArgmaxAttention
 from lightning_polystep.layers.lif import SpikingNeuron
 from lightning_polystep.layers.moe import HardMoE
@@ -39,7 +39,7 @@ class LayerWatch:
     ``LIF``, ``RLIF``, ``Synaptic``      ``spike_rate``, ``dead_neurons``, ``saturated_neurons``
     ``Staircase``, ``Sign`` and others   ``levels_used``, ``level_entropy``
     ``QuantActivation``                  ``code_utilisation``, ``clip_fraction``
-    ``QuantLinear``, ``QuantConv2d``     ``weight_code_utilisation``, ``weight_clip_fraction`` (int8)
+    ``QuantLinear``, ``QuantConv2d``     ``weight_code_utilisation``, ``weight_clip_fraction`` (int)
     ``ArgmaxAttention``                  ``attention_coverage``, ``tie_rate``
     ``SlotArgmaxAttention``              ``slot_utilisation``, ``tie_rate``
     ``HardMoE``                          ``expert_imbalance``, ``expert_entropy``, ``dead_experts``,
@@ -270,7 +270,7 @@ def _weight_figures(name: str, layer: QuantisedWeight) -> dict[str, Tensor]:
     used = CodeUtilisation(possible).to(layer.weight.device)
     used.update(layer.weight_codes().detach())
     figures: dict[str, Tensor] = {f"weight_code_utilisation/{name}": used.compute()}
-    if layer.weight_format == "int8":
+    if is_integer_format(layer.weight_format):
         clipped = ClipFraction(-high, high).to(layer.weight.device)
         clipped.update(layer.weight, scale)
         figures[f"weight_clip_fraction/{name}"] = clipped.compute()

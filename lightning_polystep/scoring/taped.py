@@ -1,34 +1,64 @@
-"""Score candidates of any parameter by replaying what they change of the commit pass; no Python of the user's runs."""
+"""Score candidates of any parameter by replaying, of the commit pass, what they change; none of the user's Python runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Tier
-from lightning_polystep.tape import NotOnTapeError, Program, Recorder, Tape, Work, compile_program, replay
+from lightning_polystep.tape import (
+    NotOnTapeError,
+    Parts,
+    Program,
+    Recorder,
+    Segment,
+    Shifted,
+    Tape,
+    Work,
+    compile_program,
+    replay,
+    schedule,
+    shifted_products,
+)
 
 # Structures of a step that are kept: those of a full and of the last batch, and of what a user's step alternates.
 _MOST_PROGRAMS = 64
-# Candidates at once: values should stay in the cache, and the cost of a call be shared by many.
-_LARGEST_CHUNK, _SMALLEST_CHUNK = 1024, 8
-_CHUNK_BYTES = 4 * 2**20
+# Numbers that one value of all candidates of a call may hold: they should stay in the cache.
+_CHUNK_NUMBERS = 2**21
+_LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
 _FORWARDS = 8.0
 _MOST_CANDIDATES = 16_384
 
 
+class Script(NamedTuple):
+    """How candidates of a block are replayed.
+
+    Args:
+        program: What of the step depends on the block.
+        segments: The same in the order in which it runs.
+        products: Those that the rows shift.
+        shifts_only: Whether nothing but these products reads the parameters.
+    """
+
+    program: Program
+    segments: list[Segment]
+    products: list[Shifted]
+    shifts_only: bool
+
+
 @dataclass
 class Recording:
-    """The tape of the latest commit pass, and the programs that were read off tapes of its structure.
+    """The tape of the latest commit pass, and what was read off tapes of its structure.
 
     Args:
         tape: What the step did; None before the first.
@@ -37,7 +67,8 @@ class Recording:
 
     tape: Tape | None = None
     loss: int | None = None
-    _programs: dict[tuple[object, ...], Program | NotOnTapeError] = field(default_factory=dict)
+    _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
+    _volatile: set[tuple[object, ...]] = field(default_factory=set)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -68,8 +99,8 @@ class Recording:
         if self.tape is not None:
             self.loss = self.tape.find(loss)
 
-    def program(self, block: Block) -> Program:
-        """Return what has to be replayed for candidates of a block.
+    def script(self, block: Block) -> Script:
+        """Return how candidates of a block are replayed.
 
         Raises:
             NotOnTapeError: Where that cannot be told.
@@ -79,18 +110,29 @@ class Recording:
             raise NotOnTapeError("what the step returned as its loss was not computed by operations of torch")
         rows = dict(self.rows(block))
         key = (block.name, self.loss, tuple(rows.items()), tape.structure())
-        known = self._programs.get(key)
-        if known is None or (isinstance(known, Program) and not known.holds_for(tape)):
-            if len(self._programs) >= _MOST_PROGRAMS:
-                self._programs.clear()
-            try:
-                known = compile_program(tape, rows, self.loss)
-            except NotOnTapeError as error:
-                known = error
-            self._programs[key] = known
+        known = self._scripts.get(key)
+        if isinstance(known, Script) and not known.program.holds_for(tape):
+            # Numbers that change from step to step would have their loops compiled anew each time.
+            self._volatile.add(key)
+            known = None
+        if known is None:
+            if len(self._scripts) >= _MOST_PROGRAMS:
+                self._scripts.clear()
+            known = self._scripts[key] = self._read(block, rows, fuse=key not in self._volatile)
         if isinstance(known, NotOnTapeError):
             raise known
         return known
+
+    def _read(self, block: Block, rows: dict[int, int | None], *, fuse: bool) -> Script | NotOnTapeError:
+        tape = self.taken()
+        assert self.loss is not None
+        try:
+            program = compile_program(tape, rows, self.loss)
+        except NotOnTapeError as error:
+            return error
+        on_cpu = all(parameter.device.type == "cpu" for parameter in block.parameters)
+        products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
+        return Script(program, schedule(tape, program, fuse=fuse and on_cpu), products, alone)
 
     def rows(self, block: Block) -> Iterator[tuple[int, int | None]]:
         """Yield the values of a block's parameters, each with the axis of its rows; None where rows are no axis."""
@@ -119,24 +161,76 @@ class TapeTier(Tier):
     Args:
         block: The parameters.
         recording: The commit pass.
+        parts: Into how many parts the batch is divided; each direction is scored on one of them.
     """
 
     block: Block
     recording: Recording
+    parts: int = 1
 
     name: ClassVar[str] = "tape"
     reads_tape: ClassVar[bool] = True
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
-        del probe  # no user code runs
-        program, tape = self.recording.program(self.block), self.recording.taken()
-        rows, displacements = proposal.displacements(start, stop)
-        return replay(tape, program, rows, dict(self._changed(program, rows, displacements))).double()
+        script, tape = self.recording.script(self.block), self.recording.taken()
+        candidates = torch.arange(start, stop, device=proposal.rows.device)
+        rows = proposal.rows[candidates // proposal.vertices_per_row]
+        parts = self._parts(script.program, proposal, candidates, probe)
+        simple = proposal.starts is None and proposal.centre is None
+        shifts = dict(self._shifts(script, proposal, candidates, parts)) if simple else {}
+        changed = {} if simple and script.shifts_only else dict(self._changed(script.program, proposal, candidates))
+        return replay(tape, script.program, script.segments, rows, changed, shifts, parts).double()
 
-    def _changed(self, program: Program, rows: Tensor, displacements: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _parts(self, program: Program, proposal: Proposal, candidates: Tensor, probe: Probe) -> Parts | None:
+        """Divide the samples at random; mirrored vertices have the same ones, so that their difference means something."""
+        count = self._divisor(program)
+        if count == 1:
+            return None
+        seed, step, micro_batch = probe.noise_key
+        order = torch.randperm(program.samples, generator=generator(seed, step, "parts", micro_batch))
+        vertices = proposal.directions.shape[1]
+        vertex = candidates % proposal.vertices_per_row
+        particle, place = vertex // vertices, vertex % vertices
+        pairs = vertices // 2 if proposal.mirrored else vertices
+        part = (particle * pairs + place % pairs) % count
+        size = program.samples // count
+        return Parts(order[: size * count].reshape(count, size), part)
+
+    def _divisor(self, program: Program) -> int:
+        """Return into how many parts the batch is divided: no more than leave each some samples."""
+        if program.sample is None or program.unit is None:
+            return 1
+        return max(1, min(self.parts, program.samples // _FEWEST_SAMPLES))
+
+    def _shifts(
+        self, script: Script, proposal: Proposal, candidates: Tensor, parts: Parts | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what candidates add to products: directions are shared by all rows."""
+        tape, block, known = self.recording.taken(), self.block, dict[tuple[int, tuple[int, ...]], Tensor]()
+        widths = [parameter.numel() // block.rows for parameter in block.parameters]
+        flat = proposal.probe_radius * proposal.directions.reshape(-1, block.dim)
+        vertex = candidates % proposal.vertices_per_row
+        reach = proposal.reach[candidates // proposal.vertices_per_row]
+        for product in script.products:
+            key = (product.inputs, product.columns)
+            if key not in known:
+                columns = flat.split(widths, dim=1)
+                inputs = tape.values[product.inputs].tensor
+                shifts = columns[product.columns[0]] @ inputs.T
+                if len(product.columns) > 1:
+                    shifts += columns[product.columns[1]]
+                if parts is None or script.program.position(product.made, script.program.sample) is None:
+                    own = shifts.index_select(0, vertex)
+                else:
+                    own = _cut(script.program, product.made, shifts, vertex, parts)
+                known[key] = (own if bool((reach == 1).all()) else own * reach[:, None])[:, :, None]
+            yield product.made, known[key]
+
+    def _changed(self, program: Program, proposal: Proposal, candidates: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield what the parameters are for each candidate: their row, or all of them."""
         block, tape = self.block, self.recording.taken()
+        rows, displacements = proposal.displacements_of(candidates)
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
         for parameter, change in zip(block.parameters, displacements.split(widths, dim=1), strict=True):
             index = tape.leaves.get(id(parameter))
@@ -150,25 +244,53 @@ class TapeTier(Tier):
                 flat[torch.arange(len(rows), device=rows.device), rows] += change
                 yield index, flat.reshape(len(rows), *value.shape)
 
+    def exact(self) -> TapeTier:
+        """Return the tier that scores every direction on all samples."""
+        return replace(self, parts=1)
+
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
-        places = self.recording.program(self.block).escapes
+        places = self.recording.script(self.block).program.escapes
         return f"Python reads numbers that depend on it in {', '.join(places[:3])}" if places else ""
 
     def work(self) -> Work:
         """Return what a candidate costs, and what the whole step costs, in the same unit."""
-        return Work.of(self.recording.taken(), self.recording.program(self.block))
+        script = self.recording.script(self.block)
+        return Work.of(self.recording.taken(), script.program, script.segments)
 
     def affordable(self) -> int | None:
         """Return how many candidates cost as much as a few steps of a gradient, by what they compute."""
         work = self.work()
-        return min(_MOST_CANDIDATES, max(1, int(_FORWARDS * work.forward / work.candidate)))
+        return min(_MOST_CANDIDATES, max(1, int(self.parts * _FORWARDS * work.forward / work.candidate)))
 
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once: as many as leave values in the cache."""
-        bytes_each = self.work().widest * 4
-        affordable = min(memory_budget // 8, _CHUNK_BYTES) // max(1, bytes_each)
-        return Chunking(min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, affordable)))
+        widest = self.work().widest // self.parts
+        most = min(_CHUNK_NUMBERS, memory_budget // 64) // max(1, widest)
+        return Chunking(min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, most)))
+
+
+# A part of a batch holds at least so many samples: fewer say nothing about a direction.
+_FEWEST_SAMPLES = 8
+
+
+def _cut(program: Program, made: int, shifts: Tensor, vertex: Tensor, parts: Parts) -> Tensor:
+    """Return what candidates add on the samples that they have.
+
+    Args:
+        program: Knows where samples are.
+        made: The product, whose first axis holds them, perhaps with others.
+        shifts: Of each vertex on everything, (V, N).
+        vertex: Of each candidate.
+        parts: Which samples each has.
+    """
+    labels = program.axes[made][0]
+    sizes = [program.labels.size((label,)) for label in labels]
+    place = labels.index(program.sample)  # type: ignore[arg-type]
+    apart = shifts.reshape(len(shifts), *sizes).movedim(place + 1, 1)
+    own = parts.samples[parts.of_candidate]
+    cut = apart[vertex[:, None], own].movedim(1, place + 1)
+    return cut.reshape(len(vertex), -1)
 
 
 def offer_tape(recording: Recording, block: Block) -> TapeTier:
@@ -178,7 +300,7 @@ def offer_tape(recording: Recording, block: Block) -> TapeTier:
         NotOfferedError: Where the tape does not carry it.
     """
     try:
-        recording.program(block)
+        recording.script(block)
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:

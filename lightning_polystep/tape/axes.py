@@ -37,6 +37,13 @@ class Labels:
         """Return how many places an axis has."""
         return math.prod(self._sizes[label] for label in axis)
 
+    def resized(self, label: int, size: int) -> Labels:
+        """Return the same labels, one of them with another number of places."""
+        other = Labels()
+        other._sizes, other._parts = list(self._sizes), self._parts
+        other._sizes[label] = size
+        return other
+
     def resolve(self, axis: Axis) -> Axis:
         """Return an axis in the labels that are known by now."""
         while any(label in self._parts for label in axis):

@@ -1,21 +1,49 @@
 """Score: the instances of one stage of a replay, and what their values are.
 
 Every changed value has a leading axis of *instances*. What an instance fixes has a single place: in stage ``UNIT`` an
-instance is a candidate, which fixes a unit; in stage ``SAMPLE`` a pair (candidate, sample), which fixes a sample; in
-stage ``WHOLE`` a candidate again. What no candidate changes is read from the tape.
+instance is a candidate, which fixes a unit; in stage ``SAMPLE`` a pair (candidate, sample), which fixes a sample; in stage
+``WHOLE`` a candidate again. What no candidate changes is read from the tape.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_polystep.tape.program import Program, Stage
 from lightning_polystep.tape.tape import Tape
+
+
+class Parts(NamedTuple):
+    """Samples on which candidates are scored, if not on all.
+
+    Args:
+        samples: Of each part, (G, S).
+        of_candidate: The part of each candidate, (K,).
+    """
+
+    samples: Tensor
+    of_candidate: Tensor
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def add_up(changes: NDArray[Any], members: NDArray[Any], totals: NDArray[Any]) -> None:
+    """Add to the total of each candidate the changes of the pairs that stand for its samples; -1 for none."""
+    for k in range(len(members)):
+        total = 0.0
+        for n in range(members.shape[1]):
+            pair = members[k, n]
+            if pair >= 0:
+                total += changes[pair]
+        totals[k] += total
 
 
 @dataclass
@@ -31,6 +59,11 @@ class Frame:
         samples: Its sample, (I,); None where an instance is a candidate.
         earlier: The frame whose values come in, and which of its instances each of these continues.
         values: By index, (I, ...).
+        shifts: Of products of stage ``UNIT``, by what they make, what a candidate adds to its unit.
+        parts: Of stage ``UNIT``: which samples the candidates have; None for all.
+        places: Of stage ``SAMPLE``: the place of each instance's sample among those of its candidate.
+        members: Of the first frame of pairs, the pair that stands for each candidate and sample, (K, N); -1 where none.
+        everyone: How many candidates there are.
     """
 
     tape: Tape
@@ -41,6 +74,11 @@ class Frame:
     samples: Tensor | None = None
     earlier: tuple[Frame, Tensor] | None = None
     values: dict[int, Tensor] = field(default_factory=dict)
+    shifts: dict[int, Tensor] = field(default_factory=dict)
+    parts: Parts | None = None
+    places: Tensor | None = None
+    members: Tensor | None = None
+    everyone: int = 0
 
     @property
     def count(self) -> int:
@@ -56,6 +94,12 @@ class Frame:
             return {self.program.sample: self.samples}
         return {}
 
+    def size(self, label: int) -> int:
+        """Return how many places an axis has in this frame."""
+        if self.parts is not None and label == self.program.sample:
+            return self.parts.samples.shape[1]
+        return self.program.labels.size((label,))
+
     def shape(self, index: int, *, with_unit: bool = False) -> list[int]:
         """Return the shape of a value of one instance.
 
@@ -64,7 +108,7 @@ class Frame:
             with_unit: Whether the instance's unit is fixed in any case.
         """
         fixed = set(self.fixed) | ({self.program.unit} if with_unit else set())
-        return merged_sizes(self.program, index, fixed)
+        return merged_sizes(self.program, index, fixed, self.size)
 
     def recorded(self, index: int, *, with_unit: bool = False) -> tuple[Tensor, bool]:
         """Return what a value was in the step.
@@ -81,9 +125,45 @@ class Frame:
         if with_unit and self.program.unit is not None:
             places[self.program.unit] = self.units
         places = {label: ids for label, ids in places.items() if self.program.position(index, label) is not None}
+        if self.parts is not None and self.program.position(index, self.program.sample) is not None:
+            return self.of_parts(index, tensor, places), True
         if not places:
             return tensor, False
         return pick(self.program, index, tensor, places), True
+
+    def of_parts(self, index: int, tensor: Tensor, places: Mapping[int | None, Tensor]) -> Tensor:
+        """Return a recorded value for the samples that each candidate has, at the units that it fixes."""
+        assert self.parts is not None
+        program = self.program
+        slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+        sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
+        sample = slots.index(program.sample)
+        own = self.parts.samples[self.parts.of_candidate]
+        apart = tensor.reshape(sizes)
+        if places:
+            unit = slots.index(program.unit)
+            picked = apart.movedim([unit, sample], [0, 1])[self.units[:, None], own]
+            picked = picked.movedim(1, sample - (unit < sample) + 1).unsqueeze(unit + 1)
+        else:
+            picked = apart.movedim(sample, 0)[own].movedim(1, sample + 1)
+        return picked.reshape(self.count, *merged_sizes(program, index, set(places), self.size))
+
+    def cut_to_parts(self, index: int, tensor: Tensor) -> Tensor:
+        """Return of a value of stage ``UNIT`` on all samples, (K, ...), those that each candidate has."""
+        if self.parts is None or self.program.position(index, self.program.sample) is None:
+            return tensor
+        program = self.program
+        slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+        sizes = [1 if s is None or s in self.fixed else program.labels.size((s,)) for s in slots]
+        apart = tensor.reshape([tensor.shape[0], *sizes])
+        axis = slots.index(program.sample) + 1
+        own = self.parts.samples[self.parts.of_candidate]
+        shape = [1] * apart.ndim
+        shape[0], shape[axis] = own.shape
+        wanted = list(apart.shape)
+        wanted[axis] = own.shape[1]
+        cut = apart.gather(axis, own.reshape(shape).expand(wanted))
+        return cut.reshape(len(tensor), *merged_sizes(program, index, set(self.fixed), self.size))
 
     def read(self, index: int) -> tuple[Tensor, bool]:
         """Return what a value is for the candidates, and whether it has an axis of instances."""
@@ -108,9 +188,9 @@ class Frame:
         places = {}
         sample = self.program.sample
         if self.samples is not None and sample is not None and self.program.position(index, sample) is not None:
-            places[sample] = self.samples
+            places[sample] = self.samples if self.places is None else self.places
         fixed = {self.program.unit} if self.program.unit is not None else set()
-        return pick(self.program, index, frame.values[index], places, fixed, rows)
+        return pick(self.program, index, frame.values[index], places, fixed, rows, frame.size)
 
     def change(self, index: int) -> Tensor:
         """Return by how much a value of stage ``UNIT`` differs from the step's, at each instance's unit."""
@@ -127,11 +207,11 @@ class Frame:
         """
         program, fixed = self.program, set(self.fixed)
         slots = [label for axis in program.axes[index] for label in (axis or (None,))]
-        sizes = [1 if s is None or s in fixed else program.labels.size((s,)) for s in slots]
+        sizes = [1 if s is None or s in fixed else self.size(s) for s in slots]
         where = slots.index(program.unit)
         apart = into.reshape(self.count, *sizes)
         sizes[where] = 1
-        given = change.expand(self.count, *merged_sizes(program, index, {*fixed, program.unit}))
+        given = change.expand(self.count, *merged_sizes(program, index, {*fixed, program.unit}, self.size))
         given = given.reshape(self.count, *sizes)
         places = self.units.reshape(-1, *[1] * len(sizes)).expand(given.shape)
         done = apart.scatter_add(where + 1, places, given) if add else apart.scatter(where + 1, places, given)
@@ -149,6 +229,34 @@ class Frame:
         apart = matrix.reshape(*(size((label,)) for label in axis), matrix.shape[-1])
         rows = apart.movedim(axis.index(self.program.unit), 0).index_select(0, self.units)  # type: ignore[arg-type]
         return rows.reshape(self.count, -1, matrix.shape[-1])
+
+    def by_candidate(self, changes: Tensor) -> Tensor:
+        """Add up the changes of each candidate's samples.
+
+        Args:
+            changes: Of each instance, (I, ...).
+
+        Returns:
+            Shape (K, ...).
+        """
+        frame, rows = self, None
+        while frame.earlier is not None and frame.earlier[0].stage == Stage.SAMPLE:
+            frame, continued = frame.earlier
+            rows = continued if rows is None else continued[rows]
+        if frame.members is None:
+            total = changes.new_zeros(self.everyone, *changes.shape[1:])
+            return total.index_add_(0, self.candidates, changes)
+        if changes.numel() == len(changes) and changes.device.type == "cpu":
+            of_first = (
+                changes if rows is None else changes.new_zeros(frame.count).index_copy(0, rows, changes.reshape(-1))
+            )
+            totals = np.zeros(self.everyone)
+            add_up(of_first.reshape(-1).numpy(), frame.members.numpy(), totals)
+            return torch.from_numpy(totals).to(changes.dtype).reshape(self.everyone, *changes.shape[1:])
+        # The last row stands for pairs that did not change.
+        known = changes.new_zeros(frame.count + 1, *changes.shape[1:])
+        known[: frame.count] = changes if rows is None else known[: frame.count].index_copy(0, rows, changes)
+        return known[frame.members].sum(1)
 
     def _first(self) -> tuple[Frame, Tensor]:
         frame, rows = self, torch.arange(self.count, device=self.candidates.device)
@@ -170,7 +278,8 @@ class Frame:
         missing = (
             self.samples is not None and frame.samples is None and self.program.position(index, sample) is not None
         )
-        return pick(self.program, index, value, {sample: self.samples} if missing else {}, set(frame.fixed), rows)
+        own = self.samples if self.places is None else self.places
+        return pick(self.program, index, value, {sample: own} if missing else {}, set(frame.fixed), rows, frame.size)
 
     def _spread(self, index: int) -> Tensor:
         """Return a value of stage ``UNIT`` with all of its units."""
@@ -184,10 +293,9 @@ def difference(new: Tensor, old: Tensor) -> Tensor:
     return new.long() - old.long() if new.dtype is torch.bool else new - old
 
 
-def merged_sizes(program: Program, index: int, fixed: Collection[int | None]) -> list[int]:
+def merged_sizes(program: Program, index: int, fixed: Collection[int | None], size: Callable[[int], int]) -> list[int]:
     """Return the shape of a value in which some labels have a single place."""
-    size = program.labels.size
-    return [math.prod(size((label,)) for label in axis if label not in fixed) for axis in program.axes[index]]
+    return [math.prod(size(label) for label in axis if label not in fixed) for axis in program.axes[index]]
 
 
 def pick(
@@ -197,6 +305,7 @@ def pick(
     places: Mapping[int | None, Tensor],
     fixed: Collection[int | None] = (),
     rows: Tensor | None = None,
+    size: Callable[[int], int] | None = None,
 ) -> Tensor:
     """Return one place of some labelled axes for each instance.
 
@@ -207,6 +316,7 @@ def pick(
         places: For each label the place that each instance takes, (I,).
         fixed: Labels that have a single place in the tensor already.
         rows: For each instance the one in the tensor, (I,).
+        size: Of the tensor's axes, by label; those of the step by default.
 
     Returns:
         Shape (I, ...), the labels of ``places`` with a single place.
@@ -214,10 +324,10 @@ def pick(
     if not places:
         assert rows is not None
         return tensor.index_select(0, rows)
-    size, offset = program.labels.size, 0 if rows is None else 1
+    size, offset = size or (lambda label: program.labels.size((label,))), 0 if rows is None else 1
     slots = [label for axis in program.axes[index] for label in (axis or (None,))]
-    sizes = [1 if label is None or label in fixed else size((label,)) for label in slots]
-    apart = tensor.reshape(*tensor.shape[:offset], *sizes)
+    sizes = [1 if label is None or label in fixed else size(label) for label in slots]
+    apart = tensor.reshape([*tensor.shape[:offset], *sizes])
     where = [slots.index(label) for label in places]
     if rows is None and len(where) == 1:
         ids = next(iter(places.values()))
@@ -225,4 +335,4 @@ def pick(
     else:
         moved = apart.movedim([w + offset for w in where], list(range(offset, offset + len(where))))
         picked = moved[(*(() if rows is None else (rows,)), *places.values())]
-    return picked.reshape(len(picked), *merged_sizes(program, index, {*fixed, *places}))
+    return picked.reshape(len(picked), *merged_sizes(program, index, {*fixed, *places}, size))

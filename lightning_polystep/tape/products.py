@@ -78,20 +78,34 @@ def _as_rows(change: Tensor, rank: int) -> Tensor:
 
 def _product_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Result | None:
     """Columns of the output for each candidate: what was recorded plus what its change of the columns adds."""
-    home = frame.program.home
-    if left in home:
+    shift = frame.shifts.get(made)
+    if shift is None:
+        shift = shift_of_units(frame, made, added, left, right)
+    return None if shift is None else frame.recorded(made)[0] + shift
+
+
+def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:
+    """Return what candidates add to a product at their units, (K, ..., columns); None where it is no such product.
+
+    Args:
+        frame: Of stage ``UNIT``.
+        made: The product.
+        added: What is added to it, if anything.
+        left: What is multiplied.
+        right: By this, whose columns are the units: a single one for each candidate, but for merged axes.
+    """
+    home, given = frame.program.home, frame.tape.values[left].tensor
+    if left in home or frame.program.position(left, frame.program.unit) is not None:
         return None
-    given, has_instances = frame.recorded(left)
-    if has_instances:
-        return None
-    out, _ = frame.recorded(made)
+    shift: Tensor | None = None
     if right in home:
-        columns = frame.values[right] - frame.recorded(right)[0]  # (K, D, columns), a single one but for merged axes
+        columns = frame.values[right] - frame.recorded(right)[0]  # (K, D, columns)
         flat = given @ columns.transpose(0, 1).reshape(given.shape[1], -1)
-        out = out + flat.reshape(len(given), frame.count, -1).transpose(0, 1)
+        shift = frame.cut_to_parts(made, flat.reshape(len(given), frame.count, -1).transpose(0, 1))
     if added is not None and added in home:
-        out = out + _as_rows(frame.values[added] - frame.recorded(added)[0], out.ndim)
-    return out
+        change = _as_rows(frame.values[added] - frame.recorded(added)[0], 3)
+        shift = change if shift is None else shift + change
+    return None if shift is None else shift.expand(frame.count, *frame.shape(made))
 
 
 @replays(aten.convolution)
@@ -124,15 +138,16 @@ def _filters(frame: Frame, operation: Operation) -> Result | None:
     made, (inputs, weight, *bias) = operation.outputs[0], operation.operands
     assert made is not None
     home = frame.program.home
-    given, has_instances = frame.recorded(inputs)
-    if inputs in home or has_instances:
+    given = frame.tape.values[inputs].tensor
+    if inputs in home or frame.program.position(inputs, frame.program.unit) is not None:
         return None
     out, _ = frame.recorded(made)
     if weight in home:
         change = frame.values[weight] - frame.recorded(weight)[0]
         if change.shape[1] != 1:
             return None
-        out = out + aten.convolution(given, change[:, 0], None, *operation.args[3:]).transpose(0, 1).unsqueeze(2)
+        moved = aten.convolution(given, change[:, 0], None, *operation.args[3:]).transpose(0, 1).unsqueeze(2)
+        out = out + frame.cut_to_parts(made, moved)
     if bias and bias[0] in home:
         change = frame.values[bias[0]] - frame.recorded(bias[0])[0]
         out = out + change.reshape(frame.count, 1, -1, *[1] * (out.ndim - 3))

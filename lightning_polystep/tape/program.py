@@ -72,7 +72,7 @@ class Program:
         same: Values that are equal because equal operations made them, each with the first of them.
         merged: Operations whose work an equal one before them has done, each with that one.
         exits: For each level of stage ``SAMPLE``, the values of earlier stages or levels that it or a later one reads.
-        releases: The values that nothing reads behind a step, by its place.
+        fractions: Numbers in the arguments of its operations, which are data and may differ from tape to tape.
         loss: The value of the loss.
         escapes: Where Python reads numbers that depend on them.
     """
@@ -89,7 +89,7 @@ class Program:
     same: dict[int, int] = field(default_factory=dict)
     merged: list[tuple[int, int]] = field(default_factory=list)
     exits: dict[int, list[int]] = field(default_factory=dict)
-    releases: dict[int, list[int]] = field(default_factory=dict)
+    fractions: tuple[str, ...] = ()
     escapes: tuple[str, ...] = ()
 
     def position(self, value: int, label: int | None) -> int | None:
@@ -106,8 +106,10 @@ class Program:
         return known[number]
 
     def holds_for(self, tape: Tape) -> bool:
-        """Tell whether operations that were merged are equal on another tape of the same structure too."""
-        return all(_fractions(tape.operations[one]) == _fractions(tape.operations[other]) for one, other in self.merged)
+        """Tell whether the numbers in its operations are the same on another tape of the same structure."""
+        if id(self) not in tape.checked:
+            tape.checked[id(self)] = self.fractions == _all_fractions(tape)
+        return tape.checked[id(self)]
 
     @property
     def levels(self) -> int:
@@ -127,6 +129,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
     """
     same, merged = _merge_equal(tape)
+    fractions = _all_fractions(tape)
     loss, escapes = same.get(loss, loss), tape.escapes
     first = [number for number in range(len(tape.operations)) if number not in dict(merged)]
     operations = {number: _renamed(tape.operations[number], same) for number in first}
@@ -149,8 +152,8 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
         [], labels, axes, flows, unit, sample, labels.size((sample,)) if sample is not None else 0, {}, loss,
         same, merged,
     ))  # fmt: skip
+    program.fractions = fractions
     _find_exits(tape, program)
-    _find_releases(tape, program, rows)
     program.escapes = tuple(dict.fromkeys(e.place for e in escapes if same.get(e.value, e.value) in seen))
     return program
 
@@ -204,11 +207,13 @@ def _frozen(arguments: Any) -> Any:
     return (type(arguments), str(arguments))
 
 
-def _fractions(operation: Operation) -> str:
-    return (
-        str([_frozen(operation.args), _frozen(operation.kwargs)])
-        if not operation.operands
-        else str([each for each in _flat((operation.args, operation.kwargs)) if isinstance(each, float)])
+def _all_fractions(tape: Tape) -> tuple[str, ...]:
+    """Return the fractions in all arguments, in their order."""
+    return tuple(
+        str(each)
+        for operation in tape.operations
+        for each in _flat((operation.args, operation.kwargs))
+        if isinstance(each, float)
     )
 
 
@@ -480,22 +485,3 @@ def _find_exits(tape: Tape, program: Program) -> None:
             stage, own = program.home[index]
             if (stage == Stage.UNIT or (stage == Stage.SAMPLE and own < level)) and last >= level:
                 program.exits[level].append(index)
-
-
-def _find_releases(tape: Tape, program: Program, rows: Mapping[int, int | None]) -> None:
-    last: dict[int, int] = {}
-    for place, step in enumerate(program.steps):
-        for index in tape.operations[step.number].operands:
-            if index in program.home:
-                last[index] = place
-    # Exits are asked again when a level begins.
-    first_of_level: dict[int, int] = {}
-    for place, step in enumerate(program.steps):
-        if step.stage == Stage.SAMPLE or step.sums_samples:
-            first_of_level.setdefault(step.level, place)
-    for level, exits in program.exits.items():
-        for index in exits:
-            last[index] = max(last.get(index, 0), first_of_level.get(level, 0))
-    for index, place in last.items():
-        if index != program.loss and index not in rows:
-            program.releases.setdefault(place, []).append(index)

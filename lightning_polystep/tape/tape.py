@@ -97,6 +97,8 @@ class Tape:
         held: Values that are constants of all candidates, though they were computed from parameters.
         escapes: Numbers that Python has read.
         bound: Operations as programs read them, by program and number.
+        arrays: What loops read of it, as they read it.
+        checked: Which programs hold for it.
         key: Equal for two tapes of the same structure: operators, arguments and shapes, but for tensors and fractions.
     """
 
@@ -107,8 +109,10 @@ class Tape:
     held: set[int] = field(default_factory=set)
     escapes: list[Escape] = field(default_factory=list)
     key: list[Any] = field(default_factory=list)
-    _structure: _Hashed | None = field(default=None, init=False, repr=False)
+    _structure: _Hashed | None = field(default=None, init=False, repr=False, compare=False)
     bound: dict[int, dict[int, Operation]] = field(default_factory=dict)
+    arrays: dict[Any, Any] = field(default_factory=dict)
+    checked: dict[int, bool] = field(default_factory=dict)
 
     def find(self, tensor: Tensor) -> int | None:
         """Return the index of the value that a tensor held at the end of the step; None where it is not on the tape."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.program import Program, Stage
+from lightning_polystep.tape.schedule import Segment
 from lightning_polystep.tape.tape import Operation, Tape
 
 aten = torch.ops.aten
@@ -19,6 +22,10 @@ _CALL = 4_000
 # Share of pairs of a candidate and a sample that change: what was seen in networks of neurons.
 _CHANGED = 0.4
 _TYPICAL_CHUNK = 256
+_TRANSCENDENTAL = {aten.exp, aten.log, aten.sigmoid, aten.tanh, aten._softmax, aten._log_softmax, aten.erf, aten.gelu}
+_PER_TRANSCENDENTAL = 10
+# Elementwise operations of a loop that take as long as one of torch, and the share of pairs that are of a kind of their own.
+_FUSED, _CHANGED_KINDS = 2.0, 0.2
 
 
 class Work(NamedTuple):
@@ -35,26 +42,31 @@ class Work(NamedTuple):
     widest: int
 
     @classmethod
-    def of(cls, tape: Tape, program: Program) -> Work:
+    def of(cls, tape: Tape, program: Program, segments: Sequence[Segment]) -> Work:
         """Estimate the work of a program.
 
         Args:
             tape: Of a step.
             program: Read off it.
+            segments: The same as it runs.
         """
         forward = sum(_elements(tape, operation) + _CALL for operation in tape.operations)
         candidate, widest = 0.0, 1
         units = program.labels.size((program.unit,)) if program.unit is not None else 1
-        for step in program.steps:
-            operation = tape.operations[step.number]
-            elements = _elements(tape, operation)
-            largest = max((tape.values[o].tensor.numel() for o in operation.outputs if o is not None), default=1)
-            if step.stage == Stage.UNIT:
-                elements, largest = elements / units, largest // units
-            elif step.stage == Stage.SAMPLE:
-                elements = elements * _CHANGED
-            candidate += elements + _CALL / _TYPICAL_CHUNK
-            widest = max(widest, largest)
+        for segment in segments:
+            fused = isinstance(segment.work, Region)
+            candidate += _CALL / _TYPICAL_CHUNK
+            for step in segment.work.steps if isinstance(segment.work, Region) else [segment.work]:
+                operation = tape.operations[step.number]
+                elements = _elements(tape, operation)
+                largest = max((tape.values[o].tensor.numel() for o in operation.outputs if o is not None), default=1)
+                if segment.stage == Stage.UNIT:
+                    elements, largest = elements / units, largest // units
+                elif segment.stage == Stage.SAMPLE:
+                    elements = elements * (_CHANGED_KINDS if fused else _CHANGED)
+                    largest = int(largest * _CHANGED_KINDS)
+                candidate += elements / (_FUSED if fused else 1)
+                widest = max(widest, largest)
         return cls(forward, candidate, widest)
 
 
@@ -64,6 +76,8 @@ def _elements(tape: Tape, operation: Operation) -> float:
     packet = getattr(operation.function, "overloadpacket", None)
     if packet in {aten.mm, aten.addmm, aten.bmm}:
         elements += elements * tape.values[operation.operands[-2]].tensor.shape[-1] / _PRODUCTS_PER_ELEMENT
+    elif packet in _TRANSCENDENTAL:
+        elements *= _PER_TRANSCENDENTAL
     elif packet is aten.convolution:
         weight = tape.values[operation.operands[1]].tensor
         elements += elements * math.prod(weight.shape[1:]) / _PRODUCTS_PER_ELEMENT

@@ -2,10 +2,16 @@ r"""Transport: one-sided entropic optimal transport, whose solution is a softmax
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from lightning_polystep.transport.protocol import Transport, Weights, finite_somewhere
 
+
+@torch.no_grad()
 def softmax_transport(costs: Tensor, epsilon: float) -> Tensor:
     r"""Weigh the vertices of each particle by the one-sided entropic optimal transport plan.
 
@@ -31,4 +37,26 @@ def softmax_transport(costs: Tensor, epsilon: float) -> Tensor:
         PolyStep, arXiv 2605.01928, section 3; Peyre and Cuturi, "Computational Optimal Transport" (2019), section 4.
     """
     weights = torch.softmax(-costs / epsilon, dim=-1)
-    return torch.where(torch.isfinite(costs).any(dim=-1, keepdim=True), weights, 1.0 / costs.shape[-1])
+    return torch.where(finite_somewhere(costs), weights, 1.0 / costs.shape[-1])
+
+
+@dataclass(frozen=True)
+class Softmax(Transport):
+    r"""Each particle by itself: :math:`W = \mathrm{softmax}(-C / \varepsilon)`, the default and the paper's own.
+
+    :func:`softmax_transport` has the equation. Columns may sum to anything, so ``marginal_error`` is 0.
+
+    Example:
+        >>> Softmax().weigh(torch.tensor([[[0.0, 1.0]]]), epsilon=0.5).weights
+        tensor([[[0.8808, 0.1192]]])
+
+    References:
+        PolyStep, arXiv 2605.01928, section 3.
+    """
+
+    name: ClassVar[str] = "softmax"
+
+    def weigh(self, costs: Tensor, epsilon: float, draw: torch.Generator | None = None) -> Weights:
+        """Weigh the vertices of each particle, shape (rows, particles per row, m)."""
+        del draw
+        return Weights(softmax_transport(costs, epsilon), costs.new_zeros(()))

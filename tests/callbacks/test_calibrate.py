@@ -10,6 +10,7 @@ from torch import nn
 from datamodules import TensorImages
 from lightning_polystep import PolyStepStrategy
 from lightning_polystep.callbacks import Calibrate
+from lightning_polystep.interop import from_brevitas
 from lightning_polystep.layers import QuantActivation, QuantLinear, calibrate
 from models import Classifier, IntegerMLP
 
@@ -116,10 +117,30 @@ def test_scales_follow_on_request(tmp_path):
     assert len(set(scales)) == 3
 
 
+def test_scales_of_a_converted_network_follow_on_request_but_for_its_constants(tmp_path):
+    qnn = pytest.importorskip("brevitas.nn")
+    quant = pytest.importorskip("brevitas.quant")
+    original = nn.Sequential(
+        nn.Flatten(),
+        qnn.QuantLinear(16, 6, bias=True),
+        qnn.QuantReLU(bit_width=4),
+        qnn.QuantLinear(6, 10, bias=True, weight_quant=quant.SignedTernaryWeightPerTensorConst),
+    )
+    original(torch.rand(64, 1, 4, 4))
+    # As after Brevitas' own calibration: the scale is a number of its own from then on.
+    original[2].act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.counter = 301
+    network = from_brevitas(original)
+    before, constant = float(network[2].scale), network[3].weight_scale.clone()
+    trainer(Calibrate(follow=True), tmp_path, max_epochs=3).fit(Classifier(network), data(), data(False))
+    assert float(network[2].scale) != before
+    assert torch.equal(network[3].weight_scale, constant)
+
+
 def test_scales_stay_by_default(tmp_path):
     network = nn.Sequential(nn.Flatten(), QuantLinear(16, 6), QuantActivation(4), QuantLinear(6, 10))
     before = network[1].weight_scale.clone()
-    trainer(Calibrate(), tmp_path, max_epochs=2).fit(Classifier(network), data(), data(False))
+    with pytest.warns(UserWarning, match=r"weights have outgrown their frozen scales.*Calibrate\(follow=True\)"):
+        trainer(Calibrate(), tmp_path, max_epochs=2).fit(Classifier(network), data(), data(False))
     assert torch.equal(network[1].weight_scale, before)
 
 

@@ -179,7 +179,7 @@ def test_backward_raises_or_gives_zeros(integer):
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("weight_format must be", {"weight_format": "int4"}),
+        ("weight_format must be", {"weight_format": "int9"}),
         ("needs a weight_scale", {"weight_scale": None}),
         ("quantised weights", {"integer": True, "weight_format": "float"}),
         ("quantised inputs", {"integer": True}),

@@ -139,7 +139,7 @@ def test_vmap_equals_the_loop():
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, "weight_format must be", lambda w: quantise_weight(w, w[:, 0], "int4", name="hidden")),
+        (ValueError, "weight_format must be", lambda w: quantise_weight(w, w[:, 0], "int9", name="hidden")),
         (ValueError, "has no codes", lambda w: quantise_weight(w, w[:, 0], "float", name="hidden")),
         (ValueError, r"scale of shape \(3,\)", lambda w: quantise_weight(w, w[0], name="hidden")),
         (ValueError, "on_backward must be", lambda w: quantise_weight(w, w[:, 0], on_backward="x", name="hidden")),

@@ -72,7 +72,7 @@ def score(
         with probe.isolated():
             looped = LoopTier().score(proposal, probe, 0, proposal.candidates)
         try:
-            recording.program(block)
+            recording.script(block)
         except NotOnTapeError as error:
             unread = "does not depend on it" in str(error)
             assert not unread or looped.nan_to_num().unique().numel() == 1, error

@@ -94,6 +94,7 @@ NETS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 @pytest.mark.parametrize("name", NETS)
 def test_it_trains_from_the_tape_and_twice_the_same(tmp_path, name):
     runs = []
@@ -196,6 +197,19 @@ def test_scales_are_named_as_not_probed():
     assert set(engine.plan.held) == scales
     assert "not probed" in str(engine.plan)
     assert {a.block.name for a in engine.plan.assignments} == {"net.1", "net.3"}
+
+
+def test_learned_scales_are_held_for_the_true_reason():
+    """Not from statistics: nothing would ever calibrate them."""
+    learned = {"weight_scaling_impl_type": "parameter", "weight_scaling_init": 0.2}
+    acts = [qnn.QuantReLU(), qnn.QuantReLU()]
+    acts[1].act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.counter = 301
+    net = nn.Sequential(qnn.QuantLinear(4, 3, bias=True, **learned), *acts)
+    reasons = list(BrevitasAdapter(net).held().values())
+    assert reasons[0].startswith("a learned scale of Brevitas: stays as it is, because a candidate of it would change")
+    assert reasons[0].endswith('With scaling_impl_type="stats" the scale follows the weights')
+    assert "calibrated by Brevitas from statistics of batches" in reasons[1]
+    assert reasons[2].endswith("Brevitas has set it from the statistics of its first batches")
 
 
 class Gates(nn.Module):

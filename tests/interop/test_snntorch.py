@@ -198,6 +198,7 @@ NEURONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Nothing trains what lies before a silent layer")
 @pytest.mark.parametrize("kind", NEURONS)
 def test_neurons_keep_no_trace_of_probes(kind):
     make, tier = NEURONS[kind]

@@ -176,3 +176,31 @@ def test_a_converted_network_is_scored_by_outcome(reset):
     engine = Engine(module, PolyStep(module.parameters(), seed=0), announce=None)
     engine.step(lambda: module.criterion(module.network(x), y))
     assert {a.tier.name for a in engine.plan.assignments} == {"outcome"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_layer_is_in_the_mode_of_the_original(training):
+    original = nn.Sequential(nn.Linear(4, 3), snn.Leaky(beta=0.9, init_hidden=True)).train(training)
+    converted = from_snntorch(original)
+    assert {part.training for part in converted.modules()} == {training}
+    assert {part.training for part in to_snntorch(converted).modules()} == {training}
+
+
+class Tutorial(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (Tutorial, "put its layers into an nn.Sequential"),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), "give the nn.Sequential that holds"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), snn.Synaptic(0.9, 0.8)), "use Leaky, build the network of"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), snn.Leaky(0.9, state_quant=lambda x: x)), "leave it out"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(), snn.Leaky(0.9)), "Train the network as it is"),
+    ],
+)
+def test_every_refusal_names_a_cure(make, cure):
+    with pytest.raises(ConversionError, match=cure):
+        from_snntorch(make())

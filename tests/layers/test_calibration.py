@@ -95,3 +95,12 @@ def test_weights_alone_need_no_batch():
     calibrate(nn.Sequential(QuantLinear(6, 3)), [])
     with pytest.raises(ValueError, match=r"^calibrate: there is no batch .*[.]$"):
         calibrate(network(), [])
+
+
+def test_constant_scales_of_weights_are_kept_on_request():
+    model = nn.Sequential(QuantLinear(6, 3, weight_format="binary"))
+    model[0].weight_scale, model[0].scale_given = torch.full((3,), 0.25), True
+    calibrate(model, [], keep_given=True)
+    assert model[0].weight_scale.tolist() == [0.25] * 3
+    calibrate(model, [])
+    assert model[0].weight_scale.tolist() != [0.25] * 3

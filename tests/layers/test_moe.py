@@ -77,6 +77,7 @@ def test_a_network_of_experts_learns():
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* experts have no sample")
 def test_an_expert_without_samples_stands_by():
     module = nn.Sequential(layer_of(), nn.Linear(8, 3))
     with torch.no_grad():

@@ -181,6 +181,7 @@ def test_a_scale_before_the_next_layers_own_quantiser_is_followed():
     assert not torch.allclose(losses, first)
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 @pytest.mark.parametrize("activation", [Staircase, Sign, nn.ReLU], ids=lambda a: a.__name__)
 @pytest.mark.parametrize("weights", ["float", "int8", "binary"])
 def test_a_feedforward_network_learns(activation, weights):

@@ -88,6 +88,7 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(1)
 
 
+@pytest.mark.filterwarnings("ignore:At pass .* experts have no sample")
 def test_a_mixture_learns_with_an_expert_that_nothing_reaches():
     module = network()
     with torch.no_grad():

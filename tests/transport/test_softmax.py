@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from lightning_polystep.transport import TRANSPORTS, softmax_transport
+from lightning_polystep.transport import TRANSPORTS, Softmax, softmax_transport
 
 COSTS = arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(2, 7)), elements=st.floats(-5, 5))
 EPSILONS = st.floats(0.05, 10)
 
 
 def test_is_known_by_its_name():
-    assert TRANSPORTS["softmax"] is softmax_transport
+    assert TRANSPORTS["softmax"] == Softmax()
 
 
 @given(COSTS, st.floats(0.2, 10))
@@ -98,3 +98,12 @@ def test_keeps_shape_and_dtype_and_its_argument(dtype):
     assert weights.shape == costs.shape
     assert weights.dtype == dtype
     assert torch.equal(costs, before)
+
+
+def test_the_object_weighs_as_the_function_does():
+    costs = torch.randn(3, 2, 4, dtype=torch.float64)
+    costs[0, 0, 0] = math.inf
+    weights, error, converged = Softmax().weigh(costs, 0.7)
+    assert torch.equal(weights, softmax_transport(costs, 0.7))
+    assert float(error) == 0
+    assert converged

@@ -1,0 +1,113 @@
+"""Networks as their authors write them: nothing of them comes from this project, and nothing is marked for it.
+
+One module for each library that they need, imported only when one of its networks is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, not yet trained, and what its author does with it.
+
+    Args:
+        network: The module.
+        loss: From inputs and labels to the loss that is trained.
+        predict: From inputs to classes.
+    """
+
+    network: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a network without importing its library.
+
+    Args:
+        library: Which it needs; "torch" for no other.
+        description: For people.
+        data: Which data it is trained on.
+    """
+
+    library: str
+    description: str
+    data: str = "mnist"
+
+
+_CLASS = "784-128-10, T=15, membranes by hand"
+_SMALL = "784-64-10, T=15, membranes by hand; cross-entropy of counts"
+_JELLY = "784-100-10, T=25; squared error of rates"
+_LOUDER = "torch's first weights, nearly silent, times"
+
+NETWORKS = {
+    "count": Entry("snntorch", f"{_CLASS}; ce_count_loss, SF.acc logged, loss.item()"),
+    "rate": Entry("snntorch", f"{_CLASS}; ce_rate_loss"),
+    "temporal": Entry("snntorch", f"{_CLASS}; ce_temporal_loss"),
+    "membrane": Entry("snntorch", f"{_CLASS}; ce_max_membrane_loss"),
+    "population": Entry("snntorch", "784-128-100, T=15, membranes by hand; ce_count_loss of ten neurons a class"),
+    "in_place": Entry("snntorch", f"{_CLASS}; counts by cnt += spk"),
+    "own_surrogate": Entry("torch", f"{_CLASS}; neurons and surrogate (an autograd.Function) of its author's"),
+    "tutorial5": Entry("snntorch", "784-1000-10, T=25; cross-entropy of the membrane at every step (its tutorial 5)"),
+    "tutorial6": Entry("snntorch", f"8C5-MP2-16C5-MP2-10, T=10; ce_rate_loss (its tutorial 6, smaller); {_LOUDER} 3"),
+    "deep": Entry("snntorch", f"784-200-200-10, T=25, membranes by hand; cross-entropy of counts; {_LOUDER} 2"),
+    "learned": Entry("snntorch", f"{_CLASS}; a learned leak and threshold for every neuron"),
+    "small": Entry("snntorch", _SMALL),
+    "energy": Entry("snntorch", f"{_SMALL}, and 0.1 times the mean of the hidden spikes"),
+    "pruned": Entry("snntorch", f"{_SMALL}; 80 % of the first weights taken away by torch's prune"),
+    "masked": Entry("snntorch", f"{_SMALL}; 80 % of the first weights masked in a Linear of its author's"),
+    "parametrised": Entry("snntorch", f"{_SMALL}; 80 % of the first weights masked by torch's parametrize"),
+    "norse": Entry("norse", f"LIFCell 784-100, LICell 100-10, T=25; highest voltage; {_LOUDER} 5"),
+    "norse_recurrent": Entry("norse", "LIFRecurrentCell 784-100, LICell 100-10, T=25; highest voltage"),
+    "spikingjelly": Entry("spikingjelly", f"LIFNode in step mode s, {_JELLY}; {_LOUDER} 5"),
+    "spikingjelly_m": Entry("spikingjelly", f"LIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
+    "plif": Entry("spikingjelly", f"ParametricLIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
+    "lenet4": Entry("brevitas", "LeNet of 4-bit weights and activations"),
+    "lstm": Entry("torch", "LSTM of 64 over 28 rows"),
+    "transformer": Entry("torch", "one encoder block of 64, 4 heads, over 28 rows"),
+    "wine": Entry("torch", "13-16-3, sign activations, a straight-through gradient of its author's", "wine"),
+}
+
+
+def missing(name: str) -> str | None:
+    """Return why a network cannot be made, in a sentence; None when it can.
+
+    Args:
+        name: Of the network.
+    """
+    entry = NETWORKS[name]
+    for package in (entry.library, *(["sklearn"] if entry.data == "wine" else [])):
+        if find_spec(package) is None:
+            return f'{package} is not installed: pip install -e ".[examples,snntorch,brevitas,bench]"'
+    return None
+
+
+def make(name: str) -> Case:
+    """Return a network, its first weights drawn from torch's global generator.
+
+    Args:
+        name: Of the network.
+    """
+    module = import_module(f"{__name__}.with_{NETWORKS[name].library}")
+    case: Case = module.CASES[name]()
+    return case
+
+
+def louder(network: nn.Module, factor: float) -> None:
+    """Multiply the weights of linear layers and convolutions: neurons that all start silent tell candidates nothing.
+
+    Args:
+        network: Changed in place.
+        factor: For all of them.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.data.mul_(factor)

@@ -1,0 +1,214 @@
+"""Score: a region as a numba function, compiled once per structure and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_polystep.tape.frame import Frame, merged_sizes
+from lightning_polystep.tape.fuse.region import Input, Region
+from lightning_polystep.tape.products import shift_of_units
+
+_compiled: dict[str, Callable[..., None]] = {}
+
+
+def source_of(region: Region) -> str:
+    """Return the Python source of a region's loop, to be compiled by numba."""
+    names = [each.name for each in region.inputs]
+    outputs = {index: f"out{number}" for number, index in enumerate(region.outputs)}
+    lines = [
+        "import numpy as np",
+        "from numba import njit, prange",
+        "",
+        '@njit(cache=True, parallel=True, error_model="numpy", boundscheck=False)',
+        f"def loop(units, samples, first, last, lanes, {', '.join([*names, *outputs.values()])}):",
+        "    for i in prange(first, last):",
+        "        for l in range(lanes):",
+        *(f"            {statement}" for statement in region.statements),
+    ]
+    for index, symbols in region.outputs.items():
+        lines += [f"            {outputs[index]}[{place},i,l] = {symbol.text}" for place, symbol in enumerate(symbols)]
+    return "\n".join(lines) + "\n"
+
+
+def _folder() -> Path:
+    """Return where sources are kept, so that numba finds what it has compiled in an earlier run."""
+    base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "lightning_polystep" / "loops"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / "lightning_polystep_loops"
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def compiled(source: str) -> Callable[..., None]:
+    """Return the function of a source."""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:24]
+    known = _compiled.get(digest)
+    if known is None:
+        path = _folder() / f"loop_{digest}.py"
+        if not path.exists():
+            scratch = path.with_suffix(f".{os.getpid()}")
+            scratch.write_text(source, encoding="utf-8")
+            scratch.replace(path)
+        spec = importlib.util.spec_from_file_location(f"lightning_polystep_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        known = _compiled[digest] = module.loop
+    return known
+
+
+def run(frame: Frame, region: Region) -> None:
+    """Run a region for the instances of a frame, and keep its outputs there."""
+    lanes = math.prod(frame.size(label) for label in region.lanes)
+    arguments = [_array(frame, region, each) for each in region.inputs]
+    count = frame.count
+    outputs, kept = [], {}
+    for index, symbols in region.outputs.items():
+        dtype = frame.tape.values[index].tensor.dtype
+        kept[index] = torch.empty(len(symbols), count, lanes, dtype=dtype)
+        outputs.append(kept[index].numpy())
+    function = compiled(source_of(region))
+    parts = frame.parts
+    units = frame.units
+    if parts is not None and frame.program.unit is not None:
+        units = parts.of_candidate * frame.program.labels.size((frame.program.unit,)) + units
+    samples = frame.samples
+    if samples is None:
+        samples = torch.zeros_like(units) if parts is None else parts.of_candidate
+    function(units.numpy(), samples.numpy(), 0, count, lanes, *arguments, *outputs)
+    for index, tensor in kept.items():
+        frame.values[index] = _unpacked(frame, region, index, tensor)
+
+
+def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
+    """Return an input as (places, rows, lanes)."""
+    program, index = frame.program, each.value
+    unit, sample = program.unit, program.sample
+    if each.kind in {"unit", "sample", "shared", "part", "rows"}:
+        key = (
+            id(program),
+            index,
+            each.kind,
+            tuple(region.lanes),
+            None if frame.parts is None else id(frame.parts.samples),
+        )
+        known = frame.tape.arrays.get(key)
+        if known is None:
+            tensor = frame.tape.values[index].tensor
+            if each.kind == "rows":
+                known = tensor.contiguous().numpy()[None]
+            else:
+                row = {"unit": unit, "sample": sample}.get(each.kind)
+                known = _packed(frame, region, index, tensor, row, set(), leading=False)
+                if frame.parts is not None and each.kind in {"unit", "part"}:
+                    known = _by_part(frame, known)
+            frame.tape.arrays[key] = known
+        return known
+    if each.kind == "change":
+        return _packed(frame, region, index, frame.change(index), None, {unit, *frame.fixed}, leading=True)
+    if each.kind == "shift":
+        return _packed(frame, region, index, _shift(frame, index), None, {unit}, leading=True)
+    tensor = frame.read(index)[0]
+    return _packed(frame, region, index, tensor, None, set(frame.fixed), leading=True)
+
+
+def _by_part(frame: Frame, whole: NDArray[Any]) -> NDArray[Any]:
+    """Return (places, parts x units, lanes of a part) of (places, units, all lanes), of which samples are outermost."""
+    assert frame.parts is not None
+    parts, size = frame.parts.samples.numpy(), frame.program.samples
+    if whole.shape[2] == 1:
+        return np.ascontiguousarray(np.tile(whole, (1, len(parts), 1)))
+    apart = whole.reshape(*whole.shape[:2], size, -1)[:, :, parts]  # (places, units, parts, samples, rest)
+    moved = np.ascontiguousarray(np.moveaxis(apart, 2, 1))
+    return moved.reshape(len(whole), -1, moved.shape[3] * moved.shape[4])
+
+
+def _shift(frame: Frame, made: int) -> Tensor:
+    """Return what candidates add to a product at their units."""
+    known = frame.shifts.get(made)
+    if known is not None:
+        return known
+    number = frame.tape.values[made].producer
+    assert number is not None
+    operation = frame.program.operation(frame.tape, number)
+    added, left, right = operation.operands if len(operation.operands) == 3 else (None, *operation.operands)
+    shift = shift_of_units(frame, made, added, left, right)
+    assert shift is not None
+    return shift
+
+
+def _packed(
+    frame: Frame,
+    region: Region,
+    index: int,
+    tensor: Tensor,
+    row: int | None,
+    fixed: set[int | None],
+    *,
+    leading: bool,
+) -> NDArray[Any]:
+    """Bring a value into the order (written-out places, rows, lanes)."""
+    program = frame.program
+    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+
+    def size(label: int) -> int:
+        return frame.size(label) if leading else program.labels.size((label,))
+
+    sizes = [1 if s is None or s in fixed else size(s) for s in slots]
+    offset = 1 if leading else 0
+    apart = tensor.reshape([*tensor.shape[:offset], *sizes])
+    held = [s for s in slots if s in region.lanes and s not in fixed]
+    places = [n + offset for n, s in enumerate(slots) if s not in region.lanes and (row is None or s != row)]
+    rows = [0] if leading else [n for n, s in enumerate(slots) if row is not None and s == row]
+    ordered = [slots.index(label) + offset for label in region.lanes if label in held]
+    moved = apart.permute([*places, *rows, *ordered])
+    count = int(np.prod([apart.shape[p] for p in places])) if places else 1
+    height = apart.shape[rows[0]] if rows else 1
+    if not held:
+        return moved.reshape(count, height, 1).contiguous().numpy()
+    if len(held) < len(region.lanes):
+        whole = [size(label) for label in region.lanes]
+        given = [size(label) if label in held else 1 for label in region.lanes]
+        moved = moved.reshape(count, height, *given).expand(count, height, *whole)
+    return moved.reshape(count, height, -1).contiguous().numpy()
+
+
+def _unpacked(frame: Frame, region: Region, index: int, packed: Tensor) -> Tensor:
+    """Bring (places, instances, lanes) into the order of a value."""
+    program = frame.program
+    size, fixed = frame.size, set(frame.fixed)
+    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+    held = [label for label in region.lanes if label in slots and label not in fixed]
+    places = [n for n, s in enumerate(slots) if s not in held]
+    place_sizes = [1 if slots[n] is None or slots[n] in fixed else size(slots[n]) for n in places]  # type: ignore[arg-type]
+    lane_sizes = [size(label) if label in held else 1 for label in region.lanes]
+    tensor = packed
+    if len(held) < len(region.lanes):
+        whole = [size(label) for label in region.lanes]
+        tensor = packed.reshape(*packed.shape[:2], *whole)
+        for axis, label in enumerate(region.lanes):
+            if label not in held:
+                tensor = tensor.narrow(axis + 2, 0, 1)
+    apart = tensor.reshape(*place_sizes, packed.shape[1], *[s for s, lab in zip(lane_sizes, region.lanes, strict=True)
+                                                            if lab in held])  # fmt: skip
+    order = [len(places)]
+    for n, s in enumerate(slots):
+        order.append(places.index(n) if n in places else len(places) + 1 + held.index(s))  # type: ignore[arg-type]
+    return apart.permute(order).reshape(packed.shape[1], *merged_sizes(program, index, fixed, frame.size))

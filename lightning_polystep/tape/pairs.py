@@ -1,0 +1,177 @@
+"""Score: which pairs of a candidate and a sample go on, and which of them are the same.
+
+A pair in which the candidate's unit does what it did in the step is left out. Candidates of one unit that make it do the
+same on a sample, as spike trains often are, go on as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_polystep.tape.frame import Frame
+from lightning_polystep.tape.program import Stage
+
+# What a unit does on a sample is compared by a sum with these weights: it is the same for two that differ by chance only
+# once in about 10^15.
+_SIGNATURE_SEED = 20_260
+_MOST_KINDS = 48
+
+
+def pairs_of(units: Frame, exits: list[int]) -> Frame:
+    """Return the frame of the pairs in which a unit does something else than in the step.
+
+    Args:
+        units: Of stage ``UNIT``.
+        exits: Values of earlier stages that are read from now on.
+    """
+    signature = _signatures(units, exits)
+    if signature is None:
+        return _all_pairs(units, exits)
+    new, old, groups = signature[0], signature[1], units.units
+    if units.parts is not None:
+        groups = units.parts.of_candidate * len(old) + groups
+        old = old[:, units.parts.samples].transpose(0, 1).reshape(-1, new.shape[1]).contiguous()
+    ids, candidates, places = _kinds(new.numpy(), old.numpy(), groups.numpy())
+    if not len(candidates):
+        candidates = places = np.zeros(1, dtype=np.int64)
+    return _frame(units, torch.from_numpy(candidates), torch.from_numpy(places), torch.from_numpy(ids))
+
+
+def _frame(units: Frame, candidates: Tensor, places: Tensor, members: Tensor | None) -> Frame:
+    """Return the frame of some pairs, given by the place of the sample among those that the candidate has."""
+    parts = units.parts
+    samples = places if parts is None else parts.samples[parts.of_candidate[candidates], places]
+    return Frame(
+        units.tape, units.program, Stage.SAMPLE, candidates, units.units[candidates], samples,
+        earlier=(units, candidates), places=None if parts is None else places, members=members, everyone=units.count,
+    )  # fmt: skip
+
+
+def _signatures(units: Frame, exits: list[int]) -> tuple[Tensor, Tensor] | None:
+    """Return a number for what each candidate's unit does on each sample, (K, N), and the step's, (units, N)."""
+    program, sample = units.program, units.program.sample
+    if any(program.position(index, sample) is None or units.values[index].is_complex() for index in exits):
+        return None
+    draw = np.random.default_rng(_SIGNATURE_SEED)
+    total: Tensor | None = None
+    before: Tensor | None = None
+    for index in exits:
+        new = _with_samples_first(units, index, units.values[index], {program.unit}, 1)
+        old = _with_samples_first(units, index, units.tape.values[index].tensor, set(), 0)
+        for place in range(new.shape[2]):
+            weight = float(draw.uniform(0.5, 1.5))
+            term, known = new[:, :, place].double() * weight, old[:, :, place].double() * weight
+            total = term if total is None else total + term
+            before = known if before is None else before + known
+    if total is None or before is None:
+        return None
+    return total.contiguous(), before.contiguous()
+
+
+def _with_samples_first(frame: Frame, index: int, tensor: Tensor, fixed: set[int | None], offset: int) -> Tensor:
+    """Return a value as (candidates or units, samples, all else)."""
+    program = frame.program
+    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+    sizes = [1 if s is None or s in fixed else frame.size(s) if offset else program.labels.size((s,)) for s in slots]
+    apart = tensor.reshape([*tensor.shape[:offset], *sizes])
+    first = [slots.index(program.sample) + offset]
+    first = ([0] if offset else [slots.index(program.unit)]) + first
+    rest = [axis for axis in range(apart.ndim) if axis not in first]
+    moved = apart.permute(*first, *rest)
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_kinds(
+    new: NDArray[Any], old: NDArray[Any], units: NDArray[Any], ids: NDArray[Any], most: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Number the kinds of what units do on samples; fill ``ids`` with them, -1 where nothing changes."""
+    count, samples = new.shape
+    candidates, of_samples = np.empty(count * samples, np.int64), np.empty(count * samples, np.int64)
+    found = 0
+    first = 0
+    seen, known = np.empty((samples, most)), np.empty((samples, most), np.int64)
+    filled = np.zeros(samples, np.int64)
+    for k in range(count):
+        if k > first and units[k] != units[first]:
+            first = k
+            filled[:] = 0
+        for n in range(samples):
+            value = new[k, n]
+            if value == old[units[k], n]:
+                ids[k, n] = -1
+                continue
+            match = -1
+            for place in range(filled[n]):
+                if seen[n, place] == value:
+                    match = known[n, place]
+                    break
+            if match < 0:
+                match = found
+                candidates[found], of_samples[found] = k, n
+                found += 1
+                if filled[n] < most:
+                    seen[n, filled[n]], known[n, filled[n]] = value, match
+                    filled[n] += 1
+            ids[k, n] = match
+    return candidates[:found], of_samples[:found]
+
+
+def _kinds(
+    new: NDArray[Any], old: NDArray[Any], units: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    ids = np.empty(new.shape, np.int64)
+    candidates, samples = _count_kinds(new, old, units, ids, _MOST_KINDS)
+    return ids, candidates, samples
+
+
+def _all_pairs(units: Frame, exits: list[int]) -> Frame:
+    """Return the frame of all pairs that may differ, each for itself."""
+    program = units.program
+    assert program.sample is not None
+    changed = torch.zeros(units.count, units.size(program.sample), dtype=torch.bool, device=units.candidates.device)
+    for index in exits:
+        differs = units.values[index] != units.recorded(index)[0]
+        if program.position(index, program.sample) is None:
+            changed |= differs.flatten(1).any(1)[:, None]
+        else:
+            changed |= _with_samples_first(units, index, differs, {program.unit}, 1).any(2)
+    pairs = changed.nonzero()
+    if not len(pairs):
+        pairs = pairs.new_zeros(1, 2)
+    return _frame(units, *pairs.unbind(1), None)
+
+
+def next_level(frame: Frame, exits: list[int]) -> Frame:
+    """Keep the instances in which something that is read from now on has changed.
+
+    Args:
+        frame: Of stage ``SAMPLE``, the level before.
+        exits: Values of earlier stages and levels that are read from now on.
+    """
+    changed = torch.zeros(frame.count, dtype=torch.bool, device=frame.candidates.device)
+    for index in exits:
+        if frame.enters(index):
+            new, old = frame.at_unit(index), frame.recorded(index, with_unit=True)[0]
+        else:
+            new, old = frame.read(index)[0], frame.recorded(index)[0]
+        changed |= (new != old).flatten(1).any(1)
+    kept = changed.nonzero().squeeze(1)
+    kept = kept if len(kept) else kept.new_zeros(1)
+    return Frame(
+        frame.tape,
+        frame.program,
+        Stage.SAMPLE,
+        frame.candidates[kept],
+        frame.units[kept],
+        None if frame.samples is None else frame.samples[kept],
+        earlier=(frame, kept),
+        places=None if frame.places is None else frame.places[kept],
+        everyone=frame.everyone,
+    )

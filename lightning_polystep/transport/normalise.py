@@ -1,0 +1,57 @@
+r"""Costs without a unit: centred per particle, divided by the spread of their row."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A row that spreads less than this share of its block gets no signal worth following.
+FLAT_SHARE = 0.02
+# Relative error of a loss summed in float32: two of its units in the last place.
+LOSS_ROUNDING = 2 * torch.finfo(torch.float32).eps
+
+
+class Normalised(NamedTuple):
+    """Costs that transports take, and the spreads that they were divided by.
+
+    Args:
+        costs: Shape (rows, particles per row, m), float64; infinite where the loss was not finite.
+        spread: Standard deviation sigma of the centred costs over the block, in units of the loss.
+        row_spread: The same of each row, shape (rows,).
+    """
+
+    costs: Tensor
+    spread: Tensor
+    row_spread: Tensor
+
+
+def normalise(costs: Tensor) -> Normalised:
+    r"""Centre costs per particle and divide them by the standard deviation :math:`\sigma_i` of their row.
+
+    .. math:: \hat C_{iv} = (C_{iv} - \bar C_i) / \sigma_i
+
+    A temperature then has no unit, and a quiet unit learns as fast as a loud one; with one deviation for the whole
+    block, output neurons stayed silent for good in most runs. Spreads below 2 % of the block's, or below the rounding
+    of a float32 loss, are counted as that, so that noise is not taken for a signal. Non-finite costs do not count.
+
+    Args:
+        costs: C, shape (rows, particles per row, m), float64; lower is better.
+
+    Example:
+        >>> normalise(torch.tensor([[[1.0, 3.0]], [[10.0, float("nan")]]])).costs.tolist()
+        [[[-1.0, 1.0]], [[0.0, inf]]]
+    """
+    finite = torch.isfinite(costs)
+    count = finite.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(finite, costs, 0.0).sum(-1, keepdim=True) / count
+    centred = torch.where(finite, costs - mean, 0.0)
+    squares, counts = centred.square().sum((1, 2)), finite.sum((1, 2)).clamp(min=1)
+    row_spread = (squares / counts).sqrt()
+    spread = (squares.sum() / counts.sum()).sqrt()
+    rounding = LOSS_ROUNDING * mean.abs().mean()
+    unit = torch.maximum(row_spread, torch.maximum(FLAT_SHARE * spread, rounding))
+    unit = torch.where(unit > 0, unit, 1.0)[:, None, None]
+    return Normalised(torch.where(finite, centred / unit, math.inf), spread, row_spread)
