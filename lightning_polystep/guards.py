@@ -229,9 +229,7 @@ def check_finite(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         for name in _FINITE:
             if not math.isfinite(lowest(group[name])):
-                msg = (
-                    f"PolyStep's {name} was set to {float(lowest(group[name]))} during training: a step needs a finite number."
-                )
+                msg = f"PolyStep's {name} was set to {float(lowest(group[name]))} during training: a step needs a finite number."
                 raise ValueError(msg)
 
 

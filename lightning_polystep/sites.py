@@ -142,20 +142,12 @@ class Observation:
 
     Args:
         calls: How often each site ran, by block name.
-        total_bytes: Bytes of all module outputs.
-        bytes_before: Bytes of the outputs that came before each site's first call.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
-    total_bytes: int = 0
-    bytes_before: dict[str, int] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _samples: dict[str, int] = field(default_factory=dict)
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-
-    def suffix_bytes(self, name: str) -> int:
-        """Return the bytes of outputs from a block's site to the end: what one more candidate would hold in memory."""
-        return self.total_bytes - self.bytes_before.get(name, 0)
 
     def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
         """Add a site's inputs to its second moment."""
@@ -215,7 +207,6 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             if not is_recording():
                 return
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
-            seen.bytes_before.setdefault(block.name, seen.total_bytes)
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
             if wanted and block.learns_inputs and inputs is not None:
@@ -224,16 +215,7 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
 
         return hook
 
-    def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
-        values = _values(output)
-        if values is not None and is_recording():
-            seen.total_bytes += values.numel() * values.element_size()
-
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
-    leaves = [m for m in module.modules() if not any(m.children())]
-    # Code that torch.jit.script has compiled takes no hooks; its parameters are probed all the same.
-    hooked = (m for m in leaves if not isinstance(m, torch.jit.RecursiveScriptModule))
-    handles += [m.register_forward_hook(on_output) for m in hooked]
     try:
         yield seen
     finally:

@@ -315,7 +315,7 @@ def refused(capfd, *arguments):
         ("--optimizer.learning_rate=1", ["learning_rate"]),
         ("--optimizer.lr=big", ["lr", "big", "float"]),
         ("--optimizer=lightning_polystep.PolyStop", ["PolyStop"]),
-        ("--trainer.strategy.evaluation=quick", ["evaluation", "quick", "auto", "vmap", "loop"]),
+        ("--trainer.strategy.evaluation=quick", ["evaluation", "quick", "auto", "tape", "loop"]),
         ("--trainer.strategy=polysteps", ["polysteps"]),
         ("--model=models.Clasifier", ["models.Clasifier"]),
         ("--data.batch_sise=3", ["batch_sise"]),

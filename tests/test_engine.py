@@ -65,7 +65,7 @@ def test_a_hard_spiking_network_learns(seed):
     inputs, targets = problem()
     assert sum(losses[-5:]) / 5 < 0.4 * losses[0]
     assert float((module(inputs).argmax(1) == targets).float().mean()) > 0.85
-    assert {assignment.tier.name for assignment in engine.plan.assignments} <= {"vmap (shift)", "vmap (parameters)"}
+    assert {assignment.tier.name for assignment in engine.plan.assignments} == {"tape"}
 
 
 def test_the_loss_returned_is_that_before_the_step():
@@ -380,7 +380,7 @@ def test_tied_weights_are_not_scored_by_outcomes():
         return made
 
     run, by_loop = (Run(plainly, evaluation, task())(3) for evaluation in ("auto", "loop"))
-    assert run.tiers["network.0"] == "vmap (parameters)"
+    assert run.tiers["network.0"] == "tape"
     assert "its weight belongs to several layers" in run.notes
     assert_same_parameters(run, by_loop)
 
@@ -699,7 +699,7 @@ def test_inputs_that_are_not_finite_do_not_poison_the_basis():
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("evaluation", ["vmap", "loop"])
+@pytest.mark.parametrize("evaluation", ["tape", "loop"])
 def test_candidates_that_are_not_finite_never_win(evaluation):
     """The loss falls towards a cliff beyond which it is NaN."""
     position = nn.Parameter(torch.zeros(2))
@@ -872,7 +872,7 @@ def test_the_plan_goes_to_standard_error(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "PolyStep plan" in err
-    assert "vmap (shift)" in err
+    assert "tape" in err
 
 
 def test_the_report_holds_the_figures_of_the_step():
@@ -940,7 +940,7 @@ def changed(task, proposal, inputs):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("evaluation", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("evaluation", ["auto", "tape", "loop"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @torch.no_grad()
 def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, micro_batches):
@@ -957,7 +957,7 @@ def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, 
             loss = loss_of(x, y)
         engine.probe(lambda x=x, y=y: loss_of(x, y), loss, samples=len(x))
     tiers = {assignment.tier.name for assignment in engine.plan.assignments}
-    assert tiers == {{"auto": "outcome", "vmap": "vmap (shift)", "loop": "loop"}[evaluation]}
+    assert tiers == {{"auto": "outcome", "tape": "tape", "loop": "loop"}[evaluation]}
     expected = {
         proposal.block.name: float((~changed(task, proposal, inputs.double()).any(1)).double().mean())
         for proposal in optimizer.binding.pending.proposals
@@ -968,7 +968,7 @@ def test_null_candidates_are_those_that_leave_every_score_as_it_was(evaluation, 
     assert any(0 < share < 1 for share in shares.values())
 
 
-@pytest.mark.parametrize("evaluation", ["auto", "vmap"])
+@pytest.mark.parametrize("evaluation", ["auto", "tape"])
 @torch.no_grad()
 def test_changed_pairs_are_those_with_other_scores_where_the_tier_can_tell(evaluation):
     torch.manual_seed(0)
@@ -983,7 +983,7 @@ def test_changed_pairs_are_those_with_other_scores_where_the_tier_can_tell(evalu
         loss = closure()
     engine.probe(closure, loss)
     found = optimizer.binding.changed_pairs
-    if evaluation == "vmap":
+    if evaluation == "tape":
         assert found == {}
         return
     proposals = optimizer.binding.pending.proposals

@@ -526,9 +526,9 @@ def test_a_loss_that_is_a_metric_trains(tmp_path):
     assert sum(module.losses[-4:]) < sum(module.losses[:4])
 
 
-def test_vmap_and_loop_train_alike(tmp_path):
+def test_tape_and_loop_train_alike(tmp_path):
     results = []
-    for evaluation in ("vmap", "loop"):
+    for evaluation in ("tape", "loop"):
         module = Boring(polystep, dropout=0.2)
         strategy = PolyStepStrategy(evaluation=evaluation, show_plan=False)
         trainer(tmp_path, strategy=strategy).fit(module, loader(batches=4))
@@ -628,7 +628,7 @@ def test_a_step_that_changes_later_is_rescored_with_one_warning(tmp_path):
         match="The network is run for each candidate from now on: the step returned a loss of",
     ):
         run.fit(Changing(), loader(batches=6))
-    assert tiers_of(run) == {"vmap (shift)"}
+    assert tiers_of(run) == {"tape"}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])

@@ -116,7 +116,7 @@ def test_every_form_equals_automatic_optimisation_bit_for_bit(tmp_path, form, au
 @pytest.mark.parametrize("form", [ByClosure, ByBackward])
 def test_both_tiers_take_manual_steps(tmp_path, form):
     losses = []
-    for evaluation in ("vmap", "loop"):
+    for evaluation in ("tape", "loop"):
         module = form()
         strategy = PolyStepStrategy(evaluation=evaluation, show_plan=False)
         trainer(tmp_path, strategy=strategy).fit(module, loader(batches=4))

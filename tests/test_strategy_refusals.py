@@ -174,13 +174,13 @@ def test_polystep_without_the_strategy(tmp_path, manual):
     assert parameters_sha256(module) == before
 
 
-def test_vmap_that_was_asked_for_but_cannot_be(tmp_path):
+def test_a_tape_that_was_asked_for_but_cannot_be(tmp_path):
     class Item(Boring):
         def loss(self, batch):
             loss = super().loss(batch)
             return loss if loss.item() < 1e9 else 2 * loss
 
-    strategy = PolyStepStrategy(evaluation="vmap", show_plan=False)
+    strategy = PolyStepStrategy(evaluation="tape", show_plan=False)
     message = refused(tmp_path, Item(polystep), RuntimeError, strategy=strategy)
     assert ".item()" in message
     assert "use evaluation='auto' or 'loop'" in message

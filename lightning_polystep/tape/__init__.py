@@ -6,9 +6,12 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.execute import replays
+from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.frame import Parts
+from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
-from lightning_polystep.tape.recorder import Recorder, hold, moving, unrecorded
+from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import replay
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
@@ -16,18 +19,23 @@ from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
 __all__ = [
+    "Flow",
     "NotOnTapeError",
     "Parts",
     "Program",
     "Recorder",
     "Segment",
     "Shifted",
+    "Site",
     "Tape",
     "Work",
     "compile_program",
+    "elementwise",
+    "flows",
     "hold",
     "moving",
     "replay",
+    "replays",
     "schedule",
     "shifted_products",
     "unrecorded",

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_polystep.tape.pause import unrecorded
+
 aten = torch.ops.aten
 
 _MEAN, _SUM = 1, 2
@@ -54,6 +56,15 @@ def _nll_of_positions(scores: Tensor, target: Tensor, weight: Tensor | None, red
     return _nll(flat, target.reshape(-1), weight, reduction, ignored)
 
 
+def _dropout(inputs: Tensor, p: float, train: bool | None) -> Any:
+    """Say dropout of one kernel as a product with its mask, which is noise that all candidates share."""
+    if train is False:
+        return NotImplemented
+    with unrecorded():
+        _, mask = aten.native_dropout.default(inputs, p, train)
+    return inputs * mask * (1 / (1 - p) if p < 1 else 0.0), mask
+
+
 def _lstm_layer(
     inputs: Tensor,
     input_weight: Tensor,
@@ -88,6 +99,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.binary_cross_entropy_with_logits.default: _per_sample(aten.binary_cross_entropy_with_logits.default, 4),
     aten.soft_margin_loss.default: _per_sample(aten.soft_margin_loss.default, 2),
     aten.multi_margin_loss.default: _per_sample(aten.multi_margin_loss.default, 5),
+    aten.native_dropout.default: _dropout,
     aten.nll_loss_forward.default: _nll,
     aten.nll_loss2d_forward.default: _nll_of_positions,
 }

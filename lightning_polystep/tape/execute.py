@@ -73,6 +73,23 @@ def elementwise(frame: Frame, operation: Operation) -> Result:
     return result
 
 
+@replays(
+    aten.mse_loss, aten.smooth_l1_loss, aten.huber_loss, aten.soft_margin_loss, aten.binary_cross_entropy,
+    aten.binary_cross_entropy_with_logits,
+)  # fmt: skip
+def compared(frame: Frame, operation: Operation) -> Result:
+    """Losses of each place: they write into what one of their operands has made, so all are as large."""
+    made = operation.outputs[0]
+    assert made is not None
+    shape = frame.shape(made)
+
+    def find(index: int) -> Tensor:
+        return aligned(frame, index, len(shape)).expand(frame.count, *shape)
+
+    result: Result = operation.function(*substitute(operation.args, find), **substitute(operation.kwargs, find))
+    return result
+
+
 def aligned(frame: Frame, index: int, rank: int) -> Tensor:
     """Return a value with an axis of instances in front of as many axes as others have that it meets."""
     tensor, has_instances = frame.read(index)

@@ -6,7 +6,7 @@ operation without a rule mixes everything, which is always right and never fast.
 
 A package with operators of its own registers rules for them::
 
-    from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
+    from lightning_polystep.tape import elementwise, flows
 
     flows(torch.ops.mine.spike)(elementwise)
 """

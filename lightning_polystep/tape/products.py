@@ -37,7 +37,7 @@ def product(frame: Frame, operation: Operation) -> Result | None:
     if right in home and not (_is_narrow(frame, right) and frame.program.position(right, frame.program.unit) == 1):
         return None
     weight, has_instances = frame.recorded(right)
-    if has_instances:
+    if has_instances or sum(axis.count(frame.program.unit) for axis in frame.program.axes[made]) > 1:
         return None
     out = _with_recorded_weight(frame, made, added, left, weight)
     if added is not None and added in home:
@@ -112,16 +112,19 @@ def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right:
 def convolved(frame: Frame, operation: Operation) -> Result | None:
     """Convolve: a filter for each candidate, or what one channel of the inputs adds."""
     inputs, weight, *bias = operation.operands
-    home, groups = frame.program.home, operation.args[8]
+    home, program = frame.program.home, frame.program
+    if operation.args[8] != 1:
+        channel = program.axes[inputs][1]
+        return _channels_apart(frame, operation) if set(channel) & set(frame.fixed) else None
     if frame.stage == Stage.UNIT:
-        return _channels_apart(frame, operation) if groups != 1 else _filters(frame, operation)
-    if groups != 1 or weight in home or (bias and bias[0] in home):
+        return _filters(frame, operation)
+    if weight in home or (bias and bias[0] in home):
         return None
     filters, has_instances = frame.recorded(weight)
     if has_instances:
         return None
     narrow = inputs not in frame.values and frame.enters(inputs)
-    if narrow and frame.program.axes[inputs][1] == (frame.program.unit,):
+    if narrow and program.axes[inputs][1] == (program.unit,):
         return _one_channel(frame, operation, filters)
     given = frame.read(inputs)[0]
     flat = given.reshape(-1, *given.shape[2:])
@@ -152,14 +155,12 @@ def _filters(frame: Frame, operation: Operation) -> Result | None:
 
 
 def _channels_apart(frame: Frame, operation: Operation) -> Result:
-    """Of a convolution of each channel by itself one channel for each candidate: as many groups as candidates."""
-    inputs, weight, *bias = operation.operands
-    given, filters = frame.read(inputs)[0], frame.read(weight)[0]  # (K, N, 1, ...), (K, 1, 1, ...)
-    if given.shape[2] != 1 or filters.shape[1] != 1:
+    """Of a convolution of each channel by itself one channel for each instance: as many groups as instances."""
+    inputs, weight, *bias = (frame.read(index)[0] for index in operation.operands)  # (I, N, 1, ...), (I, 1, 1, ...)
+    if inputs.shape[2] != 1 or weight.shape[1] != 1:
         raise NotImplementedError("channels that were merged with another axis")
-    own_bias = frame.read(bias[0])[0].flatten() if bias else None
-    options = operation.args[3:8]
-    out = aten.convolution(given[:, :, 0].transpose(0, 1), filters[:, 0], own_bias, *options, frame.count)
+    own_bias = bias[0].flatten() if bias else None
+    out = aten.convolution(inputs[:, :, 0].transpose(0, 1), weight[:, 0], own_bias, *operation.args[3:8], frame.count)
     return out.transpose(0, 1).unsqueeze(2)
 
 

@@ -256,7 +256,7 @@ def _check_repeatable(tape: Tape, operation: Operation, changed: set[int]) -> No
     if not any(index in changed for index in operation.operands):
         return
     tags = getattr(function, "tags", ())
-    if torch.Tag.nondeterministic_seeded in tags:
+    if torch.Tag.nondeterministic_seeded in tags and not _drops_nothing(operation):
         raise NotOnTapeError(f"{function} draws at random what depends on it")
     # Which numbers are picked by an index of numbers changes no shape, which places by a mask does.
     packet = getattr(function, "overloadpacket", None)
@@ -267,6 +267,14 @@ def _check_repeatable(tape: Tape, operation: Operation, changed: set[int]) -> No
         varies = torch.Tag.dynamic_output_shape in tags
     if varies:
         raise NotOnTapeError(f"how many values {function} returns depends on it")
+
+
+def _drops_nothing(operation: Operation) -> bool:
+    """Tell whether an operator of attention is called without dropout, and so draws nothing."""
+    arguments = operation.function._schema.arguments  # type: ignore[attr-defined]
+    given = dict(zip((a.name for a in arguments), operation.args, strict=False)) | operation.kwargs
+    shares = [given.get(a.name, a.default_value) for a in arguments if a.name in {"dropout_p", "dropout"}]
+    return shares == [0.0]
 
 
 def _follow(
@@ -298,7 +306,8 @@ def _unit(labels: Labels, axes: Mapping[int, Axes], rows: Mapping[int, int | Non
     if len(found) != 1:
         return None
     axis = labels.resolve(next(iter(found)))
-    return axis[0] if len(axis) == 1 else None
+    # A square weight that meets its transpose has one axis twice: a row is then no place of it.
+    return axis[0] if len(axis) == 1 and not any(_twice(axes[index], axis[0]) for index in rows) else None
 
 
 def _twice(own: Axes, label: int) -> bool:
@@ -404,12 +413,15 @@ class _Parts:
 
     def _meets(self, operation: Operation, label: int, enters: bool) -> bool:
         """Tell whether an operation with samples in its output can run on one of them."""
-        # What makes an axis of samples runs on all of it at once, but for what repeats a value along it.
-        if not enters and getattr(operation.function, "overloadpacket", None) is not aten.expand:
-            return False
-        # What has no sample, but changes as a whole, would have to be copied for each sample that it meets.
         packet, within = getattr(operation.function, "overloadpacket", None), set[int]()
-        if packet in {aten.addmm, aten.embedding} or is_elementwise(operation.function):
+        by_place = is_elementwise(operation.function)
+        if not any(index in self.changed and self._holds(index, label) for index in operation.operands):
+            # Samples begin here: with data that meet what has changed, or where a value is repeated along them.
+            begins = by_place or packet in PRODUCTS or packet in {aten.embedding, aten.gather}
+            if not (begins if enters else packet is aten.expand):
+                return False
+        # What has no sample, but changes as a whole, would have to be copied for each sample that it meets.
+        if packet in {aten.addmm, aten.embedding} or by_place:
             within = self.rows & set(operation.operands[:1] if packet is aten.addmm else operation.operands)
         return not any(i in self.wide and i not in within and not self._holds(i, label) for i in operation.operands)
 

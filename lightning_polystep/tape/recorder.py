@@ -20,25 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
-from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references
+from lightning_polystep.tape.pause import is_paused, paused, unrecorded
+from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
 from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
 aten = torch.ops.aten
 
 _PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-_paused: ContextVar[bool] = ContextVar("paused", default=False)
-
-
-@contextmanager
-def unrecorded() -> Iterator[None]:
-    """Run the body beside the tape: what the package itself computes on the way is no part of the user's step."""
-    token = _paused.set(True)
-    try:
-        yield
-    finally:
-        _paused.reset(token)
 
 
 @contextmanager
@@ -81,6 +69,7 @@ class _How(NamedTuple):
         writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
         hidden: Returns what a call writes without declaring it.
+        run: Calls it.
         facts: All the rest.
     """
 
@@ -88,6 +77,7 @@ class _How(NamedTuple):
     writes: bool
     is_view: bool
     hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
+    run: Callable[..., Any]
     facts: Facts
 
 
@@ -96,8 +86,14 @@ _how: dict[Any, _How] = {}
 
 def _how_to_record(function: Any) -> _How:
     facts = facts_of(function)
-    hidden = HIDDEN_WRITES.get(function)
-    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, facts)
+    hidden, run = HIDDEN_WRITES.get(function), function
+    if function.namespace != "aten":
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
+                return function(*args, **kwargs)
+
+    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
     return how
 
 
@@ -123,7 +119,8 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Recorder:
         """Start to record."""
-        self._tokens = _active.set((*_active.get(), self)), _paused.set(False)
+        self._token, self._recording = _active.set((*_active.get(), self)), paused(False)
+        self._recording.__enter__()
         super().__enter__()
         self._leaving.__enter__()
         return self
@@ -132,9 +129,8 @@ class Recorder(TorchDispatchMode):
         """Record no more."""
         self._leaving.__exit__(*exception)
         super().__exit__(*exception)
-        active, paused = self._tokens
-        _active.reset(active)
-        _paused.reset(paused)
+        self._recording.__exit__(*exception)
+        _active.reset(self._token)
 
     def hold(self, tensor: Tensor) -> None:
         """Take a tensor for a constant of all candidates."""
@@ -154,7 +150,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         del types
-        if _paused.get():
+        if is_paused():
             return function(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if function is aten._local_scalar_dense.default:
@@ -167,12 +163,12 @@ class Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         if how.writes:
-            return self._record_write(function, how.facts, args, kwargs)
+            return self._record_write(function, how, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
         hidden = how.hidden(args) if how.hidden is not None else None
         for target in hidden.targets if hidden else ():
             self._memory.preserve(target, self.tape.values)
-        result = function(*args, **kwargs)
+        result = how.run(*args, **kwargs)
         self._append(function, taken, named, result if isinstance(result, tuple | list) else (result,))
         if how.is_view:
             self._remember_views(args, result)
@@ -182,7 +178,7 @@ class Recorder(TorchDispatchMode):
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
-        if _paused.get():
+        if is_paused() or id(tensor) not in self.tape.index_of:
             return
         index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
@@ -294,9 +290,9 @@ class Recorder(TorchDispatchMode):
 
     # Writes
 
-    def _record_write(self, function: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _record_write(self, function: Any, how: _How, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that writes, and record what it writes as new values."""
-        targets = facts.targets(args, kwargs)
+        facts, targets = how.facts, how.facts.targets(args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs)
         named = {name: value for name, value in named.items() if name not in facts.written_names}
         if facts.turns:
@@ -304,7 +300,7 @@ class Recorder(TorchDispatchMode):
         # What the memory held so far is still an operand of what has been recorded.
         for target in targets:
             self._memory.preserve(target, self.tape.values)
-        result = function(*args, **kwargs)
+        result = how.run(*args, **kwargs)
         made = result if isinstance(result, tuple | list) else (result,)
         others = [each for each in made if isinstance(each, Tensor) and all(each is not target for target in targets)]
         if facts.random and not others:
@@ -385,7 +381,7 @@ class Recorder(TorchDispatchMode):
 
     def _reassigned(self, tensor: Tensor, value: Tensor, assign: Any) -> None:
         """Run ``tensor.data = value``, after which the one is a view of the other."""
-        if _paused.get():
+        if is_paused():
             assign()
             return
         self._value(tensor)
@@ -416,8 +412,8 @@ def _continued(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
     return tuple(Ref(index) if isinstance(each, Ref) and each.index == -1 else each for each in args)
 
 
-def _found(tape: Tape, args: tuple[Any, ...]) -> list[Any]:
-    return [tape.values[each.index].tensor if isinstance(each, Ref) else each for each in args]
+def _found(tape: Tape, args: tuple[Any, ...]) -> Any:
+    return substitute(args, lambda index: tape.values[index].tensor)
 
 
 _PLAIN = {Ref, int, bool, type(None)}

@@ -1,4 +1,4 @@
-"""Unmodified Brevitas networks: they train, probes neither advance statistics nor move a scale, and vmap runs them."""
+"""Unmodified Brevitas networks: they train, probes neither advance statistics nor move a scale, and the tape carries them."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ quant = pytest.importorskip("brevitas.quant")
 graph = pytest.importorskip("brevitas.graph.calibrate")
 examples = pytest.importorskip("brevitas_examples.bnn_pynq.models.FC")
 
-PARAMETERS, SHIFT, LOOP = "vmap (parameters)", "vmap (shift)", "loop"
+TAPE, LOOP = "tape", "loop"
 
 
 def tfc(bits):
@@ -96,13 +96,13 @@ NETS = {
 
 @pytest.mark.filterwarnings("ignore:At pass .* their frozen scales")
 @pytest.mark.parametrize("name", NETS)
-def test_it_trains_by_vmap_and_twice_the_same(tmp_path, name):
+def test_it_trains_from_the_tape_and_twice_the_same(tmp_path, name):
     runs = []
     for _ in range(2):
         module = Task(NETS[name], score)
         with pytest.warns(UserWarning, match="Adam"):
             engine = fit(tmp_path, module, epochs=4)
-        assert set(tiers(engine).values()) <= {PARAMETERS, SHIFT}
+        assert set(tiers(engine).values()) == {TAPE}
         runs.append((digest(module), module.losses))
     losses = runs[0][1]
     # Weights of one scale of 0.1 cannot make scores that are far apart.
@@ -114,7 +114,7 @@ def test_it_trains_by_vmap_and_twice_the_same(tmp_path, name):
 PROBED = {**NETS, "called twice": Twice, "calibrated": calibrated, "collection ends": short_collection}
 
 
-@pytest.mark.parametrize("evaluation", ["vmap", "loop"])
+@pytest.mark.parametrize("evaluation", ["tape", "loop"])
 @pytest.mark.parametrize("name", PROBED)
 def test_probes_leave_statistics_and_scales_alone(name, evaluation):
     module = Task(PROBED[name], score)
@@ -152,9 +152,9 @@ def test_training_at_rest_calibrates_as_running_does(name):
 
 
 @pytest.mark.parametrize("name", PROBED)
-def test_vmap_scores_as_the_loop_does(name):
+def test_the_tape_scores_as_the_loop_does(name):
     costs = {}
-    for evaluation in ("vmap", "loop"):
+    for evaluation in ("tape", "loop"):
         module = Task(PROBED[name], score)
         optimizer = PolyStep(module.parameters(), seed=0, rank=4)
         engine = Engine(module, optimizer, evaluation=evaluation, announce=None)
@@ -166,7 +166,7 @@ def test_vmap_scores_as_the_loop_does(name):
             engine.probe(step, loss)
         costs[evaluation] = torch.cat(optimizer.binding.pending.costs)
     # A code on a tie may round either way in another order of addition.
-    far = (costs["vmap"] - costs["loop"]).abs() > 1e-5
+    far = (costs["tape"] - costs["loop"]).abs() > 1e-5
     assert far.double().mean() < 0.02
 
 

@@ -1,4 +1,4 @@
-"""Unmodified snnTorch networks: they train, their state is what the commit passes made of it, and vmap runs them."""
+"""Unmodified snnTorch networks: they train, their state is what the commit passes made of it, and the tape carries them."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ utils = pytest.importorskip("snntorch.utils")
 quantise_state = pytest.importorskip("snntorch.functional.quant").state_quant
 
 STEPS = 6
-SHIFT, LOOP = "vmap (shift)", "loop"
+TAPE, LOOP = "tape", "loop"
 
 
 class Tutorial(nn.Module):
@@ -78,14 +78,14 @@ USES = {"class": (Tutorial, membrane_loss), "reset": (sequential, after_reset), 
 
 
 @pytest.mark.parametrize("use", USES)
-def test_it_trains_by_vmap_and_twice_the_same(tmp_path, use):
+def test_it_trains_from_the_tape_and_twice_the_same(tmp_path, use):
     runs = []
     for _ in range(2):
         module = Task(*USES[use])
         with pytest.warns(UserWarning, match="Adam"):
             engine = fit(tmp_path, module)
-        assert tiers(engine) == {"net.0" if use != "class" else "net.fc1": SHIFT} | {
-            "net.2" if use != "class" else "net.fc2": SHIFT
+        assert tiers(engine) == {"net.0" if use != "class" else "net.fc1": TAPE} | {
+            "net.2" if use != "class" else "net.fc2": TAPE
         }
         runs.append((digest(module), module.losses))
     losses = runs[0][1]
@@ -132,9 +132,9 @@ def test_probing_alone_changes_nothing(use):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_vmap_scores_as_the_loop_does(use):
+def test_the_tape_scores_as_the_loop_does(use):
     pending = {}
-    for evaluation in ("vmap", "loop"):
+    for evaluation in ("tape", "loop"):
         module = Task(*USES[use])
         optimizer = PolyStep(module.parameters(), seed=0, rank=4)
         engine = Engine(module, optimizer, evaluation=evaluation, announce=None)
@@ -145,7 +145,7 @@ def test_vmap_scores_as_the_loop_does(use):
             optimizer.zero_grad()
             engine.probe(step, loss)
         pending[evaluation] = torch.cat(optimizer.binding.pending.costs)
-    assert torch.allclose(pending["vmap"], pending["loop"], rtol=1e-5, atol=1e-7)
+    assert torch.allclose(pending["tape"], pending["loop"], rtol=1e-5, atol=1e-7)
 
 
 def test_the_users_reset_in_probes_does_not_reach_other_networks():
@@ -182,16 +182,16 @@ def count_loss(net, x, y):
 
 
 NEURONS = {
-    "Leaky, reset to zero at once": (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False), SHIFT),
-    "Leaky, learned": (lambda: snn.Leaky(0.9, learn_beta=True, learn_threshold=True), SHIFT),
-    "Lapicque": (lambda: snn.Lapicque(beta=0.9), SHIFT),
-    "Synaptic": (lambda: snn.Synaptic(alpha=0.8, beta=0.9, init_hidden=True), SHIFT),
-    "Alpha": (lambda: snn.Alpha(alpha=0.9, beta=0.8, init_hidden=True), SHIFT),
-    "RLeaky": (lambda: snn.RLeaky(0.9, linear_features=3, init_hidden=True), SHIFT),
-    "RSynaptic": (lambda: snn.RSynaptic(0.8, 0.9, linear_features=3, init_hidden=True), SHIFT),
-    "fast sigmoid": (lambda: snn.Leaky(0.9, spike_grad=surrogate.fast_sigmoid()), SHIFT),
-    "no surrogate": (lambda: snn.Leaky(0.9, surrogate_disable=True), SHIFT),
-    "spike function of the user": (lambda: snn.Leaky(0.9, spike_grad=lambda u: (u >= 0).float()), SHIFT),
+    "Leaky, reset to zero at once": (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False), TAPE),
+    "Leaky, learned": (lambda: snn.Leaky(0.9, learn_beta=True, learn_threshold=True), TAPE),
+    "Lapicque": (lambda: snn.Lapicque(beta=0.9), TAPE),
+    "Synaptic": (lambda: snn.Synaptic(alpha=0.8, beta=0.9, init_hidden=True), TAPE),
+    "Alpha": (lambda: snn.Alpha(alpha=0.9, beta=0.8, init_hidden=True), TAPE),
+    "RLeaky": (lambda: snn.RLeaky(0.9, linear_features=3, init_hidden=True), TAPE),
+    "RSynaptic": (lambda: snn.RSynaptic(0.8, 0.9, linear_features=3, init_hidden=True), TAPE),
+    "fast sigmoid": (lambda: snn.Leaky(0.9, spike_grad=surrogate.fast_sigmoid()), TAPE),
+    "no surrogate": (lambda: snn.Leaky(0.9, surrogate_disable=True), TAPE),
+    "spike function of the user": (lambda: snn.Leaky(0.9, spike_grad=lambda u: (u >= 0).float()), TAPE),
     "SLSTM": (lambda: snn.SLSTM(3, 3, init_hidden=True), LOOP),
     "LeakyParallel": (lambda: snn.LeakyParallel(3, 3), LOOP),
     "quantised state": (lambda: snn.Leaky(0.9, state_quant=quantise_state(num_bits=4)), LOOP),
@@ -215,7 +215,7 @@ def test_neurons_keep_no_trace_of_probes(kind):
         engine.optimizer.step()
     assert tiers(engine)["net.fc"] == tier
     reasons = {a.block.name: a.note for a in engine.plan.assignments}
-    assert tier == SHIFT or "Error" in reasons["net.fc"], "the plan names what vmap refused"
+    assert tier == TAPE or "Error" in reasons["net.fc"], "the plan names what the tape refused"
 
 
 def test_a_manual_step_starts_where_its_closure_starts(tmp_path):

@@ -195,7 +195,7 @@ def test_probes_are_not_measured():
     with LayerWatch(model) as watch, not_recording():
         model(x)
     assert watch.compute() == {}
-    engine = Engine(model, PolyStep(model.parameters(), seed=0, rank=2), evaluation="vmap", announce=None)
+    engine = Engine(model, PolyStep(model.parameters(), seed=0, rank=2), evaluation="tape", announce=None)
     with torch.no_grad():
         expected = watched(model, x)
     with LayerWatch(model) as watch:

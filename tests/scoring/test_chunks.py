@@ -32,14 +32,6 @@ def test_every_candidate_is_scored_once_in_order(size, start, count):
     assert [stop - begin for begin, stop in device.calls][:-1] == [size] * (len(device.calls) - 1)
 
 
-@given(st.integers(0, 10**12), st.integers(0, 10**9))
-def test_a_chunk_fits_the_budget_and_holds_at_least_one(budget, candidate):
-    size = Chunking.within(budget, candidate).size
-    assert size >= 1
-    if size > 1:
-        assert size * candidate <= budget
-
-
 def test_halves_for_good_with_one_warning():
     chunking, device = Chunking(8), Device(room=5)
     with pytest.warns(UserWarning, match="Out of memory while scoring: evaluating 4 candidates at once") as caught:

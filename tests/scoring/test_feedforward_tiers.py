@@ -11,7 +11,6 @@ from lightning_polystep.layers import Heaviside, QuantActivation, QuantLinear, S
 from lightning_polystep.scoring import stack_tier
 from lightning_polystep.scoring.feedforward_tiers import FineStepTier, LinearTier, ReLUTier, ScoreTier, StepOutcomeTier
 from lightning_polystep.scoring.loop import LoopTier
-from lightning_polystep.scoring.vmapped import ParameterTier
 from tests.helpers.parity import Case, Stacked, losses_of, prepare, reference_losses, sites
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
@@ -78,7 +77,9 @@ def test_stack_parameters_and_the_loop_agree(case, probe_radius, polytope, cut):
     prepared = prepare(case, probe_radius=probe_radius, polytope=polytope)
     for name, proposal in sites(prepared).items():
         expected = losses_of(LoopTier(), prepared, proposal)
-        torch.testing.assert_close(losses_of(ParameterTier(), prepared, proposal), expected, **EXACT)
+        torch.testing.assert_close(
+            losses_of(prepared.tape_tier(proposal.block.name), prepared, proposal), expected, **EXACT
+        )
         tier = prepared.stack_tier(name)
         losses = losses_of(tier, prepared, proposal)
         assert losses.dtype == torch.float64

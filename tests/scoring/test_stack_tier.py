@@ -14,7 +14,6 @@ from lightning_polystep.scoring import stack_tier
 from lightning_polystep.scoring.fastest import fastest_tier
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.recognise import recognise
-from lightning_polystep.scoring.vmapped import ShiftTier
 from tests.helpers.parity import Case, Stacked, losses_of, prepare, sites
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -90,7 +89,9 @@ def test_stack_shifts_and_the_loop_agree(case, group, cut):
     prepared = prepare(case, **group)
     for name, proposal in sites(prepared).items():
         expected = losses_of(LoopTier(), prepared, proposal)
-        torch.testing.assert_close(losses_of(ShiftTier(), prepared, proposal), expected, **EXACT)
+        torch.testing.assert_close(
+            losses_of(prepared.tape_tier(proposal.block.name), prepared, proposal), expected, **EXACT
+        )
         tier = prepared.stack_tier(name)
         losses = losses_of(tier, prepared, proposal)
         assert losses.dtype == torch.float64

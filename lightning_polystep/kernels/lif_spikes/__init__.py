@@ -9,6 +9,7 @@ from lightning_polystep.functional.heaviside import check_step_options
 from lightning_polystep.functional.neurons import check_lif_options
 from lightning_polystep.kernels.dispatch import Kernel
 from lightning_polystep.kernels.readout.reference import check_tensor
+from lightning_polystep.tape.flow import Flow, Site, flows, opaque
 
 _KERNEL = Kernel("lif_spikes")
 
@@ -81,3 +82,14 @@ def _vmap(info: Any, batched: tuple[int | None, ...], *arguments: Any) -> tuple[
     many = (value.expand(*value.shape[:-2], info.batch_size, width).flatten(-2) for value in wide)
     spikes = lif_spikes(*many, *options)
     return spikes.unflatten(1, (info.batch_size, width)), 1
+
+
+@flows(torch.ops.polystep.lif_spikes)
+def _flow(site: Site) -> Flow:
+    """Say that each neuron goes by its own current, at all steps, and by its own constants."""
+    (time, neurons), *constants = site.operands
+    if not all(site.labels.unify(neurons, own) for (own,) in constants if own):
+        return opaque(site)
+    mixed = site.nothing()
+    mixed[0] = frozenset({0} if time else ())
+    return Flow(((site.labels.fresh(site.shapes[0][0]), neurons),), tuple(mixed))
