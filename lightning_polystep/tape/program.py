@@ -56,7 +56,7 @@ class Step:
     sums_samples: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """How candidates of some parameters are replayed.
 
