@@ -238,13 +238,13 @@ class TapeTier(Tier):
         self._refused.append(script.program)
         off = float((losses - plain).abs().max())
         warnings.warn(
-            f"{self.block.name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, which is "
-            "slower. Please report the network.",
+            f"{self.block.name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, "
+            "which is slower. Please report the network.",
             stacklevel=2,
         )
 
     def _parts(self, program: Program, proposal: Proposal, candidates: Tensor, probe: Probe) -> Parts | None:
-        """Divide the samples at random; mirrored vertices have the same ones, so that their difference means something."""
+        """Divide the samples at random; mirrored vertices have the same ones, so that they can be compared."""
         count = self._divisor(program)
         if count == 1:
             return None
@@ -346,7 +346,7 @@ def _cut(program: Program, made: int, shifts: Tensor, vertex: Tensor, parts: Par
     """
     labels = program.axes[made][0]
     sizes = [program.labels.size((label,)) for label in labels]
-    place = labels.index(program.sample)  # type: ignore[arg-type]
+    place = labels.index(program.sample)
     apart = shifts.reshape(len(shifts), *sizes).movedim(place + 1, 1)
     own = parts.samples[parts.of_candidate]
     cut = apart[vertex[:, None], own].movedim(1, place + 1)

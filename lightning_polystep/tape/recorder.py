@@ -421,10 +421,8 @@ _PLAIN = {Ref, int, bool, type(None)}
 
 def _shape_of(arguments: Any) -> Any:
     """Return what of arguments belongs to the structure of a tape: all but fractions, which are data."""
-    if not arguments:
-        return ()
-    if type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments)):
-        return arguments
+    if not arguments or (type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments))):
+        return arguments or ()
     if isinstance(arguments, Ref):
         return ("value", arguments.index)
     if isinstance(arguments, float):
