@@ -39,7 +39,7 @@ _MOST_PROGRAMS = 64
 _CHUNK_NUMBERS = 2**21
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
-_FORWARDS = 8.0
+_FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
 # What a statement of a loop takes to compile, and an element of an operation to compute.
 _SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 0.4e-9
