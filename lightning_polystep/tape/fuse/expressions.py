@@ -75,11 +75,11 @@ Write = Callable[[Sequence[str], torch.dtype], str]
 
 # By what is computed, each operand being of the type of the result.
 _ARITHMETIC: dict[Any, str] = {
-    aten.mul: "({0} * {1})", aten.div: "({0} / {1})", aten.neg: "(-{0})", aten.relu: "({0} if {0} > 0 else 0 * {0})",
+    aten.mul: "({0} * {1})", aten.div: "({0} / {1})", aten.neg: "(-{0})",
     aten.maximum: "max({0}, {1})", aten.minimum: "min({0}, {1})", aten.abs: "abs({0})", aten.exp: "np.exp({0})",
     aten.log: "np.log({0})", aten.sqrt: "np.sqrt({0})", aten.tanh: "np.tanh({0})", aten.square: "({0} * {0})",
     aten.floor: "np.floor({0})", aten.ceil: "np.ceil({0})", aten.round: "np.rint({0})",
-    aten.sign: "(({0} > 0) - ({0} < 0))", aten.reciprocal: "(1 / {0})", aten.trunc: "np.trunc({0})",
+    aten.sign: "(({0} > 0) - ({0} < 0))", aten.trunc: "np.trunc({0})",
     aten.clone: "{0}", aten.alias: "{0}", aten.detach: "{0}", aten._to_copy: "{0}", aten.lift_fresh_copy: "{0}",
     aten.lift_fresh: "{0}", aten.positive: "{0}",
 }  # fmt: skip
@@ -91,7 +91,7 @@ _LOGIC: dict[Any, str] = {
     aten.bitwise_and: "({0} and {1})", aten.bitwise_or: "({0} or {1})", aten.bitwise_not: "(not {0})",
 }  # fmt: skip
 _WITH_OPTIONS = {aten.add, aten.sub, aten.rsub, aten.clamp, aten.clamp_min, aten.clamp_max, aten.where}
-_WITH_OPTIONS |= {aten.masked_fill, aten.sigmoid, aten.pow, aten.heaviside, aten.hardtanh, aten.addcmul, aten.lerp}
+_WITH_OPTIONS |= {aten.relu, aten.reciprocal, aten.masked_fill, aten.sigmoid, aten.pow, aten.heaviside, aten.hardtanh, aten.addcmul, aten.lerp}
 
 
 def has_expression(function: Any) -> bool:
@@ -131,7 +131,7 @@ def expression(function: Any, given: Sequence[Symbol | None], options: dict[str,
     if packet in {aten._to_copy, aten.clone, aten.alias, aten.detach, aten.lift_fresh, aten.lift_fresh_copy}:
         return cast(known[0], dtype)
     if packet in _ARITHMETIC:
-        if options.get("rounding_mode") is not None or dtype == torch.bool:
+        if any(value is not None for value in options.values()) or dtype == torch.bool:
             raise NoExpressionError(str(function))
         text = _ARITHMETIC[packet].format(*(cast(each, dtype) for each in known))
         return text if packet is not aten.sign else f"{_NAMES[dtype]}{text}"
@@ -173,6 +173,11 @@ def _optional(packet: Any, given: Sequence[Symbol | None], options: dict[str, An
         high = high if high is not None else _named(options, "max", dtype)
         text = f"max({texts[0]}, {low})" if low is not None else str(texts[0])
         return f"min({text}, {high})" if high is not None else text
+    if packet is aten.relu:
+        zero = constant(0, dtype).text
+        return f"({zero} if {texts[0]} < {zero} else {texts[0]})"
+    if packet is aten.reciprocal:
+        return f"({one} / {texts[0]})"
     if packet is aten.sigmoid:
         return f"({one} / ({one} + np.exp(-{texts[0]})))"
     if packet is aten.heaviside:

@@ -154,7 +154,7 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     ):
         return False  # a candidate's parameters themselves: there is one of each, not one for each sample
     if packet in _PRODUCTS:
-        return _is_simple_product(program, step, operation)
+        return _is_simple_product(program, step, operation, times)
     mixed = {
         label
         for index, positions in zip(operation.operands, program.flows[step.number].mixed, strict=False)
@@ -165,12 +165,14 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
         return False
     if packet in {aten.sum, aten.mean}:
         return bool(mixed)
+    if operation.function is aten.view.dtype:
+        return False
     if packet in _VIEWS or packet in _PLACES:
         return not (packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1)
     return is_elementwise(operation.function) and has_expression(operation.function) and packet not in REDUCTIONS
 
 
-def _is_simple_product(program: Program, step: Step, operation: Operation) -> bool:
+def _is_simple_product(program: Program, step: Step, operation: Operation, times: set[int]) -> bool:
     """Tell whether a product only adds a shift, or a change of rank one, to what was recorded of it."""
     if operation.kwargs:
         return False
@@ -179,7 +181,9 @@ def _is_simple_product(program: Program, step: Step, operation: Operation) -> bo
     if step.stage == Stage.UNIT:
         return left not in home and right in home
     from_unit = left in home and home[left][0] == Stage.UNIT and right not in home and not any(a in home for a in added)
-    return from_unit and program.axes[left][1] == (unit,)
+    # Each instance has one change for each written-out place, and one row of the weight for all lanes.
+    apart = set(program.axes[left][0]) <= {program.sample, *times} and times.isdisjoint(program.axes[right][1])
+    return from_unit and apart and program.axes[left][1] == (unit,)
 
 
 class _Writer:
