@@ -80,8 +80,8 @@ def run(frame: Frame, region: Region) -> None:
     arguments = [_array(frame, region, each) for each in region.inputs]
     for each, array in zip(region.inputs, arguments, strict=True):
         # The loop does not look whether there is something where it reads.
-        if array.shape[2] != (lanes if each.by_lane else 1):
-            raise ValueError(f"A loop of {lanes} lanes would read {array.shape[2]}.")
+        if array.shape[0] != each.places or array.shape[2] != (lanes if each.by_lane else 1):
+            raise ValueError(f"A loop of {each.places} places and {lanes} lanes was given {array.shape}.")
     count = frame.count
     outputs, kept = [], {}
     for index, symbols in region.outputs.items():

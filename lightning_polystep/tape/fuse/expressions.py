@@ -79,7 +79,7 @@ _ARITHMETIC: dict[Any, str] = {
     aten.maximum: "max({0}, {1})", aten.minimum: "min({0}, {1})", aten.abs: "abs({0})", aten.exp: "np.exp({0})",
     aten.log: "np.log({0})", aten.sqrt: "np.sqrt({0})", aten.tanh: "np.tanh({0})", aten.square: "({0} * {0})",
     aten.floor: "np.floor({0})", aten.ceil: "np.ceil({0})", aten.round: "np.rint({0})",
-    aten.sign: "(({0} > 0) - ({0} < 0))", aten.trunc: "np.trunc({0})",
+    aten.trunc: "np.trunc({0})",
     aten.clone: "{0}", aten.alias: "{0}", aten.detach: "{0}", aten._to_copy: "{0}", aten.lift_fresh_copy: "{0}",
     aten.lift_fresh: "{0}", aten.positive: "{0}",
 }  # fmt: skip
@@ -91,7 +91,18 @@ _LOGIC: dict[Any, str] = {
     aten.bitwise_and: "({0} and {1})", aten.bitwise_or: "({0} or {1})", aten.bitwise_not: "(not {0})",
 }  # fmt: skip
 _WITH_OPTIONS = {aten.add, aten.sub, aten.rsub, aten.clamp, aten.clamp_min, aten.clamp_max, aten.where}
-_WITH_OPTIONS |= {aten.relu, aten.reciprocal, aten.masked_fill, aten.sigmoid, aten.pow, aten.heaviside, aten.hardtanh, aten.addcmul, aten.lerp}
+_WITH_OPTIONS |= {
+    aten.relu,
+    aten.reciprocal,
+    aten.sign,
+    aten.masked_fill,
+    aten.sigmoid,
+    aten.pow,
+    aten.heaviside,
+    aten.hardtanh,
+    aten.addcmul,
+    aten.lerp,
+}
 
 
 def has_expression(function: Any) -> bool:
@@ -133,8 +144,7 @@ def expression(function: Any, given: Sequence[Symbol | None], options: dict[str,
     if packet in _ARITHMETIC:
         if any(value is not None for value in options.values()) or dtype == torch.bool:
             raise NoExpressionError(str(function))
-        text = _ARITHMETIC[packet].format(*(cast(each, dtype) for each in known))
-        return text if packet is not aten.sign else f"{_NAMES[dtype]}{text}"
+        return _ARITHMETIC[packet].format(*(cast(each, dtype) for each in known))
     return _optional(packet, given, options, dtype)
 
 
@@ -176,6 +186,9 @@ def _optional(packet: Any, given: Sequence[Symbol | None], options: dict[str, An
     if packet is aten.relu:
         zero = constant(0, dtype).text
         return f"({zero} if {texts[0]} < {zero} else {texts[0]})"
+    if packet is aten.sign:
+        zero = constant(0, dtype).text
+        return f"({one} if {texts[0]} > {zero} else (-{one} if {texts[0]} < {zero} else {zero}))"
     if packet is aten.reciprocal:
         return f"({one} / {texts[0]})"
     if packet is aten.sigmoid:
