@@ -69,7 +69,8 @@ def _signatures(units: Frame, exits: list[int]) -> tuple[Tensor, Tensor] | None:
             term, known = new[:, :, place].double() * weight, old[:, :, place].double() * weight
             total = term if total is None else total + term
             before = known if before is None else before + known
-    if total is None or before is None:
+    # Beside what is infinite nothing else would count.
+    if total is None or before is None or not bool(total.isfinite().all() and before.isfinite().all()):
         return None
     return total.contiguous(), before.contiguous()
 

@@ -261,3 +261,22 @@ def _rescaled(frame: Frame, operation: Operation, plain: Tensor, affine: Any, be
             each = each.reshape(*each.shape, *[1] * behind)
             plain = plain * each if place == 0 else plain + each
     return plain, None, None
+
+
+@replays(aten._scaled_dot_product_flash_attention_for_cpu)
+def attended(frame: Frame, operation: Operation) -> Result | None:
+    """Attention of all instances, as that of so many more samples."""
+    mask = operation.kwargs.get("attn_mask")
+    if isinstance(mask, Ref) and (mask.index in frame.program.home or frame.tape.values[mask.index].tensor.ndim != 2):
+        return None
+    given = []
+    for index in operation.operands[:3]:
+        tensor, has_instances = frame.read(index)
+        tensor = tensor if has_instances else tensor.expand(frame.count, *tensor.shape)
+        # The kernel takes for granted that the numbers of a head lie side by side.
+        given.append(tensor.reshape(-1, *tensor.shape[2:]).contiguous())
+    options = dict(operation.kwargs)
+    if isinstance(mask, Ref):
+        options["attn_mask"] = frame.tape.values[mask.index].tensor
+    made = operation.function(*given, *operation.args[3:], **options)
+    return tuple(each.reshape(frame.count, -1, *each.shape[1:]) for each in made)

@@ -79,6 +79,10 @@ def run(frame: Frame, region: Region) -> None:
     """Run a region for the instances of a frame, and keep its outputs there."""
     lanes = math.prod(frame.size(label) for label in region.lanes)
     arguments = [_array(frame, region, each) for each in region.inputs]
+    for each, array in zip(region.inputs, arguments, strict=True):
+        # The loop does not look whether there is something where it reads.
+        if array.shape[0] != each.places or array.shape[2] != (lanes if each.by_lane else 1):
+            raise ValueError(f"A loop of {each.places} places and {lanes} lanes was given {array.shape}.")
     count = frame.count
     outputs, kept = [], {}
     for index, symbols in region.outputs.items():
@@ -114,7 +118,7 @@ def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
         if known is None:
             tensor = frame.tape.values[index].tensor
             if each.kind == "rows":
-                known = tensor.contiguous().numpy()[None]
+                known = _rows(frame, region, index, tensor)
             else:
                 row = {"unit": unit, "sample": sample}.get(each.kind)
                 known = _packed(frame, region, index, tensor, row, set(), leading=False)
@@ -128,6 +132,17 @@ def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
         return _packed(frame, region, index, _shift(frame, index), None, {unit}, leading=True)
     tensor = frame.read(index)[0]
     return _packed(frame, region, index, tensor, None, set(frame.fixed), leading=True)
+
+
+def _rows(frame: Frame, region: Region, index: int, matrix: Tensor) -> NDArray[Any]:
+    """Bring a matrix into the order (1, rows, lanes), the same along lanes that its columns do not have."""
+    columns, size = frame.program.axes[index][1], frame.size
+    apart = matrix.reshape([len(matrix), *(size(label) for label in columns)])
+    held = [label for label in region.lanes if label in columns]
+    moved = apart.permute([0, *(columns.index(label) + 1 for label in held)])
+    given = [size(label) if label in held else 1 for label in region.lanes]
+    whole = [size(label) for label in region.lanes]
+    return moved.reshape(len(matrix), *given).expand(len(matrix), *whole).reshape(1, len(matrix), -1).numpy()
 
 
 def _by_part(frame: Frame, whole: NDArray[Any]) -> NDArray[Any]:

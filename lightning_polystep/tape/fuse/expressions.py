@@ -75,11 +75,11 @@ Write = Callable[[Sequence[str], torch.dtype], str]
 
 # By what is computed, each operand being of the type of the result.
 _ARITHMETIC: dict[Any, str] = {
-    aten.mul: "({0} * {1})", aten.div: "({0} / {1})", aten.neg: "(-{0})", aten.relu: "({0} if {0} > 0 else 0 * {0})",
+    aten.mul: "({0} * {1})", aten.div: "({0} / {1})", aten.neg: "(-{0})",
     aten.maximum: "max({0}, {1})", aten.minimum: "min({0}, {1})", aten.abs: "abs({0})", aten.exp: "np.exp({0})",
     aten.log: "np.log({0})", aten.sqrt: "np.sqrt({0})", aten.tanh: "np.tanh({0})", aten.square: "({0} * {0})",
     aten.floor: "np.floor({0})", aten.ceil: "np.ceil({0})", aten.round: "np.rint({0})",
-    aten.sign: "(({0} > 0) - ({0} < 0))", aten.reciprocal: "(1 / {0})", aten.trunc: "np.trunc({0})",
+    aten.trunc: "np.trunc({0})",
     aten.clone: "{0}", aten.alias: "{0}", aten.detach: "{0}", aten._to_copy: "{0}", aten.lift_fresh_copy: "{0}",
     aten.lift_fresh: "{0}", aten.positive: "{0}",
 }  # fmt: skip
@@ -91,7 +91,18 @@ _LOGIC: dict[Any, str] = {
     aten.bitwise_and: "({0} and {1})", aten.bitwise_or: "({0} or {1})", aten.bitwise_not: "(not {0})",
 }  # fmt: skip
 _WITH_OPTIONS = {aten.add, aten.sub, aten.rsub, aten.clamp, aten.clamp_min, aten.clamp_max, aten.where}
-_WITH_OPTIONS |= {aten.masked_fill, aten.sigmoid, aten.pow, aten.heaviside, aten.hardtanh, aten.addcmul, aten.lerp}
+_WITH_OPTIONS |= {
+    aten.relu,
+    aten.reciprocal,
+    aten.sign,
+    aten.masked_fill,
+    aten.sigmoid,
+    aten.pow,
+    aten.heaviside,
+    aten.hardtanh,
+    aten.addcmul,
+    aten.lerp,
+}
 
 
 def has_expression(function: Any) -> bool:
@@ -131,10 +142,9 @@ def expression(function: Any, given: Sequence[Symbol | None], options: dict[str,
     if packet in {aten._to_copy, aten.clone, aten.alias, aten.detach, aten.lift_fresh, aten.lift_fresh_copy}:
         return cast(known[0], dtype)
     if packet in _ARITHMETIC:
-        if options.get("rounding_mode") is not None or dtype == torch.bool:
+        if any(value is not None for value in options.values()) or dtype == torch.bool:
             raise NoExpressionError(str(function))
-        text = _ARITHMETIC[packet].format(*(cast(each, dtype) for each in known))
-        return text if packet is not aten.sign else f"{_NAMES[dtype]}{text}"
+        return _ARITHMETIC[packet].format(*(cast(each, dtype) for each in known))
     return _optional(packet, given, options, dtype)
 
 
@@ -162,6 +172,9 @@ def _optional(packet: Any, given: Sequence[Symbol | None], options: dict[str, An
     if packet is aten.pow and texts[1] == constant(2, dtype).text:
         return f"({texts[0]} * {texts[0]})"
     known = {
+        aten.relu: "({zero} if {0} < {zero} else {0})",
+        aten.sign: "({one} if {0} > {zero} else (-{one} if {0} < {zero} else {zero}))",
+        aten.reciprocal: "({one} / {0})",
         aten.sigmoid: "({one} / ({one} + np.exp(-{0})))",
         aten.heaviside: "({one} if {0} > 0 else ({1} if {0} == 0 else {zero}))",
         aten.pow: "({0} ** {1})",

@@ -57,6 +57,7 @@ class Input(NamedTuple):
             instance. ``"shift"``: what a candidate's row adds to the output of a product.
         by_lane: Whether it differs from lane to lane.
         dtype: Of its numbers.
+        places: How many of its places are written out.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Input(NamedTuple):
     kind: str
     by_lane: bool
     dtype: torch.dtype
+    places: int = 1
 
 
 @dataclass
@@ -154,7 +156,8 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     # A candidate's parameters themselves: there is one of each, not one for each sample.
     of_parameters = any(o is not None and program.position(o, program.sample) is None for o in operation.outputs)
     if packet in _PRODUCTS or (step.stage == Stage.UNIT and of_parameters):
-        return packet in _PRODUCTS and _is_simple_product(program, step, operation)
+        simple = packet in _PRODUCTS and _is_simple_product(program, step, operation, times)
+        return simple and not (step.stage == Stage.UNIT and of_parameters)
     mixed = {
         label
         for index, positions in zip(operation.operands, program.flows[step.number].mixed, strict=False)
@@ -165,12 +168,14 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
         return False
     if packet in {aten.sum, aten.mean}:
         return bool(mixed)
+    if operation.function is aten.view.dtype:
+        return False
     if packet in _VIEWS or packet in _PLACES:
         return not (packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1)
     return is_elementwise(operation.function) and has_expression(operation.function) and packet not in REDUCTIONS
 
 
-def _is_simple_product(program: Program, step: Step, operation: Operation) -> bool:
+def _is_simple_product(program: Program, step: Step, operation: Operation, times: set[int]) -> bool:
     """Tell whether a product only adds a shift, or a change of rank one, to what was recorded of it."""
     if operation.kwargs:
         return False
@@ -179,7 +184,12 @@ def _is_simple_product(program: Program, step: Step, operation: Operation) -> bo
     if step.stage == Stage.UNIT:
         return left not in home and right in home
     from_unit = left in home and home[left][0] == Stage.UNIT and right not in home and not any(a in home for a in added)
-    return from_unit and program.axes[left][1] == (unit,)
+    # Each instance has one change for each written-out place, and one row of the weight for all lanes.
+    fixed = {unit, program.sample, *times}
+    apart = unit not in times and set(program.axes[left][0]) <= fixed - {unit} and fixed.isdisjoint(
+        label for axis in program.axes[right] for label in axis
+    )  # fmt: skip
+    return from_unit and apart and program.axes[left][1] == (unit,)
 
 
 class _Writer:
@@ -205,12 +215,15 @@ class _Writer:
 
     def lanes_of(self, index: int) -> list[int]:
         """Return the labels of a value along which the loop runs."""
-        return [
+        lanes = [
             label
             for axis in self.program.axes[index]
             for label in axis
             if label not in self.times and label not in self.fixed
         ]
+        if len(set(lanes)) < len(lanes):
+            raise NoExpressionError("two axes that are the same cannot both be lanes")
+        return lanes
 
     def take(self, index: int) -> Symbols:
         """Return the symbols of a value that a step reads."""
@@ -237,12 +250,13 @@ class _Writer:
         dtype = self.tape.values[index].tensor.dtype
         constant(0, dtype)  # a type that loops know
         name = f"a{len(self.inputs)}"
-        self.inputs.append(Input(name, index, kind, bool(lanes), dtype))
+        count = int(np.prod(shape)) if len(shape) else 1
+        self.inputs.append(Input(name, index, kind, bool(lanes), dtype, count))
         self._note_lanes(lanes)
         instance = {"frame": "i", "unit": "units[i]", "sample": "samples[i]", "shared": "0", "rows": "units[i]",
                     "part": "samples[i]"}  # fmt: skip
         row, lane = instance.get(kind, "i"), "l" if lanes else "0"
-        flat = [f"{name}[{place},{row},{lane}]" for place in range(int(np.prod(shape)) if len(shape) else 1)]
+        flat = [f"{name}[{place},{row},{lane}]" for place in range(count)]
         loaded = np.empty(len(flat), dtype=object)
         for place, text in enumerate(flat):
             variable = f"{name}_{place}"
@@ -382,6 +396,8 @@ class _Writer:
 
 def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -> Region | None:
     """Write a run out as a loop; None where something in it has no expression, or it gets too long."""
+    if program.sample in times:
+        return None  # what is written out is no lane
     writer = _Writer(tape, program, run, times)
     try:
         for step in run:
