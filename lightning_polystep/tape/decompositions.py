@@ -16,6 +16,8 @@ from lightning_polystep.tape.pause import unrecorded
 aten = torch.ops.aten
 
 _MEAN, _SUM = 1, 2
+# How oneDNN numbers the kinds of recurrent layers.
+_LSTM = 2
 
 
 def _per_sample(function: Any, position: int) -> Callable[..., Any]:
@@ -74,11 +76,19 @@ def _lstm_layer(
     hidden: Tensor,
     cell: Tensor,
     reverse: bool,
+    batch_sizes: list[int],
+    mode: int,
+    _hidden_size: int,
+    _layers: int,
+    has_biases: bool,
     *_options: Any,
-    **_named: Any,
 ) -> Any:
     """Say oneDNN's fused LSTM layer step by step."""
+    if batch_sizes or mode != _LSTM:
+        return NotImplemented
     steps = inputs.unbind(0)
+    if not has_biases:
+        input_bias = hidden_bias = inputs.new_zeros(())
     driven = [inputs_at @ input_weight.t() + input_bias for inputs_at in steps]
     h, c, outputs = hidden.reshape(steps[0].shape[0], -1), cell.reshape(steps[0].shape[0], -1), []
     for current in reversed(driven) if reverse else driven:
