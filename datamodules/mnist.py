@@ -62,7 +62,8 @@ class MNIST(ImageDataModule):
         check_files(
             self.root / "MNIST" / "raw",
             _FILES,
-            remedy=f"pass download=True, or call torchvision.datasets.MNIST({str(self.root)!r}, download=True) once",
+            remedy="pass download=True (on the command line --data.download true), or call "
+            f"torchvision.datasets.MNIST({str(self.root)!r}, download=True) once",
         )
         if stage in (None, "fit", "validate"):
             images, labels = self._read(train=True)

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
+from lightning_polystep.cli_messages import ReadableParser
 from lightning_polystep.results import fit_record, write_results
 
 
@@ -141,6 +142,7 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
         LightningModule,
         LightningDataModule,
         trainer_class=AuditTrainer,
+        parser_class=ReadableParser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         # A second run of the same command must not fail because the first left its config behind.

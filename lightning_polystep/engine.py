@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,15 +26,12 @@ from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
-from lightning_polystep.randomness import generator, noise_frame
-from lightning_polystep.scoring.fastest import fastest_tier
-from lightning_polystep.scoring.loop import LoopTier
-from lightning_polystep.scoring.plan import Evaluation, Plan, make_plan
+from lightning_polystep.randomness import noise_frame
+from lightning_polystep.scoring.plan import Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.recognise import recognise
-from lightning_polystep.scoring.stack import Capture, NotAStackError, Stack, capturing, disagreement
-from lightning_polystep.scoring.taped import Recording, offer_tape
-from lightning_polystep.scoring.tier import Provider, Tier
+from lightning_polystep.scoring.providers import Evaluation, providers_of
+from lightning_polystep.scoring.recognised import Recognised
+from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import observe, propose, score
 from lightning_polystep.tape import unrecorded
@@ -131,8 +127,9 @@ class Engine:
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
         self._hard_inputs = HardInputs()
-        self._capture = Capture()
-        self._stack, self._no_stack = _recognise(module) if evaluation == "auto" else (None, "not asked for")
+        self._recognised = Recognised(module)
+        if evaluation != "auto":
+            self._recognised.give_up("not asked for")
         self._adapters = adapters_for(module)
         self._health = Health(module)
         self._buffers = BufferWatch(module)
@@ -140,7 +137,6 @@ class Engine:
         self._observing = False
         self._written_buffers: frozenset[str] = frozenset()
         self._shared_buffers: frozenset[str] = frozenset()
-        self._problem = ""
         self._warned: set[str] = set()
         optimizer.binding.attached = True
         optimizer.binding.alone = not self._agreement.several
@@ -162,7 +158,7 @@ class Engine:
             noise_frame(*self._noise_key()),
             observe(self.module, self._blocks, self._inputs.measured(self._inputs.own_batch)) as self._seen,
             noticing(self.module) as self._hard_inputs,
-            capturing(self._stack, self._capture) if self._stack is not None else nullcontext(),
+            self._recognised.capturing(),
         ):
             self._observing = True
             try:
@@ -221,7 +217,9 @@ class Engine:
         with unrecorded():
             self._probe(evaluate, loss, samples, weight, batch)
 
-    def _probe(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float, batch: int) -> None:
+    def _probe(
+        self, evaluate: Callable[[], Tensor | None], loss: Tensor, samples: int, weight: float, batch: int
+    ) -> None:
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
@@ -238,7 +236,7 @@ class Engine:
         self._inputs.learn()
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
-        self._capture.clear()
+        self._recognised.clear()
         if self._observing:
             self._recording.loss = None
         else:
@@ -277,7 +275,7 @@ class Engine:
             with self.verb("propose"):
                 pending = self._start(plan)
         with self.verb("score"), probe.isolated():
-            self._select_samples()
+            self._recognised.select_samples(self.optimizer.importance_sampling, self._noise_key())
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
                 assignment, started = assignments[proposal.block], time.perf_counter()
@@ -287,9 +285,9 @@ class Engine:
                 pending.seconds[index] += time.perf_counter() - started
             if self._count_changed_pairs:
                 self.optimizer.binding.changed_pairs = {
-                    proposal.block.name: share
+                    proposal.block.name: changed
                     for proposal in pending.proposals
-                    if (share := assignments[proposal.block].tier.changed_pairs(proposal)) is not None
+                    if (changed := assignments[proposal.block].tier.changed_pairs(proposal)) is not None
                 }
         pending.weight += weight
         self.optimizer.binding.pending = pending
@@ -298,13 +296,6 @@ class Engine:
             for counters in (progress, self._agreement.notes):
                 counters.candidates += proposal.candidates
                 counters.samples += proposal.candidates * scored
-
-    def _select_samples(self) -> None:
-        """Draw the samples on which a stack's candidates are scored, if the optimizer asks for fewer than all."""
-        certain_error, stack = self.optimizer.importance_sampling, self._stack
-        if certain_error and stack is not None and not stack.squares:
-            seed, step, micro_batch = self._noise_key()
-            self._capture.select(stack, certain_error, generator(seed, step, "samples", micro_batch))
 
     def _agree(self, pending: Pending | None) -> Pending | None:
         """Turn what this process has gathered for a step into what all have, at the optimizer's step."""
@@ -317,8 +308,8 @@ class Engine:
         buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]
         with self.verb("score"):
             objected = self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress, buffers)
-        if objected and self._stack is not None:
-            self._give_up(self._problem or "it does not explain the loss of another process")
+        if objected and self._recognised.holds:
+            self._give_up(self._recognised.objection or "it does not explain the loss of another process")
         return pending
 
     def complete(self, state: dict[str, Any]) -> None:
@@ -387,11 +378,14 @@ class Engine:
             if block.subspace == "inputs" and block.name not in statistics:
                 block.subspace = "gaussian"
                 block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
+        if self._recording.tape is None and self._evaluation != "loop":
+            self._recording.record(probe)
+        providers = providers_of(self.module, self._recognised, self._recording, self._evaluation)
         self.plan = make_plan(
             self._blocks,
             probe,
             self._propose_block,
-            self._providers(probe),
+            providers,
             memory_budget=self._memory_budget,
             max_candidates=self._max_candidates,
             known_tiers=self.optimizer.binding.loaded_tiers,
@@ -417,7 +411,7 @@ class Engine:
         if not self.optimizer.importance_sampling:
             return ""
         others = [a.block.name for a in plan.assignments if not a.tier.samples_by_importance]
-        squares = self._stack is not None and self._stack.squares
+        squares = self._recognised.squares
         if squares or len(others) == len(plan.assignments):
             reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
             warnings.warn(guards.NO_IMPORTANCE_SAMPLING.format(reason), stacklevel=4)
@@ -478,44 +472,27 @@ class Engine:
             most_rows=most_rows,
         )
 
-    def _providers(self, probe: Probe) -> list[Provider]:
-        """Return the ways of scoring that may be used, fastest first."""
-        loop = Provider("one by one", lambda _block: LoopTier())
-        if self._evaluation == "loop":
-            return [loop]
-        if self._recording.tape is None:
-            self._recording.record(probe)
-        tape = Provider("from the tape", partial(offer_tape, self._recording))
-        return (
-            [tape] if self._evaluation == "tape" else [Provider("as part of a stack", self._fastest_tier), tape, loop]
-        )
-
-    def _fastest_tier(self, block: Block) -> Tier:
-        if self._stack is None:
-            raise NotAStackError(self._no_stack)
-        return fastest_tier(block, self._stack, self._capture)
-
     def _objects(self, loss: Tensor) -> bool:
         """Tell whether this shard is to be left out, because the stack does not explain the loss of its commit pass.
 
         The stack is given up then, once and with the reason: at once where all processes see the same, else with the
         step.
         """
-        problem = None if self._stack is None else disagreement(self._stack, self._capture, loss)
+        problem = self._recognised.disagreement(loss)
         if problem is None:
             return False
         if self._agreement.sharded and self.plan is not None:
-            self._problem = problem
+            self._recognised.objection = problem
             self._agreement.notes.objections += 1
             return True
         self._give_up(problem)
         return False
 
     def _give_up(self, problem: str) -> None:
-        self._stack, self._no_stack = None, problem
+        self._recognised.give_up(problem)
         if self.plan is not None:
             self.plan = None
-            warnings.warn(f"The network is run for each candidate from now on: {problem}.", stacklevel=4)
+            warnings.warn(f"The network is scored as any other from now on, which is slower: {problem}.", stacklevel=4)
 
     def _count_skipped(self, cause: str, message: str) -> None:
         self.optimizer.progress.skipped += 1
@@ -523,11 +500,3 @@ class Engine:
         if cause not in self._warned:
             self._warned.add(cause)
             warnings.warn(message, stacklevel=3)
-
-
-def _recognise(module: nn.Module) -> tuple[Stack | None, str]:
-    """Return the module's stack, or why it has none."""
-    try:
-        return recognise(module), ""
-    except NotAStackError as error:
-        return None, str(error)

@@ -229,7 +229,8 @@ def check_finite(groups: list[dict[str, Any]]) -> None:
     for group in groups:
         for name in _FINITE:
             if not math.isfinite(lowest(group[name])):
-                msg = f"PolyStep's {name} was set to {float(lowest(group[name]))} during training: a step needs a finite number."
+                value = float(lowest(group[name]))
+                msg = f"PolyStep's {name} was set to {value} during training: a step needs a finite number."
                 raise ValueError(msg)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.agreement import Agreement
+from lightning_polystep.input_units import packed, unpacked
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block
 from lightning_polystep.sites import Observation
@@ -60,7 +61,7 @@ class InputLearning:
         step, names = self._optimizer.progress.step, set()
         for block in self._blocks:
             known = self._optimizer.statistics.get(block.name)
-            if known is None or known.batches < _EARLY_BATCHES:
+            if known is None or known.batches < _EARLY_BATCHES or known.doubted:
                 due = batch < _EARLY_SHARDS
             else:
                 due = batch == 0 and step % (_LONG_PERIOD if known.held >= _LONG_HELD else _PERIOD) == 0
@@ -72,7 +73,7 @@ class InputLearning:
         """Take what this micro-batch has shown, here and on the processes that hold its other shards."""
         data = self._agreement.layout.data
         self._next = self._optimizer.progress.micro_batch * data.size
-        moments = seen.take_moments()
+        moments = {name: packed(*each) for name, each in seen.take_inputs().items()}
         if not self._agreement.sharded:
             self._waiting = [moments]
             return
@@ -81,7 +82,7 @@ class InputLearning:
         wanted = [block for block in self._blocks if block.name in self.measured(self._next)]
         exact = any(block.parameters[0].dtype == torch.float64 for block in wanted)
         dtype = torch.float64 if exact else torch.float32
-        self._waiting = self._agreement.shards(moments, {block.name: block.dim for block in wanted}, asked, dtype)
+        self._waiting = self._agreement.shards(moments, {block.name: block.dim + 2 for block in wanted}, asked, dtype)
 
     def learn(self, most: int | None = None) -> None:
         """Fold what was taken into the running statistics.
@@ -94,5 +95,7 @@ class InputLearning:
             measured, moments = self.measured(self._next), self._waiting.pop(0)
             if self._agreement.sharded:
                 moments = {name: moment for name, moment in moments.items() if name in measured}
-            learn_inputs(moments, self._optimizer.statistics)
+            parts = {name: unpacked(square) for name, square in moments.items()}
+            seen, spreads = ({name: each[place] for name, each in parts.items()} for place in (0, 1))
+            learn_inputs(seen, self._optimizer.statistics, spreads)
             self._next += 1

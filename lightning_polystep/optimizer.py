@@ -351,9 +351,9 @@ class PolyStep(Optimizer):
         return parameter.new_ones(block.rows) if known is None else known
 
     def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
-        adapted = adapt_reach(proposal.reach, row_spread.to(proposal.reach))
-        block = proposal.block
-        self.state[block.parameters[0]]["reach"] = self.reach(block).index_copy(0, proposal.rows, adapted)
+        block, reach = proposal.block, self.reach(proposal.block)
+        adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
+        self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
 
     def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
         """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -87,6 +87,10 @@ class InputStatistics:
         basis_moment: The moment that ``basis`` was taken from, shape (D, D), float64; empty likewise.
         drift: How far the moment has moved since then, relative to its size then (Frobenius norms).
         held: How many batches the moment has taken in since then.
+        spreads: Running spreads of the inputs (:mod:`~lightning_polystep.input_units`), shape (2, D), float64; empty
+            where unknown.
+        mixed: Whether ``basis`` was taken from inputs in units of their own.
+        doubted: How many batches in a row were left out because their inputs are unlike those before.
     """
 
     moment: Tensor
@@ -95,6 +99,9 @@ class InputStatistics:
     basis_moment: Tensor
     drift: float = math.inf
     held: int = 0
+    spreads: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64))
+    mixed: bool = False
+    doubted: int = 0
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.input_units import brought_together, changed, is_far_off, pulled_in, spreads_of
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.tape import unrecorded
@@ -148,13 +149,20 @@ class Observation:
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _samples: dict[str, int] = field(default_factory=dict)
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    _spreads: dict[str, Tensor] = field(default_factory=dict)
 
     def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
         """Add a site's inputs to its second moment."""
-        rows = input_rows(site, inputs.detach(), with_bias=block.has_bias)
+        rows = pulled_in(input_rows(site, inputs.detach(), with_bias=False))
+        spreads = spreads_of(rows)
+        self._dtypes[block.name] = rows.dtype
+        known = self._spreads.get(block.name)
+        self._spreads[block.name] = len(rows) * spreads + (0 if known is None else known)
         # A float32 product summed over batches in float64: exact enough for a basis, and several times as fast.
+        rows = rows.double() if is_far_off(rows, spreads) else rows
+        if block.has_bias:
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         product = rows.T @ rows
-        self._dtypes[block.name] = product.dtype
         total = self._sums.get(block.name)
         self._sums[block.name] = product.double() if total is None else total + product
         self._samples[block.name] = self._samples.get(block.name, 0) + len(rows)
@@ -166,12 +174,20 @@ class Observation:
             Shape (D, D), exactly symmetric, in the dtype of the inputs, float32 at least: what one process tells
             another of them, a triangle in that dtype, is then all there is to know.
         """
-        moments = {
-            name: symmetric((total / self._samples[name]).to(self._dtypes[name])) for name, total in self._sums.items()
+        return {name: moment for name, (moment, _) in self.take_inputs().items()}
+
+    def take_inputs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what :meth:`take_moments` does, each with the spreads of the inputs, (2, inputs), float64."""
+        taken = {
+            name: (
+                symmetric((total / self._samples[name]).to(self._dtypes[name])),
+                self._spreads[name] / self._samples[name],
+            )
+            for name, total in self._sums.items()
         }
-        self._sums, self._samples = {}, {}
+        self._sums, self._samples, self._spreads = {}, {}, {}
         # A batch with a non-finite activation would poison the running average for good.
-        return {name: moment for name, moment in moments.items() if bool(torch.isfinite(moment).all())}
+        return {name: each for name, each in taken.items() if bool(torch.isfinite(each[0]).all())}
 
 
 def symmetric(square: Tensor) -> Tensor:
@@ -260,22 +276,49 @@ def _patches(site: nn.Conv2d, inputs: Tensor) -> Tensor:
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 
-def update_statistics(known: InputStatistics | None, moment: Tensor) -> InputStatistics:
+def update_statistics(known: InputStatistics | None, moment: Tensor, spreads: Tensor | None = None) -> InputStatistics:
     """Fold a batch's second moment into the running average.
 
-    The average is exact over the first 20 batches and exponential with that window from then on.
+    The average is exact over the first 20 batches and exponential with that window from then on. A batch of inputs ten
+    times as large or as small as those before is left out; if the next one is so too, it is the past that was unlike
+    the rest, and the average starts anew.
 
     Args:
         known: The running statistics, or None before the first batch.
         moment: The batch's second moment, shape (D, D); the average is kept in float64.
+        spreads: Of the inputs (:mod:`~lightning_polystep.input_units`), shape (2, D); unknown by default.
     """
     moment = moment.double()
+    fresh = InputStatistics(moment, batches=1, basis=moment.new_empty(len(moment), 0), basis_moment=moment[:0])
+    fresh.spreads = moment.new_zeros(2, 0) if spreads is None else spreads.double()
     if known is None or known.moment.shape != moment.shape:  # a bias that is frozen or unfrozen changes D
-        return InputStatistics(moment, batches=1, basis=moment.new_empty(len(moment), 0), basis_moment=moment[:0])
+        return fresh
+    if known.spreads.shape != fresh.spreads.shape:
+        known.spreads = torch.zeros_like(fresh.spreads)
+    if changed(known.spreads, fresh.spreads):
+        known.doubted += 1
+        return fresh if known.doubted > 1 else known
+    known.doubted = 0
     known.batches += 1
-    known.moment = torch.lerp(known.moment, moment, 1.0 / min(known.batches, _MOMENT_WINDOW))
+    share = 1.0 / min(known.batches, _MOMENT_WINDOW)
+    if known.spreads.numel():
+        past, now = brought_together(known.spreads[0], fresh.spreads[0])
+        powers = past.new_tensor([[1.0], [2.0]])
+        known.spreads = torch.lerp(known.spreads * past**powers, fresh.spreads * now**powers, share)
+        if bool((past != 1).any()) or bool((now != 1).any()):
+            known.moment, moment = known.moment * torch.outer(past, past), moment * torch.outer(now, now)
+    known.moment = torch.lerp(known.moment, moment, share)
     if len(known.basis_moment):
-        # A layer that was silent gets an infinite drift as soon as it speaks, and before that 0 / 0.
-        known.drift = float((known.moment - known.basis_moment).norm() / known.basis_moment.norm())
+        known.drift = _drift(known)
         known.held += 1
     return known
+
+
+def _drift(known: InputStatistics) -> float:
+    """Return how far the moment has moved since the basis was taken; inputs of several kinds each in its own size."""
+    then, now = known.basis_moment, known.moment
+    if known.mixed:
+        rates = 1 / torch.where(now.diagonal() > 0, now.diagonal(), 1.0).sqrt()
+        then, now = (each * torch.outer(rates, rates) for each in (then, now))
+    # A layer that was silent gets an infinite drift as soon as it speaks, and before that 0 / 0.
+    return float((now - then).norm() / then.norm())

@@ -43,10 +43,12 @@ def observe(module: nn.Module, blocks: list[Block], measured: set[str]) -> Itera
         yield seen
 
 
-def learn_inputs(moments: dict[str, Tensor], statistics: dict[str, InputStatistics]) -> None:
-    """Fold what a commit pass showed, the second moments of sites' inputs, into their running statistics."""
+def learn_inputs(
+    moments: dict[str, Tensor], statistics: dict[str, InputStatistics], spreads: dict[str, Tensor] | None = None
+) -> None:
+    """Fold what a commit pass showed of sites' inputs, moments and spreads, into their running statistics."""
     for name, moment in moments.items():
-        statistics[name] = update_statistics(statistics.get(name), moment)
+        statistics[name] = update_statistics(statistics.get(name), moment, (spreads or {}).get(name))
 
 
 def propose(
@@ -95,6 +97,9 @@ def propose(
     rows = torch.arange(block.rows)
     if most_rows is not None and most_rows < block.rows:
         rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
+    loudness = subspace.loudness(block, statistics)
+    if loudness is not None:
+        reach = loudness if reach is None else reach * loudness
     starts, centre = subspace.starts(block, group, draw), subspace.centre(block, statistics)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)

@@ -46,7 +46,7 @@ from lightning_polystep.loaders import forget_order, keep_order, replayable
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.parallel import Size
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
-from lightning_polystep.scoring.plan import Evaluation
+from lightning_polystep.scoring.providers import Evaluation
 from lightning_polystep.stepping import UNKNOWN_OPTIMIZER, Stepping
 
 

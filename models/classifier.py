@@ -1,10 +1,18 @@
 """The LightningModule of every classification example."""
 
+import re
+
 import pytorch_lightning as pl
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 Batch = tuple[Tensor, Tensor]
+
+_UNEQUAL = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
+_WRONG_SIZE = (
+    "The data gives {} numbers where the network takes {} (inputs of shape {}): make sizes[0] of the network, "
+    "--model.network.sizes on the command line, what the data gives."
+)
 
 
 class Classifier(pl.LightningModule):
@@ -35,7 +43,13 @@ class Classifier(pl.LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Score the classes, ``(N, num_classes)``."""
-        scores: Tensor = self.network(inputs)
+        try:
+            scores: Tensor = self.network(inputs)
+        except RuntimeError as error:
+            sizes = _UNEQUAL.search(str(error))
+            if sizes is None:
+                raise
+            raise ValueError(_WRONG_SIZE.format(*sizes.groups(), tuple(inputs.shape))) from error
         return scores
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

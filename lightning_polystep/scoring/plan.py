@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -23,8 +22,6 @@ from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
 from lightning_polystep.subspaces import SUBSPACES, Subspace, particle_dim
-
-Evaluation = Literal["auto", "tape", "loop"]
 
 _SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.

@@ -1,7 +1,9 @@
-"""Score candidates of any parameter by replaying, of the commit pass, what they change; none of the user's Python runs."""
+"""Score candidates of any parameter by replaying what they change of the commit pass; no Python of the user's runs."""
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,7 @@ from lightning_polystep.tape import (
     Parts,
     Program,
     Recorder,
+    Region,
     Segment,
     Shifted,
     Tape,
@@ -36,8 +39,10 @@ _MOST_PROGRAMS = 64
 _CHUNK_NUMBERS = 2**21
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
-_FORWARDS = 8.0
+_FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
+# What a statement of a loop takes to compile, and an element of an operation to compute.
+_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 0.4e-9
 
 
 class Script(NamedTuple):
@@ -45,15 +50,21 @@ class Script(NamedTuple):
 
     Args:
         program: What of the step depends on the block.
-        segments: The same in the order in which it runs.
+        plain: The same in the order in which it runs, operation by operation.
+        fused: Likewise with compiled loops; equal to ``plain`` where there are none.
         products: Those that the rows shift.
         shifts_only: Whether nothing but these products reads the parameters.
+        work: What a candidate costs.
+        compiling: Seconds that the loops take to be compiled, about.
     """
 
     program: Program
-    segments: list[Segment]
+    plain: list[Segment]
+    fused: list[Segment]
     products: list[Shifted]
     shifts_only: bool
+    work: Work
+    compiling: float
 
 
 @dataclass
@@ -69,14 +80,22 @@ class Recording:
     loss: int | None = None
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
+    _collects: bool = field(default=False, repr=False)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the commit pass in the body."""
         self.clear()
-        with Recorder() as recorder:
-            self.tape = recorder.tape
-            yield
+        # A tape is thousands of small objects: to look for circles among all objects while it lives took as long again.
+        self._collects = gc.isenabled()
+        gc.disable()
+        try:
+            with Recorder() as recorder:
+                self.tape = recorder.tape
+                yield
+        except BaseException:
+            self.clear()
+            raise
 
     def record(self, probe: Probe) -> None:
         """Run the step once more, isolated, and record that: where it has run already without being recorded."""
@@ -93,6 +112,12 @@ class Recording:
     def clear(self) -> None:
         """Forget the tape, and with it the activations of the batch."""
         self.tape, self.loss = None, None
+        if self._collects:
+            self._collects = False
+            gc.enable()
+
+    def __del__(self) -> None:
+        self.clear()
 
     def ends_in(self, loss: Tensor) -> None:
         """Take note which tensor is the loss of the step."""
@@ -132,7 +157,11 @@ class Recording:
             return error
         on_cpu = all(parameter.device.type == "cpu" for parameter in block.parameters)
         products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
-        return Script(program, schedule(tape, program, fuse=fuse and on_cpu), products, alone)
+        plain = schedule(tape, program, fuse=False)
+        fused = schedule(tape, program, fuse=True) if fuse and on_cpu else plain
+        statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
+        work = Work.of(tape, program, fused)
+        return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)
 
     def rows(self, block: Block) -> Iterator[tuple[int, int | None]]:
         """Yield the values of a block's parameters, each with the axis of its rows; None where rows are no axis."""
@@ -167,6 +196,8 @@ class TapeTier(Tier):
     block: Block
     recording: Recording
     parts: int = 1
+    _checked: list[Program] = field(default_factory=list, init=False, repr=False)
+    _refused: list[Program] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "tape"
     reads_tape: ClassVar[bool] = True
@@ -180,10 +211,40 @@ class TapeTier(Tier):
         simple = proposal.starts is None and proposal.centre is None
         shifts = dict(self._shifts(script, proposal, candidates, parts)) if simple else {}
         changed = {} if simple and script.shifts_only else dict(self._changed(script.program, proposal, candidates))
-        return replay(tape, script.program, script.segments, rows, changed, shifts, parts).double()
+        given = (rows, changed, shifts, parts)
+        if not self._pays(script, proposal, probe):
+            return replay(tape, script.program, script.plain, *given).double()
+        losses = replay(tape, script.program, script.fused, *given)
+        if script.program not in self._checked:
+            self._check_loops(script, losses, replay(tape, script.program, script.plain, *given))
+        return losses.double()
+
+    def _pays(self, script: Script, proposal: Proposal, probe: Probe) -> bool:
+        """Tell whether so much time has gone into replays that compiled loops are worth their compilation.
+
+        By the number of the step and not by a clock, so that a run that is resumed does what it would have done.
+        """
+        if script.fused is script.plain or script.program in self._refused:
+            return False
+        _, step, _ = probe.noise_key
+        spent = step * proposal.candidates * script.work.plain * _SECONDS_PER_ELEMENT
+        return spent >= script.compiling
+
+    def _check_loops(self, script: Script, losses: Tensor, plain: Tensor) -> None:
+        """Compare loops with the operations that they stand for, once."""
+        if torch.allclose(losses, plain, rtol=1e-4, atol=1e-6, equal_nan=True):
+            self._checked.append(script.program)
+            return
+        self._refused.append(script.program)
+        off = float((losses - plain).abs().max())
+        warnings.warn(
+            f"{self.block.name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, "
+            "which is slower. Please report the network.",
+            stacklevel=2,
+        )
 
     def _parts(self, program: Program, proposal: Proposal, candidates: Tensor, probe: Probe) -> Parts | None:
-        """Divide the samples at random; mirrored vertices have the same ones, so that their difference means something."""
+        """Divide the samples at random; mirrored vertices have the same ones, so that they can be compared."""
         count = self._divisor(program)
         if count == 1:
             return None
@@ -255,8 +316,7 @@ class TapeTier(Tier):
 
     def work(self) -> Work:
         """Return what a candidate costs, and what the whole step costs, in the same unit."""
-        script = self.recording.script(self.block)
-        return Work.of(self.recording.taken(), script.program, script.segments)
+        return self.recording.script(self.block).work
 
     def affordable(self) -> int | None:
         """Return how many candidates cost as much as a few steps of a gradient, by what they compute."""
@@ -286,7 +346,7 @@ def _cut(program: Program, made: int, shifts: Tensor, vertex: Tensor, parts: Par
     """
     labels = program.axes[made][0]
     sizes = [program.labels.size((label,)) for label in labels]
-    place = labels.index(program.sample)  # type: ignore[arg-type]
+    place = labels.index(program.sample)
     apart = shifts.reshape(len(shifts), *sizes).movedim(place + 1, 1)
     own = parts.samples[parts.of_candidate]
     cut = apart[vertex[:, None], own].movedim(1, place + 1)

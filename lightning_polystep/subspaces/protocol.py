@@ -47,6 +47,11 @@ class Subspace(Protocol):
         """Return by what the columns of B are multiplied for a candidate."""
         return float(group["probe_radius"])
 
+    def loudness(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
+        """Return how many times wider than normal each row is probed because of its size, (rows,); None for 1."""
+        del block, statistics
+        return None
+
     def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
         """Return displacements of a row, (K, D), float64, from which a candidate is scored; None for the row itself."""
         del block, group, draw

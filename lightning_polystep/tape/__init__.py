@@ -9,6 +9,7 @@ from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they re
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.frame import Parts
+from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
@@ -24,6 +25,7 @@ __all__ = [
     "Parts",
     "Program",
     "Recorder",
+    "Region",
     "Segment",
     "Shifted",
     "Site",

@@ -121,11 +121,12 @@ def batched(frame: Frame, operation: Operation) -> Result:
 @contextmanager
 def _no_advice() -> Iterator[None]:
     """Keep torch from warning that an operator is run in a loop: it is, one operation of many."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_warning_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+        functorch._set_vmap_fallback_warning_enabled(True)
 
 
 # Views and whatever names axes

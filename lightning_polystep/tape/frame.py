@@ -1,8 +1,8 @@
 """Score: the instances of one stage of a replay, and what their values are.
 
 Every changed value has a leading axis of *instances*. What an instance fixes has a single place: in stage ``UNIT`` an
-instance is a candidate, which fixes a unit; in stage ``SAMPLE`` a pair (candidate, sample), which fixes a sample; in stage
-``WHOLE`` a candidate again. What no candidate changes is read from the tape.
+instance is a candidate, which fixes a unit; in stage ``SAMPLE`` a pair (candidate, sample), which fixes a sample; in
+stage ``WHOLE`` a candidate again. What no candidate changes is read from the tape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     of_candidate: Tensor
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def add_up(changes: NDArray[Any], members: NDArray[Any], totals: NDArray[Any]) -> None:
     """Add to the total of each candidate the changes of the pairs that stand for its samples; -1 for none."""
     for k in range(len(members)):
@@ -86,7 +86,7 @@ class Frame:
         return len(self.candidates)
 
     @property
-    def fixed(self) -> dict[int, Tensor]:
+    def fixed(self) -> dict[int | None, Tensor]:
         """The labels of which an instance holds one place, each with the place of every instance."""
         if self.stage == Stage.UNIT and self.program.unit is not None:
             return {self.program.unit: self.units}
@@ -121,7 +121,7 @@ class Frame:
             The tensor, and whether it has an axis of instances: where it holds a label that they fix.
         """
         tensor = self.tape.values[index].tensor
-        places = dict(self.fixed)
+        places: dict[int | None, Tensor] = dict(self.fixed)
         if with_unit and self.program.unit is not None:
             places[self.program.unit] = self.units
         places = {label: ids for label, ids in places.items() if self.program.position(index, label) is not None}
@@ -185,7 +185,7 @@ class Frame:
     def at_unit(self, index: int) -> Tensor:
         """Return a value of stage ``UNIT`` for each instance, at its unit."""
         frame, rows = self._first()
-        places = {}
+        places: dict[int | None, Tensor] = {}
         sample = self.program.sample
         if self.samples is not None and sample is not None and self.program.position(index, sample) is not None:
             places[sample] = self.samples if self.places is None else self.places
@@ -227,7 +227,7 @@ class Frame:
         size = self.program.labels.size
         axis = self.program.axes[index][-1]
         apart = matrix.reshape(*(size((label,)) for label in axis), matrix.shape[-1])
-        rows = apart.movedim(axis.index(self.program.unit), 0).index_select(0, self.units)  # type: ignore[arg-type]
+        rows = apart.movedim(axis.index(self.program.unit), 0).index_select(0, self.units)
         return rows.reshape(self.count, -1, matrix.shape[-1])
 
     def by_candidate(self, changes: Tensor) -> Tensor:
@@ -260,8 +260,8 @@ class Frame:
 
     def _first(self) -> tuple[Frame, Tensor]:
         frame, rows = self, torch.arange(self.count, device=self.candidates.device)
-        while frame.earlier is not None:
-            frame, continued = frame.earlier[0], frame.earlier[1]
+        while (earlier := frame.earlier) is not None:
+            frame, continued = earlier
             rows = continued[rows]
         return frame, rows
 
@@ -279,7 +279,8 @@ class Frame:
             self.samples is not None and frame.samples is None and self.program.position(index, sample) is not None
         )
         own = self.samples if self.places is None else self.places
-        return pick(self.program, index, value, {sample: own} if missing else {}, set(frame.fixed), rows, frame.size)
+        places = {sample: own} if missing and own is not None else {}
+        return pick(self.program, index, value, places, set(frame.fixed), rows, frame.size)
 
     def _spread(self, index: int) -> Tensor:
         """Return a value of stage ``UNIT`` with all of its units."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +50,12 @@ class Memory:
 
     def read(self, tensor: Tensor, index: int) -> None:
         """Take note that a tensor holds a value now."""
-        root = self.root(tensor)
-        self._inhabitants.setdefault(id(root), []).append(index)
+        root = self.root(tensor) if id(tensor) in self._views else tensor
+        inhabitants = self._inhabitants.get(id(root))
+        if inhabitants is None:
+            self._inhabitants[id(root)] = [index]
+        else:
+            inhabitants.append(index)
         if self._versions:
             self._read_at[id(tensor)] = self._versions.get(id(root), 0)
 
@@ -81,9 +85,10 @@ class Memory:
     def stand_in(self, other: Tensor, tensor: Tensor) -> None:
         """Let another tensor, which has the same memory, take the place of one in all that is known of it."""
         key = id(tensor)
-        for known in (self._views, self._versions, self._read_at, self._inhabitants):
+        tables: tuple[dict[int, Any], ...] = (self._views, self._versions, self._read_at, self._inhabitants)
+        for known in tables:
             if key in known:
-                known[id(other)] = known.pop(key)  # type: ignore[attr-defined]
+                known[id(other)] = known.pop(key)
         for each, view in self._views.items():
             if view.parent is tensor:
                 self._views[each] = view._replace(parent=other)
@@ -106,5 +111,7 @@ class Memory:
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """Return the first and the last place of a tensor in its memory."""
-    first = tensor.storage_offset()
-    return first, first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
+    return first, first + sum(
+        int(size - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )

@@ -1,7 +1,7 @@
 """Score: which pairs of a candidate and a sample go on, and which of them are the same.
 
-A pair in which the candidate's unit does what it did in the step is left out. Candidates of one unit that make it do the
-same on a sample, as spike trains often are, go on as one.
+A pair in which the candidate's unit does what it did in the step is left out. Candidates of one unit that make it do
+the same on a sample, as spike trains often are, go on as one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_polystep.tape.frame import Frame
 from lightning_polystep.tape.program import Stage
 
-# What a unit does on a sample is compared by a sum with these weights: it is the same for two that differ by chance only
-# once in about 10^15.
+# What a unit does on a sample is compared by a sum with random weights, which is the same for two that differ only once
+# in about 10^15.
 _SIGNATURE_SEED = 20_260
 _MOST_KINDS = 48
 
@@ -88,7 +88,7 @@ def _with_samples_first(frame: Frame, index: int, tensor: Tensor, fixed: set[int
     return moved.reshape(*moved.shape[:2], -1)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _count_kinds(
     new: NDArray[Any], old: NDArray[Any], units: NDArray[Any], ids: NDArray[Any], most: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -146,7 +146,8 @@ def _all_pairs(units: Frame, exits: list[int]) -> Frame:
     pairs = changed.nonzero()
     if not len(pairs):
         pairs = pairs.new_zeros(1, 2)
-    return _frame(units, *pairs.unbind(1), None)
+    candidates, places = pairs.unbind(1)
+    return _frame(units, candidates, places, None)
 
 
 def next_level(frame: Frame, exits: list[int]) -> Frame:

@@ -56,7 +56,7 @@ class Step:
     sums_samples: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """How candidates of some parameters are replayed.
 
@@ -158,7 +158,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     return program
 
 
-_NOTHING = Operation(None, (), {}, (), ())  # type: ignore[arg-type]
+_NOTHING = Operation(None, (), {}, (), ())
 
 
 def _merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
@@ -271,7 +271,7 @@ def _check_repeatable(tape: Tape, operation: Operation, changed: set[int]) -> No
 
 def _drops_nothing(operation: Operation) -> bool:
     """Tell whether an operator of attention is called without dropout, and so draws nothing."""
-    arguments = operation.function._schema.arguments  # type: ignore[attr-defined]
+    arguments = operation.function._schema.arguments
     given = dict(zip((a.name for a in arguments), operation.args, strict=False)) | operation.kwargs
     shares = [given.get(a.name, a.default_value) for a in arguments if a.name in {"dropout_p", "dropout"}]
     return shares == [0.0]

@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode):
     def _append(self, function: Any, args: Any, kwargs: Any, results: Sequence[Any]) -> int:
         """Append an operation and the tensors that it made; return its index."""
         tape, number = self.tape, len(self.tape.operations)
-        operands = (*references(args), *references(kwargs))
+        operands = (*_of_tuple(args), *(references(kwargs) if kwargs else ()))
         if self._unwritten and not isinstance(function, Unknown):
             function = self._checked(function, operands)
         outputs: list[int | None] = []
@@ -414,8 +414,13 @@ def _found(tape: Tape, args: tuple[Any, ...]) -> Any:
     return substitute(args, lambda index: tape.values[index].tensor)
 
 
+_PLAIN = {Ref, int, bool, type(None)}
+
+
 def _shape_of(arguments: Any) -> Any:
     """Return what of arguments belongs to the structure of a tape: all but fractions, which are data."""
+    if not arguments or (type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments))):
+        return arguments or ()
     if isinstance(arguments, Ref):
         return ("value", arguments.index)
     if isinstance(arguments, float):
@@ -425,6 +430,13 @@ def _shape_of(arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return tuple([(name, _shape_of(argument)) for name, argument in arguments.items()])
     return arguments if isinstance(arguments, int | bool | str | None | torch.dtype) else str(arguments)
+
+
+def _of_tuple(arguments: Any) -> Iterable[int]:
+    """Return the values that arguments refer to."""
+    if type(arguments) is tuple and not any(isinstance(each, list | dict) for each in arguments):
+        return [each.index for each in arguments if type(each) is Ref]
+    return references(arguments)
 
 
 def _sizes(tape: Tape, index: int | None) -> Any:

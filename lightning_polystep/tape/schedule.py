@@ -1,4 +1,4 @@
-"""Score: a program as it runs: single operations and regions, level by level, each with what is no longer read behind it."""
+"""Score: a program as it runs, level by level: operations and regions, each with what is no longer read behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score: products that take a parameter as it is, so that directions that rows share are multiplied once for all rows."""
+"""Score: products that take a parameter as it is: directions that rows share are multiplied once for all rows."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Operation:
         operands: Indices of the values that it reads, in the order of its arguments.
     """
 
-    function: Callable[..., Any]
+    function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[int | None, ...]

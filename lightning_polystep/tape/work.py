@@ -24,7 +24,7 @@ _CHANGED = 0.4
 _TYPICAL_CHUNK = 256
 _TRANSCENDENTAL = {aten.exp, aten.log, aten.sigmoid, aten.tanh, aten._softmax, aten._log_softmax, aten.erf, aten.gelu}
 _PER_TRANSCENDENTAL = 10
-# Elementwise operations of a loop that take as long as one of torch, and the share of pairs that are of a kind of their own.
+# Elementwise operations of a loop that take as long as one of torch, and the share of pairs that differ from others.
 _FUSED, _CHANGED_KINDS = 2.0, 0.2
 
 
@@ -34,11 +34,13 @@ class Work(NamedTuple):
     Args:
         forward: The step.
         candidate: One candidate.
+        plain: One candidate without compiled loops.
         widest: The most numbers that one value of a candidate holds.
     """
 
     forward: float
     candidate: float
+    plain: float
     widest: int
 
     @classmethod
@@ -51,7 +53,7 @@ class Work(NamedTuple):
             segments: The same as it runs.
         """
         forward = sum(_elements(tape, operation) + _CALL for operation in tape.operations)
-        candidate, widest = 0.0, 1
+        candidate, plain, widest = 0.0, 0.0, 1
         units = program.labels.size((program.unit,)) if program.unit is not None else 1
         for segment in segments:
             fused = isinstance(segment.work, Region)
@@ -66,8 +68,9 @@ class Work(NamedTuple):
                     elements = elements * (_CHANGED_KINDS if fused else _CHANGED)
                     largest = int(largest * _CHANGED_KINDS)
                 candidate += elements / (_FUSED if fused else 1)
+                plain += elements + _CALL / _TYPICAL_CHUNK
                 widest = max(widest, largest)
-        return cls(forward, candidate, widest)
+        return cls(forward, candidate, plain, widest)
 
 
 def _elements(tape: Tape, operation: Operation) -> float:

@@ -103,7 +103,7 @@ def _functional(function: Any, writes: Sequence[int]) -> Callable[..., Any] | No
         if any(a.alias_info is not None and a.alias_info.is_write for a in given):
             continue
         if [(a.name, _bare_type(a)) for a in given][: len(wanted)] == wanted and len(given) <= len(wanted) + 1:
-            return candidate  # type: ignore[no-any-return]
+            return candidate
     return None
 
 
@@ -120,7 +120,7 @@ class Said(NamedTuple):
         kwargs: Those by name.
     """
 
-    function: Callable[..., Any]
+    function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 

@@ -7,7 +7,7 @@ from pytorch_lightning.cli import LightningCLI
 from torch import nn
 
 from datamodules import Digits, TensorImages
-from models import Classifier
+from models import Classifier, SpikingMLP
 
 QUIET = {
     "logger": False,
@@ -91,3 +91,18 @@ def test_loads_from_a_checkpoint(tmp_path):
     loaded = Classifier.load_from_checkpoint(tmp_path / "model.ckpt", network=linear())
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(loaded(images), model(images))
+
+
+def test_data_of_another_size_than_the_network_takes_is_named():
+    module = Classifier(SpikingMLP((64, 8, 10)))
+    with pytest.raises(ValueError, match=r"The data gives 49 numbers where the network takes 64 .*: make sizes\[0\]"):
+        module(torch.rand(2, 1, 7, 7))
+
+
+def test_other_errors_of_a_network_pass_through():
+    class Broken(torch.nn.Module):
+        def forward(self, inputs):
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        Classifier(Broken())(torch.rand(2, 4))

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.randomness import generator
-from lightning_polystep.sites import update_statistics
+from lightning_polystep.sites import find_blocks, update_statistics
 from lightning_polystep.subspaces import InputSubspace
 from lightning_polystep.subspaces.inputs import whitened_eigenbasis
 
@@ -169,3 +170,25 @@ def test_the_number_of_threads_does_not_change_a_bit():
         bases.append(whitened_eigenbasis(moment, 0.35))
         assert torch.get_num_threads() == threads
     assert torch.equal(*bases)
+
+
+def loudness(weight, bias, X):
+    layer = torch.nn.Linear(2, len(weight))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.copy_(torch.tensor(bias))
+    (site,) = find_blocks(layer, PolyStep(layer.parameters()).param_groups)
+    X = torch.cat([X, torch.ones(len(X), 1)], 1).double()
+    return SUBSPACE.loudness(site, update_statistics(None, second_moment(X)))
+
+
+def test_rows_whose_pre_activations_are_far_too_large_are_probed_wider():
+    X = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) * 2**0.5
+    assert loudness([[1.0, 2.0], [3.0, 0.0]], [0.0, 1.0], X) is None
+    wider = loudness([[1.0, 0.0], [20.0, 0.0], [500.0, 0.0], [0.0, 1.0]], [0.0, 0.0, 0.0, -1e6], X)
+    assert wider.tolist() == pytest.approx([1.0, 8.0, 500.0, 1.0])  # a bias alone was set by somebody
+
+
+def test_a_bias_that_takes_up_an_offset_is_not_loud():
+    X = torch.tensor([[100.0, 0.0], [102.0, 0.0], [101.0, 1.0], [101.0, -1.0]])
+    assert loudness([[1.0, 1.0], [1.0, 1.0]], [-101.0, 0.0], X).tolist() == pytest.approx([1.0, 101.0], rel=1e-2)

@@ -66,7 +66,8 @@ def compiled(source: str) -> Callable[..., None]:
             scratch.write_text(source, encoding="utf-8")
             scratch.replace(path)
         spec = importlib.util.spec_from_file_location(f"lightning_polystep_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
@@ -163,8 +164,8 @@ def _shift(frame: Frame, made: int) -> Tensor:
     number = frame.tape.values[made].producer
     assert number is not None
     operation = frame.program.operation(frame.tape, number)
-    added, left, right = operation.operands if len(operation.operands) == 3 else (None, *operation.operands)
-    shift = shift_of_units(frame, made, added, left, right)
+    *added, left, right = operation.operands
+    shift = shift_of_units(frame, made, added[0] if added else None, left, right)
     assert shift is not None
     return shift
 

@@ -158,53 +158,55 @@ def _common(given: Sequence[Symbol]) -> torch.dtype:
 
 def _optional(packet: Any, given: Sequence[Symbol | None], options: dict[str, Any], dtype: torch.dtype) -> str:
     """Return the expression of an operation whose arguments decide what it computes."""
-    if packet is aten.where:
-        condition, chosen, other = given[:3]
-        if condition is None or chosen is None or other is None:
-            raise NoExpressionError(str(packet))
-        return f"({cast(chosen, dtype)} if {cast(condition, torch.bool)} else {cast(other, dtype)})"
-    if packet is aten.masked_fill:
-        own, mask, value = given[:3]
-        assert own is not None and mask is not None and value is not None
-        return f"({cast(value, dtype)} if {cast(mask, torch.bool)} else {cast(own, dtype)})"
+    if packet in _CHOICES:
+        return _choice(packet, [each for each in given if each is not None], dtype)
     if dtype == torch.bool:
         raise NoExpressionError(str(packet))
     texts = [None if each is None else cast(each, dtype) for each in given]
-    one = f"{_NAMES[dtype]}(1)"
     if packet in {aten.add, aten.sub, aten.rsub}:
         return _sum(packet, texts, options, dtype)
     if packet in {aten.clamp, aten.hardtanh, aten.clamp_min, aten.clamp_max}:
-        if packet is aten.clamp_max:
-            texts = [texts[0], None, texts[1]]
-        if packet is aten.hardtanh:
-            texts = [*texts, *(constant(v, dtype).text for v in (-1.0, 1.0)[len(texts) - 1 :])]
-        low, high = (*texts[1:], None, None)[:2]
-        low = low if low is not None else _named(options, "min", dtype)
-        high = high if high is not None else _named(options, "max", dtype)
-        text = f"max({texts[0]}, {low})" if low is not None else str(texts[0])
-        return f"min({text}, {high})" if high is not None else text
-    if packet is aten.relu:
-        zero = constant(0, dtype).text
-        return f"({zero} if {texts[0]} < {zero} else {texts[0]})"
-    if packet is aten.sign:
-        zero = constant(0, dtype).text
-        return f"({one} if {texts[0]} > {zero} else (-{one} if {texts[0]} < {zero} else {zero}))"
-    if packet is aten.reciprocal:
-        return f"({one} / {texts[0]})"
-    if packet is aten.sigmoid:
-        return f"({one} / ({one} + np.exp(-{texts[0]})))"
-    if packet is aten.heaviside:
-        zero = f"{_NAMES[dtype]}(0)"
-        return f"({one} if {texts[0]} > 0 else ({texts[1]} if {texts[0]} == 0 else {zero}))"
-    if packet is aten.pow and texts[1] is not None:
-        if texts[1] == constant(2, dtype).text:
-            return f"({texts[0]} * {texts[0]})"
-        return f"({texts[0]} ** {texts[1]})"
+        return _clamped(packet, texts, options, dtype)
     if packet is aten.addcmul:
         return f"({texts[0]} + {constant(options.get('value', 1), dtype).text} * {texts[1]} * {texts[2]})"
-    if packet is aten.lerp:
-        return f"({texts[0]} + {texts[2]} * ({texts[1]} - {texts[0]}))"
-    raise NoExpressionError(str(packet))
+    if packet is aten.pow and texts[1] == constant(2, dtype).text:
+        return f"({texts[0]} * {texts[0]})"
+    known = {
+        aten.relu: "({zero} if {0} < {zero} else {0})",
+        aten.sign: "({one} if {0} > {zero} else (-{one} if {0} < {zero} else {zero}))",
+        aten.reciprocal: "({one} / {0})",
+        aten.sigmoid: "({one} / ({one} + np.exp(-{0})))",
+        aten.heaviside: "({one} if {0} > 0 else ({1} if {0} == 0 else {zero}))",
+        aten.pow: "({0} ** {1})",
+        aten.lerp: "({0} + {2} * ({1} - {0}))",
+    }.get(packet)
+    if known is None or None in texts:
+        raise NoExpressionError(str(packet))
+    return known.format(*texts, one=constant(1, dtype).text, zero=constant(0, dtype).text)
+
+
+_CHOICES = {aten.where: (0, 1, 2), aten.masked_fill: (1, 2, 0)}
+
+
+def _choice(packet: Any, given: Sequence[Symbol], dtype: torch.dtype) -> str:
+    """Return one number or another, by a condition."""
+    if len(given) != 3:
+        raise NoExpressionError(str(packet))
+    condition, chosen, other = (given[place] for place in _CHOICES[packet])
+    return f"({cast(chosen, dtype)} if {cast(condition, torch.bool)} else {cast(other, dtype)})"
+
+
+def _clamped(packet: Any, texts: list[str | None], options: dict[str, Any], dtype: torch.dtype) -> str:
+    """Return a number between bounds, of which one may be missing."""
+    if packet is aten.clamp_max:
+        texts = [texts[0], None, texts[1]]
+    if packet is aten.hardtanh:
+        texts = [*texts, *(constant(v, dtype).text for v in (-1.0, 1.0)[len(texts) - 1 :])]
+    low, high = (*texts[1:], None, None)[:2]
+    low = low if low is not None else _named(options, "min", dtype)
+    high = high if high is not None else _named(options, "max", dtype)
+    text = f"max({texts[0]}, {low})" if low is not None else str(texts[0])
+    return f"min({text}, {high})" if high is not None else text
 
 
 def _named(options: dict[str, Any], name: str, dtype: torch.dtype) -> str | None:

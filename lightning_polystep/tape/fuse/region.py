@@ -1,7 +1,8 @@
 """Score: runs of a program that become one loop, written out number by number.
 
-A *region* is a run of elementwise operations and views, the neurons between two products with all their time steps. Along
-its *lanes*, samples or units or positions, it works place by place; places of all other axes, as time, are written out.
+A *region* is a run of elementwise operations and views, the neurons between two products with all their time steps.
+Along its *lanes*, samples or units or positions, it works place by place; places of all other axes, as time, are
+written out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MOST_PLACES = 128
 _MOST_STATEMENTS = 6_000
 _FEWEST_STEPS = 3
 # What a region can take apart of operations that torch has marked otherwise.
-Symbols = NDArray[np.object_]
+Symbols = NDArray[Any]
 
 
 class Input(NamedTuple):
@@ -50,9 +51,10 @@ class Input(NamedTuple):
     Args:
         name: Of the array.
         value: Index of the value; of a product the one that it makes.
-        kind: ``"frame"``: from an earlier step, by instance. ``"unit"`` or ``"sample"``: recorded, by the instance's unit
-            or sample. ``"part"``: recorded, by the part of the samples that a candidate has. ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"change"``: of a value,
-            by instance. ``"shift"``: what a candidate's row adds to the output of a product.
+        kind: Where it is read. ``"frame"``: from an earlier step, by instance. ``"unit"`` or ``"sample"``: recorded, by
+            the instance's unit or sample. ``"part"``: recorded, by the part of the samples that a candidate has.
+            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"change"``: of a value, by
+            instance. ``"shift"``: what a candidate's row adds to the output of a product.
         by_lane: Whether it differs from lane to lane.
         dtype: Of its numbers.
         places: How many of its places are written out.
@@ -151,12 +153,11 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     packet = getattr(operation.function, "overloadpacket", None)
     if step.sums_samples or step.stage == Stage.WHOLE or program.unit is None:
         return False
-    if step.stage == Stage.UNIT and any(
-        o is not None and program.position(o, program.sample) is None for o in operation.outputs
-    ):
-        return False  # a candidate's parameters themselves: there is one of each, not one for each sample
-    if packet in _PRODUCTS:
-        return _is_simple_product(program, step, operation, times)
+    # A candidate's parameters themselves: there is one of each, not one for each sample.
+    of_parameters = any(o is not None and program.position(o, program.sample) is None for o in operation.outputs)
+    if packet in _PRODUCTS or (step.stage == Stage.UNIT and of_parameters):
+        simple = packet in _PRODUCTS and _is_simple_product(program, step, operation, times)
+        return simple and not (step.stage == Stage.UNIT and of_parameters)
     mixed = {
         label
         for index, positions in zip(operation.operands, program.flows[step.number].mixed, strict=False)

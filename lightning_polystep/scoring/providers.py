@@ -1,0 +1,55 @@
+"""Score: which ways of scoring there are for a module, fastest first; packages of users may add some.
+
+An installed package adds a way of scoring by an entry point of the group ``lightning_polystep.tiers`` that names a
+function: it is given the module and returns a :class:`~lightning_polystep.scoring.tier.Provider`, or None. Its tiers
+are compared with the loop before they are used, as all others. One of the group ``lightning_polystep.rules`` names a
+module that is imported, so that it can register rules for operations (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import entry_points
+from typing import Literal
+
+from torch import nn
+
+from lightning_polystep.scoring.evaluate_many import offer_many
+from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.recognised import Recognised
+from lightning_polystep.scoring.taped import Recording, offer_tape
+from lightning_polystep.scoring.tier import Provider
+
+Evaluation = Literal["auto", "tape", "loop"]
+
+TIERS, RULES = "lightning_polystep.tiers", "lightning_polystep.rules"
+
+
+def providers_of(
+    module: nn.Module, recognised: Recognised, recording: Recording, evaluation: Evaluation
+) -> list[Provider]:
+    """Return the ways of scoring that may be used, fastest first.
+
+    Args:
+        module: What is trained.
+        recognised: Its stack, if it has one.
+        recording: Its latest commit pass.
+        evaluation: ``"auto"`` for all; ``"tape"`` or ``"loop"`` for that one.
+    """
+    loop = Provider(LoopTier.name, lambda _block: LoopTier())
+    tape = Provider("from the tape", partial(offer_tape, recording))
+    if evaluation == "loop":
+        return [loop]
+    for entry in entry_points(group=RULES):
+        entry.load()
+    if evaluation == "tape":
+        return [tape]
+    added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
+    own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
+    stack = [Provider("as part of a stack", recognised.offer)] if wants_stack(module) else []
+    return [*own, *added, *stack, tape, loop]
+
+
+def wants_stack(module: nn.Module) -> bool:
+    """Tell whether a module says that it is a stack; of others nobody needs to read that they are none."""
+    return hasattr(module, "network") and hasattr(module, "criterion")

@@ -1,0 +1,98 @@
+"""One sentence for each kind of mistake on the command line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_polystep.cli import main
+from lightning_polystep.cli_messages import readable
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIG = str(REPOSITORY / "configs" / "digits_spiking.yaml")
+
+MISTAKES = [
+    ("--model=models.Clasifier", "--model: models.Clasifier does not exist: did you mean 'Classifier'?"),
+    ("--model=nowhere.Net", "--model: there is no module 'nowhere' to import nowhere.Net from."),
+    ("--data=datamodules.Digit", "--data: datamodules.Digit does not exist: did you mean 'Digits'?"),
+    (
+        "--optimizer=lightning_polystep.PolyStop",
+        "--optimizer: lightning_polystep.PolyStop does not exist: did you mean ",
+    ),
+    (
+        "--model.network=models.SpikingMLQ",
+        "--model.network: models.SpikingMLQ does not exist: did you mean 'Spiking",
+    ),
+    ("--model.netwrk=3", "--model.netwrk: models.Classifier has no such option: did you mean 'net"),
+    ("--model.netwrk.sizes=3", "--model.netwrk.sizes: models.Classifier has no such option: did you mean 'network'?"),
+    ("--model.network.num_stepz=3", "--model.network.num_stepz: models.SpikingMLP has no such option: did you mean "),
+    ("--data.batch_sise=3", "--data.batch_sise: datamodules.Digits has no such option: did you mean 'batch_size'?"),
+    ("--optimizer.learning=3", "--optimizer.learning: lightning_polystep.PolyStep has no such option."),
+    ("--model.network.sizes=abc", "--model.network.sizes='abc': list expected."),
+    ("--model.network.num_steps=three", "--model.network.num_steps='three': int or null expected."),
+    ("--optimizer.lr=big", "--optimizer.lr='big': float expected."),
+    ("--trainer.max_epochs=x", "--trainer.max_epochs='x': int or null expected."),
+    ("--seed_everything=abc", "--seed_everything='abc': bool or int expected."),
+    ("--trainer.callbacks=Foo", "--trainer.callbacks='Foo': list or class path or null expected."),
+    (
+        "--trainer.strategy.evaluation=quick",
+        "--trainer.strategy.evaluation='quick': one of 'auto', 'vmap', 'loop' expected.",
+    ),
+    ("--optimiser.lr=3", "--optimiser.lr is no option: did you mean '--optimizer.lr'?"),
+    ("--trainer.maxepochs=3", "--trainer.maxepochs is no option: did you mean '--trainer.max_epochs'?"),
+    ("--nonsense=3", "--nonsense is no option."),
+]
+
+
+@pytest.mark.parametrize(("argument", "sentence"), MISTAKES, ids=[argument for argument, _ in MISTAKES])
+def test_a_mistake_gets_one_sentence(capfd, argument, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", CONFIG, argument])
+    assert stopped.value.code == 2
+    error, tip = capfd.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: {sentence}")
+    assert tip.endswith("--help lists the options.")
+    assert not re.search(r"NestedArg|<class|Union|Parser key", error)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "audit"])
+def test_every_command_says_it_so(capfd, command):
+    with pytest.raises(SystemExit):
+        main([command, "--model=models.Clasifier"])
+    assert "error: --model: models.Clasifier does not exist: did you mean 'Classifier'?" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("optimizer:\n  class_path: lightning_polystep.Polystep\n", "lightning_polystep.Polystep does not exist"),
+        ("trainer:\n  max_epochs: many\n", "--trainer.max_epochs='many': int or null expected."),
+        (
+            "data:\n  class_path: datamodules.Digits\n  init_args:\n    batch: 3\n",
+            "datamodules.Digits has no such option",
+        ),
+    ],
+    ids=["class", "type", "option"],
+)
+def test_mistakes_in_a_file_get_one_too(capfd, tmp_path, lines, sentence):
+    path = tmp_path / "more.yaml"
+    path.write_text(lines, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", CONFIG, "--config", str(path)])
+    error = capfd.readouterr().err.splitlines()[0]
+    assert sentence in error
+    assert not re.search(r"NestedArg|<class|Union", error)
+
+
+def test_what_is_not_known_stays_as_it_is():
+    assert readable("something else\nhappened") == "something else\nhappened"
+    assert readable('Parser key "config": File does not exist: x.yaml') == "--config: File does not exist: x.yaml."
+
+
+def test_no_usage_of_a_hundred_lines():
+    command = [sys.executable, "-m", "lightning_polystep", "fit", "--config", CONFIG, "--data.batch_sise=3"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
