@@ -67,23 +67,10 @@ def _dropout(inputs: Tensor, p: float, train: bool | None) -> Any:
     return inputs * mask * (1 / (1 - p) if p < 1 else 0.0), mask
 
 
-def _lstm_layer(
-    inputs: Tensor,
-    input_weight: Tensor,
-    hidden_weight: Tensor,
-    input_bias: Tensor,
-    hidden_bias: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    reverse: bool,
-    batch_sizes: list[int],
-    mode: int,
-    _hidden_size: int,
-    _layers: int,
-    has_biases: bool,
-    *_options: Any,
-) -> Any:
+def _lstm_layer(inputs: Tensor, *arguments: Any) -> Any:
     """Say oneDNN's fused LSTM layer step by step."""
+    input_weight, hidden_weight, input_bias, hidden_bias, hidden, cell = arguments[:6]
+    reverse, batch_sizes, mode, _size, _layers, has_biases = arguments[6:12]
     if batch_sizes or mode != _LSTM:
         return NotImplemented
     steps = inputs.unbind(0)
