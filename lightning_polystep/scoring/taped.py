@@ -309,6 +309,11 @@ class TapeTier(Tier):
         """Return the tier that scores every direction on all samples."""
         return replace(self, parts=1)
 
+    def known_loss(self) -> Tensor | None:
+        """Return the loss of the commit pass."""
+        loss = self.recording.loss
+        return None if loss is None else self.recording.taken().values[loss].tensor.detach().double().reshape(())
+
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
         places = self.recording.script(self.block).program.escapes

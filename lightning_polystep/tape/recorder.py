@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
-from lightning_polystep.tape.pause import is_paused, paused, unrecorded
+from lightning_polystep.tape.pause import pauses, unrecorded
 from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
 from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
@@ -119,8 +119,7 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Recorder:
         """Start to record."""
-        self._token, self._recording = _active.set((*_active.get(), self)), paused(False)
-        self._recording.__enter__()
+        self._token, self._pauses = _active.set((*_active.get(), self)), pauses()
         super().__enter__()
         self._leaving.__enter__()
         return self
@@ -129,7 +128,6 @@ class Recorder(TorchDispatchMode):
         """Record no more."""
         self._leaving.__exit__(*exception)
         super().__exit__(*exception)
-        self._recording.__exit__(*exception)
         _active.reset(self._token)
 
     def hold(self, tensor: Tensor) -> None:
@@ -150,7 +148,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         del types
-        if is_paused():
+        if pauses() > self._pauses:
             return function(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if function is aten._local_scalar_dense.default:
@@ -178,7 +176,7 @@ class Recorder(TorchDispatchMode):
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
-        if is_paused() or id(tensor) not in self.tape.index_of:
+        if pauses() > self._pauses or id(tensor) not in self.tape.index_of:
             return
         index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
@@ -381,7 +379,7 @@ class Recorder(TorchDispatchMode):
 
     def _reassigned(self, tensor: Tensor, value: Tensor, assign: Any) -> None:
         """Run ``tensor.data = value``, after which the one is a view of the other."""
-        if is_paused():
+        if pauses() > self._pauses:
             assign()
             return
         self._value(tensor)

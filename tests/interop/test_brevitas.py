@@ -1,4 +1,4 @@
-"""Unmodified Brevitas networks: they train, probes neither advance statistics nor move a scale, and the tape carries them."""
+"""Unmodified Brevitas networks: they train from the tape, and probes neither advance statistics nor move a scale."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Unmodified snnTorch networks: they train, their state is what the commit passes made of it, and the tape carries them."""
+"""Unmodified snnTorch networks: they train from the tape, and their state is what the commit passes made of it."""
 
 import subprocess
 import sys

@@ -410,8 +410,13 @@ def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -
             writer.run(step)
             if len(writer.statements) > _MOST_STATEMENTS:
                 return None
+        return _closed(tape, program, run, writer)
     except (NoExpressionError, ValueError, IndexError, AssertionError):
         return None
+
+
+def _closed(tape: Tape, program: Program, run: Sequence[Step], writer: _Writer) -> Region | None:
+    """Return a run that has been written out, with what others read of it."""
     own = {step.number for step in run}
     made = {o for step in run for o in tape.operations[step.number].outputs if o is not None}
     read_outside = {
@@ -421,12 +426,10 @@ def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -
         for index in program.operation(tape, step.number).operands
     }
     region = Region(list(run), writer.stage, writer.lanes, writer.inputs, writer.statements)
-    for index in sorted(made & (read_outside | {program.loss})):
-        if index in writer.symbols:
-            region.outputs[index] = list(writer.symbols[index].reshape(-1))
-            for label in writer.lanes_of(index):
-                if label not in region.lanes:
-                    return None
+    for index in sorted(made & (read_outside | {program.loss}) & set(writer.symbols)):
+        region.outputs[index] = list(writer.symbols[index].reshape(-1))
+        if not set(writer.lanes_of(index)) <= set(region.lanes):
+            return None
     return region if region.outputs else None
 
 
