@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
+from lightning_polystep.tape.decompositions import HIDDEN_WRITES, LOSSES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.pause import pauses, unrecorded
@@ -159,7 +159,7 @@ class Recorder(TorchDispatchMode):
             with _Redispatched(self):
                 result = how.decomposition(*args, **kwargs)
             if result is not NotImplemented:
-                return result
+                return self._as_torch_gives(function(*args, **kwargs), result) if function in LOSSES else result
         if how.writes:
             return self._record_write(function, how, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
@@ -173,6 +173,15 @@ class Recorder(TorchDispatchMode):
         if hidden:
             self._record_outputs(Said(hidden.functional, taken, named), hidden.targets)
         return result
+
+    def _as_torch_gives(self, whole: Any, said: Any) -> Any:
+        """Let what torch gives as a whole take the place of what simpler operations gave."""
+        pairs = zip(*(each if isinstance(each, tuple) else (each,) for each in (whole, said)), strict=True)
+        for tensor, own in pairs:
+            index = self.tape.index_of[id(own)]
+            self.tape.values[index].tensor = tensor
+            self._name(tensor, index)
+        return whole
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
