@@ -42,7 +42,7 @@ _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 _FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
 # What a statement of a loop takes to compile, and an element of an operation to compute.
-_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 0.4e-9
+_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 1e-9
 
 
 class Script(NamedTuple):

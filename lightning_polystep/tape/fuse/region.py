@@ -53,8 +53,9 @@ class Input(NamedTuple):
         value: Index of the value; of a product the one that it makes.
         kind: Where it is read. ``"frame"``: from an earlier step, by instance. ``"unit"`` or ``"sample"``: recorded, by
             the instance's unit or sample. ``"part"``: recorded, by the part of the samples that a candidate has.
-            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"change"``: of a value, by
-            instance. ``"shift"``: what a candidate's row adds to the output of a product.
+            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"new"`` and ``"old"``: of a value
+            of stage ``UNIT``, at the instance's unit and sample, for its candidate and in the step. ``"shift"``: what a
+            candidate's row adds to the output of a product.
         by_lane: Whether it differs from lane to lane.
         dtype: Of its numbers.
         places: How many of its places are written out.
@@ -256,6 +257,9 @@ class _Writer:
         instance = {"frame": "i", "unit": "units[i]", "sample": "samples[i]", "shared": "0", "rows": "units[i]",
                     "part": "samples[i]"}  # fmt: skip
         row, lane = instance.get(kind, "i"), "l" if lanes else "0"
+        if kind in {"new", "old"}:
+            row, lane = ("candidates[i]", "columns[i]") if kind == "new" else ("units[i]", "samples[i]")
+            lane = "0" if self.program.position(index, self.program.sample) is None else lane
         flat = [f"{name}[{place},{row},{lane}]" for place in range(count)]
         loaded = np.empty(len(flat), dtype=object)
         for place, text in enumerate(flat):
@@ -298,7 +302,9 @@ class _Writer:
             added = [each.text for each in self.load(made, "shift", shape, lanes).flat]
         else:
             row = self.load(right, "rows", [1], lanes).flat[0].text
-            added = [f"{each.text} * {row}" for each in self.load(left, "change", self.shape(left), []).flat]
+            new, old = (self.load(left, kind, self.shape(left), []) for kind in ("new", "old"))
+            changes = (f"{cast(n, dtype)} - {cast(o, dtype)}" for n, o in zip(new.flat, old.flat, strict=True))
+            added = [f"({change}) * {row}" for change in changes]
         out = np.empty(recorded.size, dtype=object)
         for place, (before, change) in enumerate(zip(recorded.flat, added, strict=True)):
             out[place] = self.assign(f"({before.text} + {change})", dtype)
