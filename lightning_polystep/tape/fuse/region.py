@@ -167,12 +167,14 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     }
     if not mixed <= times or any(program.labels.size((label,)) > _MOST_PLACES for label in mixed):
         return False
-    if packet in {aten.sum, aten.mean}:
-        return bool(mixed)
-    if operation.function is aten.view.dtype:
-        return False
+    return bool(mixed) if packet in {aten.sum, aten.mean} else _is_written_out(operation, packet)
+
+
+def _is_written_out(operation: Operation, packet: Any) -> bool:
+    """Tell whether there are words for an operation that works place by place."""
     if packet in _VIEWS or packet in _PLACES:
-        return not (packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1)
+        strided = packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1
+        return not strided and operation.function is not aten.view.dtype
     return is_elementwise(operation.function) and has_expression(operation.function) and packet not in REDUCTIONS
 
 
