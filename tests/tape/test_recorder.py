@@ -58,6 +58,15 @@ def test_statistics_that_batch_norm_writes_are_new_values():
     assert tape.find(norm.running_mean) != tape.leaves[id(norm.running_mean)]
 
 
+def test_what_tells_a_profiler_where_a_step_is_is_no_operation():
+    def step():
+        with torch.profiler.record_function("part"):
+            return torch.ones(2) * 2
+
+    tape, _ = record(step)
+    assert not any("profiler" in str(function) for function in functions(tape))
+
+
 def test_noise_has_no_producer():
     tape, mask = record(lambda: torch.empty(3).bernoulli_(0.5))
     assert tape.values[tape.find(mask)].producer is None

@@ -44,7 +44,7 @@ def test_the_source_is_python():
     layers, step = spiking()
     recording, _, _ = record(layers, step)
     region = recording.script(blocks_of(layers)[0]).fused
-    source = next(cpu.source_of(s.work) for s in region if hasattr(s.work, "statements"))
+    source = next(cpu.source_of(s.work, len(s.work.lanes)) for s in region if hasattr(s.work, "statements"))
     assert callable(interpreted(source))
     assert "boundscheck=False" in source
 
