@@ -65,6 +65,7 @@ class _How(NamedTuple):
     """What the recorder asks of an operator at each call, in one place because it asks so often.
 
     Args:
+        beside: Whether it computes nothing, as what tells a profiler where a step is.
         decomposition: Simpler operations that say the same.
         writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
@@ -73,6 +74,7 @@ class _How(NamedTuple):
         facts: All the rest.
     """
 
+    beside: bool
     decomposition: Callable[..., Any] | None
     writes: bool
     is_view: bool
@@ -93,7 +95,8 @@ def _how_to_record(function: Any) -> _How:
             with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
                 return function(*args, **kwargs)
 
-    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
+    beside = function.namespace == "profiler"
+    how = _how[function] = _How(beside, decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
     return how
 
 
@@ -155,6 +158,8 @@ class Recorder(TorchDispatchMode):
             self._leaves(args[0])
             return function(*args)
         how = _how.get(function) or _how_to_record(function)
+        if how.beside:
+            return function(*args, **kwargs)
         if how.decomposition is not None:
             with _Redispatched(self):
                 result = how.decomposition(*args, **kwargs)

@@ -37,7 +37,7 @@ TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 
 @dataclass
 class Scored:
-    """What one block's candidates cost by the tape, its loops and the step itself, and what they cost before they move."""
+    """What candidates of one block cost by the tape, by its loops and by the step itself; and the incumbent."""
 
     block: Block
     taped: Tensor

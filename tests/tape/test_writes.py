@@ -72,9 +72,8 @@ def replayed(tape):
         assert not isinstance(operation.function, Unknown), operation.function
         function = aten.reshape if operation.function is aten.view.default else operation.function
         made = function(*substitute(operation.args, values.get), **substitute(operation.kwargs, values.get))
-        for index, each in zip(operation.outputs, made if isinstance(made, tuple | list) else (made,), strict=True):
-            if index is not None:
-                values[index] = each
+        results = made if isinstance(made, tuple | list) else (made,)
+        values |= {index: each for index, each in zip(operation.outputs, results, strict=True) if index is not None}
     return values
 
 

@@ -140,10 +140,14 @@ def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
         return known
     if each.kind == "new":
         first = frame.first()
-        by_sample = Region([], first.stage, [] if program.position(index, sample) is None else [sample])
+        by_sample = Region(
+            [], first.stage, [] if sample is None or program.position(index, sample) is None else [sample]
+        )
         return _packed(first, by_sample, index, first.values[index], None, {unit}, leading=True)
     if each.kind == "old":
-        by_sample = Region([], frame.stage, [] if program.position(index, sample) is None else [sample])
+        by_sample = Region(
+            [], frame.stage, [] if sample is None or program.position(index, sample) is None else [sample]
+        )
         return _packed(frame, by_sample, index, frame.tape.values[index].tensor, unit, set(), leading=False)
     if each.kind == "shift":
         return _packed(frame, region, index, _shift(frame, index), None, {unit}, leading=True)

@@ -170,14 +170,17 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int], shifted:
         for position in positions
         for label in program.axes[index][position]
     }
-    written_out = mixed <= times and all(program.labels.size((label,)) <= _MOST_PLACES for label in mixed)
-    if packet in {aten.sum, aten.mean}:
-        return written_out and bool(mixed)
+    if not mixed <= times or any(program.labels.size((label,)) > _MOST_PLACES for label in mixed):
+        return False
+    return bool(mixed) if packet in {aten.sum, aten.mean} else _is_written_out(operation, packet)
+
+
+def _is_written_out(operation: Operation, packet: Any) -> bool:
+    """Tell whether there are words for an operation that works place by place."""
     if packet in _VIEWS or packet in _PLACES:
         strided = packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1
-        return written_out and not strided and operation.function is not aten.view.dtype
-    elementwise = is_elementwise(operation.function) and has_expression(operation.function)
-    return written_out and elementwise and packet not in REDUCTIONS
+        return not strided and operation.function is not aten.view.dtype
+    return is_elementwise(operation.function) and has_expression(operation.function) and packet not in REDUCTIONS
 
 
 def _is_simple_product(program: Program, step: Step, operation: Operation, times: set[int]) -> bool:
