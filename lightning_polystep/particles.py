@@ -34,6 +34,8 @@ class Block:
         shared: Whether its weight belongs to several modules.
         remark: Why the block is not treated in the fastest way, for the plan.
         scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
+        constant: Whether it holds constants of neurons (:mod:`~lightning_polystep.constants`).
+        bounds: What its values are kept within.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Block:
     shared: bool = False
     remark: str = ""
     scale: float = 1.0
+    constant: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def has_bias(self) -> bool:
@@ -176,4 +180,7 @@ class Proposal:
         if self.centre is not None:
             site, latent = cast("QuantisedWeight", self.block.site), self.block.parameters[0].detach()[rows].flatten(1)
             moved[:, -1] += bias_shifts(site, rows, latent, latent + moved[:, :-1], self.centre)
+        if self.block.bounds != (-math.inf, math.inf):  # beyond them a candidate is no other network
+            values = self.block.join([parameter.detach() for parameter in self.block.parameters])[rows]
+            moved = (values + moved).clamp(*self.block.bounds) - values
         return rows, moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.constants import constant_of
 from lightning_polystep.input_units import brought_together, changed, is_far_off, pulled_in, spreads_of
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.particles import Block, InputStatistics
@@ -22,6 +24,8 @@ _MOST_SAMPLES = 8_192
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 _FULL_SPACE_DIM = 2
+# Directions in which a vector of constants of neurons is probed.
+_CONSTANTS_RANK = 4
 
 
 def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[Block]:
@@ -101,10 +105,14 @@ def is_binary(module: nn.Module) -> bool:
 
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
-    scale = getattr(type(owner), "search_scale", {}).get(attribute, 1.0)
+    constant = constant_of(owner, attribute, parameter)
     if group["subspace"] == "full":
         dim = _largest_divisor(parameter.numel(), group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
+    elif constant is not None:
+        # One particle: each by itself would take a step of its own whether it matters or not, and of all candidates of
+        # a small network more than its weights.
+        rows, dim, subspace = 1, parameter.numel(), "full"
     elif parameter.dim() <= 1:
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
@@ -112,7 +120,13 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
-    return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
+    block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)
+    if constant is not None:
+        block.scale, block.constant, block.bounds = constant.scale, True, (constant.low, constant.high)
+        if group["rank"] is None and group["subspace"] != "full":
+            # On top of the budget that blocks share: a vector of constants is no reason to probe weights less.
+            block.group = cast("dict[str, Any]", ChainMap({"rank": _CONSTANTS_RANK}, group))
+    return block
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

@@ -232,6 +232,29 @@ def adapt_reach(reach: Tensor, row_spread: Tensor) -> Tensor:
     return torch.where(is_flat(row_spread), reach * 2, reach / 2).clamp(1.0, _WIDEST_REACH)
 
 
+def held_back(displacement: Tensor, proposal: Proposal, costs: Tensor, incumbent: Tensor) -> Tensor:
+    """Return displacements of constants of neurons, none of them towards a vertex that changes nothing.
+
+    A layer that clamps a constant makes all values beyond the clamp alike: weighed against a worse vertex, one of those
+    would look like a gain, and from there nothing comes back.
+
+    Args:
+        displacement: Of the rows, shape (rows, 1).
+        proposal: The candidates.
+        costs: C, shape (rows, 1, m).
+        incumbent: The incumbent's cost, a scalar.
+
+    Returns:
+        Shape (rows, 1).
+    """
+    if proposal.directions.shape[0] != 1 or proposal.block.dim != 1:
+        return displacement
+    nothing = ((costs - incumbent).abs() <= LOSS_ROUNDING * incumbent.abs())[:, 0]
+    sides = proposal.directions[0, :, 0].sign()
+    ahead = sides == displacement.sign()
+    return torch.where((nothing & ahead).any(1, keepdim=True), 0.0, displacement)
+
+
 def move(proposal: Proposal, weights: Tensor) -> Tensor:
     r"""Return the rows' barycentric displacements at radius 1.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -63,13 +64,17 @@ class Subspace(Protocol):
         return None
 
     def settle(self, proposal: Proposal, before: Tensor) -> None:
-        """Bring a block that has just moved to where its next candidates start.
+        """Bring a block that has just moved to where its next candidates start: by default within its bounds.
 
         Args:
             proposal: What has moved.
             before: The first of its parameters as it was.
         """
-        del proposal, before
+        del before
+        low, high = proposal.block.bounds
+        if low > -math.inf or high < math.inf:
+            for parameter in proposal.block.parameters:
+                parameter.clamp_(low, high)
 
 
 def some_axes(dim: int, rank: int, draw: torch.Generator) -> Tensor:
