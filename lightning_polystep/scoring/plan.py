@@ -320,8 +320,8 @@ def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial
     """Return the share of candidates whose loss is another, where few are and the rest agrees; None otherwise.
 
     Sums of binary or quantised numbers often lie right on a step. Which side they fall on is decided by the order in
-    which they are added, in a forward pass as well: a tier that adds in another order flips a step now and then. What it
-    overlooked would show in nearly every candidate.
+    which they are added, in a forward pass as well: a tier that adds in another order flips a step now and then. What
+    it overlooked would show in nearly every candidate.
     """
     near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
     relative, absolute = _AGREEMENT
