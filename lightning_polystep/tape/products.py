@@ -96,10 +96,14 @@ def _columns(frame: Frame, made: int, added: int | None, left: int, right: int) 
     columns = frame.values[right]  # (K, D, columns)
     flat = given @ columns.transpose(0, 1).reshape(given.shape[1], -1)
     out = frame.cut_to_parts(made, flat.reshape(len(given), frame.count, -1).transpose(0, 1))
-    if added is None:
-        return out
-    own, has_instances = frame.read(added)
-    return out + (_as_rows(own, 3) if has_instances else own)
+    same = (columns == frame.recorded(right)[0]).flatten(1).all(1)
+    if added is not None:
+        own, has_instances = frame.read(added)
+        out = out + (_as_rows(own, 3) if has_instances else own)
+        if added in home:
+            same = same & (own == frame.recorded(added)[0]).flatten(1).all(1)
+    # What changes nothing costs what the step did, to the bit.
+    return torch.where(same[:, None, None], frame.recorded(made)[0], out)
 
 
 def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:
