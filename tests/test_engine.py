@@ -580,7 +580,7 @@ def test_samples_are_drawn_anew_in_each_step_and_micro_batch():
             loss = run.task.loss(run.inputs, run.targets)
         capture = run.engine._recognised._capture
         for _ in range(2):
-            run.engine._select_samples()
+            run.engine._recognised.select_samples(run.engine.optimizer.importance_sampling, run.engine._noise_key())
             drawn.append(capture.selection.chosen)
         before = replace(run.engine.optimizer.progress)
         run.engine.probe(lambda: run.task.loss(run.inputs, run.targets), loss, samples=len(run.inputs))

@@ -104,6 +104,10 @@ if hasattr(aten, "mkldnn_rnn_layer"):
     DECOMPOSITIONS[aten.mkldnn_rnn_layer.default] = _lstm_layer
 
 
+# Decompositions that do not give the last bit of what they stand for, which then is what the step goes on with.
+ROUNDS = frozenset(DECOMPOSITIONS) - {aten.native_dropout.default}
+
+
 def decomposition_of(function: Any) -> Callable[..., Any] | None:
     """Return how an operation is said by simpler ones; None where it is recorded as it is."""
     known = DECOMPOSITIONS.get(function)

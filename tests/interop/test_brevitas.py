@@ -262,7 +262,7 @@ def test_compiled_quantisers_are_refused(monkeypatch):
         engine_of(Task(mlp, score))
 
 
-def test_what_vmap_cannot_take_is_scored_by_the_loop_with_the_reason():
+def test_functions_of_the_user_are_on_the_tape_as_their_forwards():
     class Rounded(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -280,22 +280,4 @@ def test_what_vmap_cannot_take_is_scored_by_the_loop_with_the_reason():
     engine = engine_of(module)
     engine.step(Recorded(module, next(iter(batches()))))
     (assignment,) = engine.plan.assignments
-    assert assignment.tier.name == LOOP
-    assert "autograd.Function" in assignment.note
-
-
-def test_straight_through_functions_come_back():
-    ste = pytest.importorskip("brevitas.ops.autograd_ste_ops")
-    before = {name: value for name, value in vars(ste).items() if name.endswith(("_impl", "_impl_"))}
-    adapter = BrevitasAdapter(mlp())
-    values = torch.tensor([-1.6, -0.5, 0.0, 0.5, 1.5])
-    bounds = (torch.tensor(-1.0), torch.tensor(1.0))
-    arguments = {"scalar_clamp_ste_impl": (-1.0, 1.0), "scalar_clamp_min_ste_impl": (-1.0,)}
-    arguments |= {"tensor_clamp_ste_impl": bounds, "tensor_clamp_ste_impl_": bounds}
-    assert len(before) == 12
-    with adapter.vectorised():
-        for name, original in before.items():
-            extra = arguments.get(name, ())
-            assert getattr(ste, name) is not original
-            assert torch.equal(getattr(ste, name)(values.clone(), *extra), original(values.clone(), *extra)), name
-    assert {name: getattr(ste, name) for name in before} == before
+    assert assignment.tier.name == TAPE
