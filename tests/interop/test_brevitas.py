@@ -160,9 +160,9 @@ def test_the_tape_scores_as_the_loop_does(name):
         engine = Engine(module, optimizer, evaluation=evaluation, announce=None)
         for batch in list(batches())[:3]:
             step = Recorded(module, batch)
+            optimizer.zero_grad()  # the noise of a step that was not made is that of the next
             with engine.observing():
                 loss = step()
-            optimizer.zero_grad()
             engine.probe(step, loss)
         costs[evaluation] = torch.cat(optimizer.binding.pending.costs)
     # A code on a tie may round either way in another order of addition.
