@@ -536,18 +536,19 @@ def test_tape_and_loop_train_alike(tmp_path):
     assert torch.stack(results[0]).tolist() == pytest.approx(torch.stack(results[1]).tolist(), abs=1e-3)
 
 
-def test_item_in_the_step_trains_by_the_loop_and_the_plan_says_why(tmp_path):
+@pytest.mark.parametrize("matters", [False, True])
+def test_item_in_the_step_trains_by_the_loop_where_it_matters_and_the_plan_says_why(tmp_path, matters):
     class Item(Boring):
         def loss(self, batch):
             loss = super().loss(batch)
             self.last = loss.item()
-            return loss
+            return loss * (1 + self.last) if matters else loss
 
     run = trainer(tmp_path)
     run.fit(Item(polystep), loader(batches=2))
     assignments = run.strategy.engines[0].plan.assignments
-    assert {assignment.tier.name for assignment in assignments} == {"loop"}
-    assert all(".item()" in assignment.note for assignment in assignments)
+    assert {assignment.tier.name for assignment in assignments} == {"loop" if matters else "tape"}
+    assert all(("Python reads numbers" in assignment.note) == matters for assignment in assignments)
 
 
 def test_the_plan_is_printed_once_unless_switched_off(tmp_path, capfd):

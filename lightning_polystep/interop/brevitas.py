@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.interop.adapters import Adapter, modules_of
-from lightning_polystep.tape import hold
+from lightning_polystep.tape import hold, unrecorded
 
 # What Brevitas names the submodules that compute a scale and a zero point, in every quantiser of weights and
 # activations; other names ("int_scaling_impl") hold constants.
@@ -131,10 +131,12 @@ class BrevitasAdapter(Adapter):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if is_scale:
-                check_calibrated(name, part)
+                with unrecorded():
+                    check_calibrated(name, part)
             output = type(part).forward(part, *args, **kwargs)
             if is_scale:
-                check_scale(name, output)
+                with unrecorded():
+                    check_scale(name, output)
             if isinstance(output, Tensor):
                 hold(output)
             kept = output.detach().clone() if isinstance(output, Tensor) else output

@@ -100,10 +100,12 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.nll_loss_forward.default: _nll,
     aten.nll_loss2d_forward.default: _nll_of_positions,
 }
-# Losses: what they give is what torch makes of them, so that a recorded step ends in the same bits as one that is not.
-LOSSES = frozenset(DECOMPOSITIONS) - {aten.native_dropout.default}
 if hasattr(aten, "mkldnn_rnn_layer"):
     DECOMPOSITIONS[aten.mkldnn_rnn_layer.default] = _lstm_layer
+
+
+# Decompositions that do not give the last bit of what they stand for, which then is what the step goes on with.
+ROUNDS = frozenset(DECOMPOSITIONS) - {aten.native_dropout.default}
 
 
 def decomposition_of(function: Any) -> Callable[..., Any] | None:

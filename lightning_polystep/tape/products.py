@@ -218,34 +218,24 @@ def pooled(frame: Frame, operation: Operation) -> Result:
 
 @replays(aten.native_batch_norm, aten.cudnn_batch_norm)
 def batch_normalised(frame: Frame, operation: Operation) -> Result | None:
-    """Statistics are those of each candidate in training, and the running ones otherwise."""
+    """Channels of all instances beside one another, by the operator itself, whose last bits a step behind may ask."""
     args = operation.args
-    if not isinstance(args[0], Ref):
-        return None
     given, has_instances = frame.read(args[0].index)
     if not has_instances:
         return None
-    training, epsilon = args[5], args[7]
-    others = [axis for axis in range(1, given.ndim) if axis != 2]
+    count, samples, channels = given.shape[:3]
 
     def per_channel(argument: Any) -> Tensor | None:
         if not isinstance(argument, Ref):
             return None
         tensor, own = frame.read(argument.index)
-        lead = tensor.shape[:1] if own else (1,)
-        return tensor.reshape(*lead, 1, -1, *[1] * (given.ndim - 3))
+        return tensor.reshape(count if own else 1, -1).expand(count, channels).reshape(-1)
 
-    if training:
-        exact = torch.var_mean(given.double(), others, correction=0, keepdim=True)
-        variance, mean = (each.to(given.dtype) for each in exact)
-    else:
-        mean, variance = per_channel(args[3]), per_channel(args[4])  # type: ignore[assignment]
-    # In the order in which torch computes it: what follows is often a step, and normalised numbers lie right on it.
+    statistics = (None, None) if args[5] else (per_channel(args[3]), per_channel(args[4]))
+    flat = given.transpose(0, 1).reshape(samples, count * channels, *given.shape[3:]).contiguous()
     scale, shift = per_channel(args[1]), per_channel(args[2])
-    gain = 1 / (variance + epsilon).sqrt()
-    gain = gain if scale is None else gain * scale
-    offset = -mean * gain if shift is None else shift - mean * gain
-    return (given * gain + offset, None, None)
+    out = aten.native_batch_norm.default(flat, scale, shift, *statistics, bool(args[5]), 0.0, args[7])[0]
+    return out.reshape(samples, count, channels, *given.shape[3:]).transpose(0, 1), None, None
 
 
 @replays(aten.native_layer_norm)

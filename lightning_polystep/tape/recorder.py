@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_polystep.tape.decompositions import HIDDEN_WRITES, LOSSES, Hidden, decomposition_of
+from lightning_polystep.tape.decompositions import HIDDEN_WRITES, ROUNDS, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.pause import pauses, unrecorded
@@ -67,6 +67,7 @@ class _How(NamedTuple):
     Args:
         beside: Whether it computes nothing, as what tells a profiler where a step is.
         decomposition: Simpler operations that say the same.
+        rounds: Whether they round in another way.
         writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
         hidden: Returns what a call writes without declaring it.
@@ -76,6 +77,7 @@ class _How(NamedTuple):
 
     beside: bool
     decomposition: Callable[..., Any] | None
+    rounds: bool
     writes: bool
     is_view: bool
     hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
@@ -96,7 +98,9 @@ def _how_to_record(function: Any) -> _How:
                 return function(*args, **kwargs)
 
     beside = function.namespace == "profiler"
-    how = _how[function] = _How(beside, decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
+    how = _how[function] = _How(
+        beside, decomposition_of(function), function in ROUNDS, facts.writes(), facts.is_view, hidden, run, facts
+    )
     return how
 
 
@@ -164,7 +168,7 @@ class Recorder(TorchDispatchMode):
             with _Redispatched(self):
                 result = how.decomposition(*args, **kwargs)
             if result is not NotImplemented:
-                return self._as_torch_gives(function(*args, **kwargs), result) if function in LOSSES else result
+                return self._as_it_runs(function, args, kwargs, result) if how.rounds else result
         if how.writes:
             return self._record_write(function, how, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
@@ -179,14 +183,16 @@ class Recorder(TorchDispatchMode):
             self._record_outputs(Said(hidden.functional, taken, named), hidden.targets)
         return result
 
-    def _as_torch_gives(self, whole: Any, said: Any) -> Any:
-        """Let what torch gives as a whole take the place of what simpler operations gave."""
-        pairs = zip(*(each if isinstance(each, tuple) else (each,) for each in (whole, said)), strict=True)
-        for tensor, own in pairs:
-            index = self.tape.index_of[id(own)]
-            self.tape.values[index].tensor = tensor
-            self._name(tensor, index)
-        return whole
+    def _as_it_runs(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], said: Any) -> Any:
+        """Return what an operation itself computes, to the last bit, in the place of what was recorded of it."""
+        result = function(*args, **kwargs)
+        both = zip(*(each if isinstance(each, tuple) else (each,) for each in (said, result)), strict=True)
+        for recorded, own in both:
+            if isinstance(own, Tensor):
+                index = self._value(recorded)
+                self.tape.values[index].tensor = own
+                self._name(own, index)
+        return result
 
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""

@@ -164,9 +164,9 @@ def test_the_tape_scores_as_the_loop_does(name):
         engine = Engine(module, optimizer, evaluation=evaluation, announce=None)
         for batch in list(batches())[:3]:
             step = Recorded(module, batch)
+            optimizer.zero_grad()  # the noise of a step that was not made is that of the next
             with engine.observing():
                 loss = step()
-            optimizer.zero_grad()
             engine.probe(step, loss)
         costs[evaluation] = torch.cat(optimizer.binding.pending.costs)
     # A code on a tie may round either way in another order of addition.
@@ -266,7 +266,7 @@ def test_compiled_quantisers_are_refused(monkeypatch):
         engine_of(Task(mlp, score))
 
 
-def test_a_function_of_the_users_own_is_on_the_tape():
+def test_functions_of_the_user_are_on_the_tape_as_their_forwards():
     class Rounded(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
