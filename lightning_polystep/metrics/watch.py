@@ -27,6 +27,17 @@ from lightning_polystep.metrics.staircase import LevelOccupancy
 from lightning_polystep.metrics.synaptic import SYNAPTIC, SynapticOperations
 from lightning_polystep.sites import is_recording
 
+# The layers that have figures of their own.
+MEASURED = (
+    SpikingNeuron,
+    QuantActivation,
+    StepFunction,
+    QuantisedWeight,
+    ArgmaxAttention,
+    SlotArgmaxAttention,
+    HardMoE,
+)
+
 AnyMetric = TypeVar("AnyMetric", bound=CountingMetric)
 
 
