@@ -175,11 +175,7 @@ class Engine:
         return self.plan is None or any(assignment.tier.reads_tape for assignment in self.plan.assignments)
 
     def ends_in(self, loss: Any) -> None:
-        """Take note of the loss that the commit pass returned, before anything else is made of it.
-
-        Args:
-            loss: The very tensor; anything else is none.
-        """
+        """Take note of the very loss that the commit pass returned, before anything else is made of it."""
         if isinstance(loss, Tensor):
             self._recording.ends_in(loss)
 

@@ -17,6 +17,7 @@ from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.layers.quantisers import QuantActivation
 from lightning_polystep.silence import listening, silent
 from lightning_polystep.sites import is_recording
+from lightning_polystep.tape import unrecorded
 
 # From this pass on, and at each twice as late, layers are looked at again: training has moved something by then.
 _FIRST_LATER_PASS = 8
@@ -132,7 +133,9 @@ def _clipping(name: str, quantiser: QuantActivation, counts: _Counts) -> Callabl
     high = code_range(quantiser.bits, quantiser.signed)[1]
 
     def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if is_recording() and inputs and isinstance(inputs[0], Tensor) and quantiser.calibrated:
+        if not (is_recording() and inputs and isinstance(inputs[0], Tensor) and quantiser.calibrated):
+            return
+        with unrecorded():
             values = inputs[0].detach()
             values = values.abs() if quantiser.signed else values
             known, total = counts.values.get(name, (0, 0))
@@ -144,7 +147,9 @@ def _clipping(name: str, quantiser: QuantActivation, counts: _Counts) -> Callabl
 
 def _routing(name: str, experts: int, counts: _Counts) -> Callable[..., None]:
     def hook(_router: nn.Module, _inputs: Any, scores: Tensor) -> None:
-        if is_recording():
+        if not is_recording():
+            return
+        with unrecorded():
             load = torch.bincount(scores.detach().argmax(-1).flatten(), minlength=experts)
             counts.loads[name] = counts.loads.get(name, torch.zeros_like(load)) + load
 

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from lightning_polystep.interop.adapters import comes_from
 from lightning_polystep.layers.lif import SpikingNeuron
 from lightning_polystep.sites import is_recording
+from lightning_polystep.tape import unrecorded
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Their outputs are no one's silence: real numbers of weights, gains that may well start at 0, losses.
@@ -195,8 +196,9 @@ def _hearing(name: str, heard: dict[str, Heard]) -> Callable[..., None]:
         inputs, outputs = first_tensor([*args, *named.values()]), first_tensor(output)
         if is_recording() and inputs is not None and outputs is not None:
             each = heard.setdefault(name, Heard(name, module))
-            each.inputs.add(inputs)
-            each.outputs.add(outputs)
+            with unrecorded():
+                each.inputs.add(inputs)
+                each.outputs.add(outputs)
 
     return hook
 

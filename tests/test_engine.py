@@ -306,7 +306,7 @@ def test_a_step_that_does_more_from_some_step_on_is_noticed_then(more, reason):
     run, by_loop = Run(step), Run(step, "loop")(5, late_from=2)
     run(2)
     assert run.tiers == OUTCOMES
-    with pytest.warns(UserWarning, match="The network is run for each candidate from now on: ") as caught:
+    with pytest.warns(UserWarning, match="The network is scored as any other from now on") as caught:
         run(3, late_from=0)
     assert len(caught) == 1
     assert reason in str(caught[0].message)
@@ -578,9 +578,9 @@ def test_samples_are_drawn_anew_in_each_step_and_micro_batch():
     for _ in range(2):
         with run.engine.observing():
             loss = run.task.loss(run.inputs, run.targets)
-        capture = run.engine._capture
+        capture = run.engine._recognised._capture
         for _ in range(2):
-            run.engine._select_samples()
+            run.engine._recognised.select_samples(run.engine.optimizer.importance_sampling, run.engine._noise_key())
             drawn.append(capture.selection.chosen)
         before = replace(run.engine.optimizer.progress)
         run.engine.probe(lambda: run.task.loss(run.inputs, run.targets), loss, samples=len(run.inputs))

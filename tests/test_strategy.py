@@ -625,7 +625,7 @@ def test_a_step_that_changes_later_is_rescored_with_one_warning(tmp_path):
     run = trainer(tmp_path)
     with pytest.warns(
         UserWarning,
-        match="The network is run for each candidate from now on: the step returned a loss of",
+        match="The network is scored as any other from now on, which is slower: the step returned a loss of",
     ):
         run.fit(Changing(), loader(batches=6))
     assert tiers_of(run) == {"tape"}

@@ -26,6 +26,7 @@ from lightning_polystep.metrics.spiking import DeadNeuronFraction, SaturatedNeur
 from lightning_polystep.metrics.staircase import LevelOccupancy
 from lightning_polystep.metrics.synaptic import SYNAPTIC, SynapticOperations
 from lightning_polystep.sites import is_recording
+from lightning_polystep.tape import unrecorded
 
 # The layers that have figures of their own.
 MEASURED = (
@@ -251,7 +252,7 @@ class LayerWatch:
         def after(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else next(iter(named.values()), None)
             if isinstance(inputs, Tensor) and is_recording():
-                with torch.no_grad():
+                with torch.no_grad(), unrecorded():
                     hook(inputs, output, named)
 
         self._hooks.callback(layer.register_forward_hook(after, with_kwargs=True).remove)

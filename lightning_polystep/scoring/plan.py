@@ -32,6 +32,12 @@ _FAR = 100.0
 _TRIAL_RANK, _TRIAL_ROWS = 16, 8
 # Likewise those that are compared with the loop where a tier may have overlooked something.
 _DOUBTFUL_RANK, _DOUBTFUL_ROWS = 4, 8
+# Share of candidates in which rounding may decide a step otherwise.
+_MOST_FLIPPED = 0.25
+_FLIPPED = "rounding decides steps otherwise than a re-run in {:.0f} % of the candidates that change the loss"
+
+
+_NO_REFERENCE = "not compared with the loop: the step gives another loss when it is run again"
 
 
 def score_by(tier: Tier, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
@@ -286,21 +292,66 @@ def _choose_tier(
     for slowness, tier in offers:
         if tier.name == LoopTier.name:
             return tier, "; ".join(reasons), slowness
-        problem = _problem(tier, block, probe, propose_trial)
+        problem, notes = _compared(tier, block, probe, propose_trial)
         if problem is None:
-            return tier, "; ".join([*reasons, *_approximation(tier, block, propose_trial, probe)]), slowness
+            return tier, "; ".join([*reasons, *notes]), slowness
         if problem not in reasons:
             reasons.append(f"not {providers[slowness].name}: {problem}")
     raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
 
 
-def _problem(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> str | None:
-    """Return why a tier cannot take a block, by a few candidates; None when it can."""
+def _compared(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> tuple[str | None, Sequence[str]]:
+    """Return why a tier cannot take a block, by a few candidates, None when it can; and what is to be said of it."""
     doubt = tier.doubt()
     near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS) if doubt else propose_trial(block, 1, 2)
     far = replace(near, probe_radius=_FAR * near.probe_radius)
     problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
-    return f"{problem}; {doubt}" if problem and doubt else problem
+    if problem is None:
+        return None, _approximation(tier, block, propose_trial, probe)
+    if not _repeats(tier, probe):
+        return None, [_NO_REFERENCE]
+    flipped = None if doubt or not tier.reads_tape else _flipped(tier, block, probe, propose_trial)
+    if flipped is not None:
+        return None, [_FLIPPED.format(100 * flipped)]
+    return f"{problem}; {doubt}" if doubt else problem, ()
+
+
+def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> float | None:
+    """Return the share of candidates whose loss is another, where few are and the rest agrees; None otherwise.
+
+    Sums of binary or quantised numbers often lie right on a step. Which side they fall on is decided by the order in
+    which they are added, in a forward pass as well: a tier that adds in another order flips a step now and then. What
+    it overlooked would show in nearly every candidate.
+    """
+    near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
+    relative, absolute = _AGREEMENT
+    worst = 0.0
+    for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
+        try:
+            fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier.exact(), LoopTier()))
+        except Exception:
+            return None
+        moved = ~torch.isclose(slow, probe.loss(), rtol=relative, atol=absolute)
+        off = ~torch.isclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True)
+        worst = max(worst, float(off.sum()) / max(1, int((moved | off).sum())))
+    return worst if worst <= _MOST_FLIPPED else None
+
+
+def _repeats(tier: Tier, probe: Probe) -> bool:
+    """Tell whether a run of the step for the same parameters gives the loss that a tier knows of the commit pass.
+
+    Where it does not, as a step that changes its batch in place, the loop scores another problem: it is no reference
+    for a tier that runs no code of the user's, unless that may have overlooked something.
+    """
+    known = tier.known_loss()
+    if known is None or tier.doubt():
+        return True
+    try:
+        again = probe.loss()
+    except Exception:
+        return False
+    relative, absolute = _AGREEMENT
+    return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute, equal_nan=True)
 
 
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:

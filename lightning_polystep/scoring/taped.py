@@ -42,7 +42,7 @@ _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 _FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
 # What a statement of a loop takes to compile, and an element of an operation to compute.
-_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 0.4e-9
+_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 1e-9
 
 
 class Script(NamedTuple):
@@ -158,7 +158,8 @@ class Recording:
         on_cpu = all(parameter.device.type == "cpu" for parameter in block.parameters)
         products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
         plain = schedule(tape, program, fuse=False)
-        fused = schedule(tape, program, fuse=True) if fuse and on_cpu else plain
+        shifted = {product.made for product in products} if alone else set()
+        fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse and on_cpu else plain
         statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
         work = Work.of(tape, program, fused)
         return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)
@@ -308,6 +309,11 @@ class TapeTier(Tier):
     def exact(self) -> TapeTier:
         """Return the tier that scores every direction on all samples."""
         return replace(self, parts=1)
+
+    def known_loss(self) -> Tensor | None:
+        """Return the loss of the commit pass."""
+        loss = self.recording.loss
+        return None if loss is None else self.recording.taken().values[loss].tensor.detach().double().reshape(())
 
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""

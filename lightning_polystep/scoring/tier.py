@@ -73,6 +73,10 @@ class Tier:
         """Say what is approximated; nothing where nothing is."""
         return ""
 
+    def known_loss(self) -> Tensor | None:
+        """Return the loss of the commit pass where it is known without running the step again; None elsewhere."""
+        return None
+
     def doubt(self) -> str:
         """Say what it may have overlooked, so that the plan compares more candidates with the loop; nothing usually."""
         return ""

@@ -16,6 +16,8 @@ from lightning_polystep.tape.pause import unrecorded
 aten = torch.ops.aten
 
 _MEAN, _SUM = 1, 2
+# How oneDNN numbers the kinds of recurrent layers.
+_LSTM = 2
 
 
 def _per_sample(function: Any, position: int) -> Callable[..., Any]:
@@ -65,20 +67,15 @@ def _dropout(inputs: Tensor, p: float, train: bool | None) -> Any:
     return inputs * mask * (1 / (1 - p) if p < 1 else 0.0), mask
 
 
-def _lstm_layer(
-    inputs: Tensor,
-    input_weight: Tensor,
-    hidden_weight: Tensor,
-    input_bias: Tensor,
-    hidden_bias: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    reverse: bool,
-    *_options: Any,
-    **_named: Any,
-) -> Any:
+def _lstm_layer(inputs: Tensor, *arguments: Any) -> Any:
     """Say oneDNN's fused LSTM layer step by step."""
+    input_weight, hidden_weight, input_bias, hidden_bias, hidden, cell = arguments[:6]
+    reverse, batch_sizes, mode, _size, _layers, has_biases = arguments[6:12]
+    if batch_sizes or mode != _LSTM:
+        return NotImplemented
     steps = inputs.unbind(0)
+    if not has_biases:
+        input_bias = hidden_bias = inputs.new_zeros(())
     driven = [inputs_at @ input_weight.t() + input_bias for inputs_at in steps]
     h, c, outputs = hidden.reshape(steps[0].shape[0], -1), cell.reshape(steps[0].shape[0], -1), []
     for current in reversed(driven) if reverse else driven:
@@ -103,6 +100,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.nll_loss_forward.default: _nll,
     aten.nll_loss2d_forward.default: _nll_of_positions,
 }
+# Losses: what they give is what torch makes of them, so that a recorded step ends in the same bits as one that is not.
+LOSSES = frozenset(DECOMPOSITIONS) - {aten.native_dropout.default}
 if hasattr(aten, "mkldnn_rnn_layer"):
     DECOMPOSITIONS[aten.mkldnn_rnn_layer.default] = _lstm_layer
 

@@ -298,14 +298,14 @@ def gone_axes(frame: Frame, operation: Operation) -> list[int]:
     return sorted(axis % max(1, rank) for axis in (given if isinstance(given, list | tuple) else [given]))
 
 
-def sum_axes(frame: Frame, operation: Operation, change: Tensor) -> Tensor:
+def sum_axes(frame: Frame, operation: Operation, change: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return what a sum or mean makes of a change, (I, ...), whose axes may have one place where others had more."""
     index, made = operation.operands[0], operation.outputs[0]
     assert made is not None
     gone = gone_axes(frame, operation)
     shape = frame.tape.values[index].tensor.shape
     keeps = frame.tape.values[made].tensor.ndim == len(shape) and bool(shape)
-    total = change.sum([axis + 1 for axis in gone], keepdim=keeps) if gone else change
+    total = change.sum([axis + 1 for axis in gone], keepdim=keeps, dtype=dtype) if gone else change
     if operation.function.overloadpacket is aten.mean:
         total = total / math.prod(shape[axis] for axis in gone)
     return total

@@ -258,6 +258,10 @@ class Frame:
         known[: frame.count] = changes if rows is None else known[: frame.count].index_copy(0, rows, changes)
         return known[frame.members].sum(1)
 
+    def first(self) -> Frame:
+        """Return the frame of stage ``UNIT`` that this one continues."""
+        return self._first()[0]
+
     def _first(self) -> tuple[Frame, Tensor]:
         frame, rows = self, torch.arange(self.count, device=self.candidates.device)
         while (earlier := frame.earlier) is not None:

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 
-_paused: ContextVar[bool] = ContextVar("paused", default=False)
+_depth: ContextVar[int] = ContextVar("depth", default=0)
 
 
-def is_paused() -> bool:
-    """Tell whether what runs now is left off all tapes."""
-    return _paused.get()
+def pauses() -> int:
+    """Return how many pauses there are around what runs now: a tape leaves off what has more than it began with."""
+    return _depth.get()
 
 
 @contextmanager
-def paused(beside: bool) -> Iterator[None]:
-    """Run the body beside all tapes, or on them again.
-
-    Args:
-        beside: Whether to leave it off.
-    """
-    token = _paused.set(beside)
-    try:
-        yield
-    finally:
-        _paused.reset(token)
-
-
-def unrecorded() -> AbstractContextManager[None]:
-    """Run the body beside the tape: what the package itself computes on the way is no part of the user's step.
+def unrecorded() -> Iterator[None]:
+    """Run the body beside the tapes so far: what the package itself computes on the way is no part of the user's step.
 
     Example:
         >>> with unrecorded():
-        ...     is_paused()
-        True
+        ...     pauses()
+        1
     """
-    return paused(True)
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.reset(token)

@@ -133,7 +133,11 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     loss, escapes = same.get(loss, loss), tape.escapes
     first = [number for number in range(len(tape.operations)) if number not in dict(merged)]
     operations = {number: _renamed(tape.operations[number], same) for number in first}
-    tape = Tape(tape.values, [operations.get(n, _NOTHING) for n in range(len(tape.operations))], held=tape.held)
+    tape = Tape(
+        tape.values,
+        [operations.get(n, _NOTHING) for n in range(len(tape.operations))],
+        held={same.get(index, index) for index in tape.held},
+    )
     relevant, seen = _between(tape, set(rows), loss)
     if not relevant:
         raise NotOnTapeError("the loss does not depend on it, as far as the tape shows")
@@ -233,8 +237,10 @@ def _between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[i
             continue
         blind = isinstance(operation.function, Unknown) and operation.function.blind
         if blind or any(index in changed for index in operation.operands):
-            forward.append(number)
-            changed.update(o for o in operation.outputs if o is not None and o not in tape.held)
+            made = [o for o in operation.outputs if o is not None and o not in tape.held]
+            if made:
+                forward.append(number)
+                changed.update(made)
     needed, relevant = {loss}, []
     for number in reversed(forward):
         operation = tape.operations[number]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_polystep.tape.decompositions import HIDDEN_WRITES, Hidden, decomposition_of
+from lightning_polystep.tape.decompositions import HIDDEN_WRITES, LOSSES, Hidden, decomposition_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
-from lightning_polystep.tape.pause import is_paused, paused, unrecorded
+from lightning_polystep.tape.pause import pauses, unrecorded
 from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
 from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
@@ -65,6 +65,7 @@ class _How(NamedTuple):
     """What the recorder asks of an operator at each call, in one place because it asks so often.
 
     Args:
+        beside: Whether it computes nothing, as what tells a profiler where a step is.
         decomposition: Simpler operations that say the same.
         writes: Whether it writes in place.
         is_view: Whether what it returns shares memory with its first argument.
@@ -73,6 +74,7 @@ class _How(NamedTuple):
         facts: All the rest.
     """
 
+    beside: bool
     decomposition: Callable[..., Any] | None
     writes: bool
     is_view: bool
@@ -93,7 +95,8 @@ def _how_to_record(function: Any) -> _How:
             with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
                 return function(*args, **kwargs)
 
-    how = _how[function] = _How(decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
+    beside = function.namespace == "profiler"
+    how = _how[function] = _How(beside, decomposition_of(function), facts.writes(), facts.is_view, hidden, run, facts)
     return how
 
 
@@ -119,8 +122,7 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Recorder:
         """Start to record."""
-        self._token, self._recording = _active.set((*_active.get(), self)), paused(False)
-        self._recording.__enter__()
+        self._token, self._pauses = _active.set((*_active.get(), self)), pauses()
         super().__enter__()
         self._leaving.__enter__()
         return self
@@ -129,7 +131,6 @@ class Recorder(TorchDispatchMode):
         """Record no more."""
         self._leaving.__exit__(*exception)
         super().__exit__(*exception)
-        self._recording.__exit__(*exception)
         _active.reset(self._token)
 
     def hold(self, tensor: Tensor) -> None:
@@ -150,18 +151,20 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         del types
-        if is_paused():
+        if pauses() > self._pauses:
             return function(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         if function is aten._local_scalar_dense.default:
             self._leaves(args[0])
             return function(*args)
         how = _how.get(function) or _how_to_record(function)
+        if how.beside:
+            return function(*args, **kwargs)
         if how.decomposition is not None:
             with _Redispatched(self):
                 result = how.decomposition(*args, **kwargs)
             if result is not NotImplemented:
-                return result
+                return self._as_torch_gives(function(*args, **kwargs), result) if function in LOSSES else result
         if how.writes:
             return self._record_write(function, how, args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs) if kwargs else kwargs
@@ -176,9 +179,18 @@ class Recorder(TorchDispatchMode):
             self._record_outputs(Said(hidden.functional, taken, named), hidden.targets)
         return result
 
+    def _as_torch_gives(self, whole: Any, said: Any) -> Any:
+        """Let what torch gives as a whole take the place of what simpler operations gave."""
+        pairs = zip(*(each if isinstance(each, tuple) else (each,) for each in (whole, said)), strict=True)
+        for tensor, own in pairs:
+            index = self.tape.index_of[id(own)]
+            self.tape.values[index].tensor = tensor
+            self._name(tensor, index)
+        return whole
+
     def _leaves(self, tensor: Tensor) -> None:
         """Take note that Python reads the numbers of a tensor."""
-        if is_paused() or id(tensor) not in self.tape.index_of:
+        if pauses() > self._pauses or id(tensor) not in self.tape.index_of:
             return
         index = self._value(tensor)
         # A number that was there before the step is the same for every candidate.
@@ -381,7 +393,7 @@ class Recorder(TorchDispatchMode):
 
     def _reassigned(self, tensor: Tensor, value: Tensor, assign: Any) -> None:
         """Run ``tensor.data = value``, after which the one is a view of the other."""
-        if is_paused():
+        if pauses() > self._pauses:
             assign()
             return
         self._value(tensor)

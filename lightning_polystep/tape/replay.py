@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Frame, Parts, difference
+from lightning_polystep.tape.frame import Frame, Parts, difference, pick
 from lightning_polystep.tape.fuse import Region, run
 from lightning_polystep.tape.pairs import next_level, pairs_of
 from lightning_polystep.tape.program import Program, Stage
@@ -86,15 +86,45 @@ def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation)
     assert made is not None
     unit = frame.program.position(index, frame.program.unit)
     if frame.enters(index) and unit in gone_axes(frame, operation):
-        change = frame.change(index)
+        change = _sum_of_unit(units, operation)
     else:
-        change = difference(frame.read(index)[0], frame.recorded(index)[0])
-    change = sum_axes(frame, operation, change)
+        change = frame.by_candidate(_sum_of_samples(frame, operation))
     if units.parts is not None:  # its samples stand for all
         change = change * (frame.program.samples / units.parts.samples.shape[1])
     recorded = frame.tape.values[made].tensor
-    total = frame.by_candidate(change)
-    whole.values[made] = recorded + total.reshape(whole.count, *recorded.shape)
+    whole.values[made] = recorded + change.reshape(whole.count, *recorded.shape).to(recorded.dtype)
+
+
+def _sum_of_samples(frame: Frame, operation: Operation) -> Tensor:
+    """Return by how much what a sum adds up changes for each instance, (I, ...)."""
+    index, made = operation.operands[0], operation.outputs[0]
+    new, program, tape = frame.read(index)[0], frame.program, frame.tape
+    if frame.samples is None or program.position(index, program.sample) is None:
+        return sum_axes(frame, operation, difference(new, frame.recorded(index)[0]))
+    key = (id(program), made, "sum of each sample")
+    if key not in tape.arrays:
+        every = torch.arange(program.samples, device=new.device)
+        apart = pick(program, index, tape.values[index].tensor.double(), {program.sample: every})
+        tape.arrays[key] = sum_axes(frame, operation, apart)
+    old: Tensor = tape.arrays[key]
+    return sum_axes(frame, operation, new, torch.float64) - old[frame.samples]
+
+
+def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
+    """Return by how much a sum over samples and units changes for each candidate: what its unit adds, (K, ...)."""
+    index, made = operation.operands[0], operation.outputs[0]
+    program, tape = units.program, units.tape
+    new = sum_axes(units, operation, units.values[index].double())
+    if units.parts is not None:
+        return new - sum_axes(units, operation, units.recorded(index)[0].double())
+    key = (id(program), made, "sum of each unit")
+    if key not in tape.arrays:
+        assert program.unit is not None
+        every = torch.arange(program.labels.size((program.unit,)), device=new.device)
+        apart = pick(program, index, tape.values[index].tensor.double(), {program.unit: every})
+        tape.arrays[key] = sum_axes(units, operation, apart)
+    old: Tensor = tape.arrays[key]
+    return new - old[units.units]
 
 
 def _release(index: int, *frames: Frame) -> None:

@@ -25,7 +25,7 @@ _TYPICAL_CHUNK = 256
 _TRANSCENDENTAL = {aten.exp, aten.log, aten.sigmoid, aten.tanh, aten._softmax, aten._log_softmax, aten.erf, aten.gelu}
 _PER_TRANSCENDENTAL = 10
 # Elementwise operations of a loop that take as long as one of torch, and the share of pairs that differ from others.
-_FUSED, _CHANGED_KINDS = 2.0, 0.2
+_FUSED, _CHANGED_KINDS = 1.4, 0.35
 
 
 class Work(NamedTuple):

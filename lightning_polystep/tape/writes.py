@@ -14,6 +14,8 @@ aten = torch.ops.aten
 
 # They return what shares memory with their operand, though they do not declare it.
 _UNDECLARED_VIEWS = {aten._unsafe_view, aten.unsafe_split, aten.unsafe_split_with_sizes}
+# They give a tensor other memory, whose numbers nobody has said.
+_NEW_MEMORY = {aten.resize_, aten.resize_as_, aten.set_}
 # What they compute has the type bool; written in place it takes that of its target.
 _TRUTHS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_xor", "logical_not"}
 
@@ -146,7 +148,7 @@ def said(
         if masked is not None:
             return masked
     facts = facts_of(function)
-    if facts.functional is None:
+    if facts.functional is None or function.overloadpacket in _NEW_MEMORY:
         return None
     steps = [Said(facts.functional, args, kwargs)]
     types = {find(ref.index).dtype for ref in _refs((args, tuple(kwargs.values())))}

@@ -1,7 +1,7 @@
 """Random networks: pieces of many kinds, one after the other, on tensors whose axes mean anything in any order.
 
-Every piece takes a tensor of two to five axes to another one. Parameters are made when the network is, so that a piece may
-use those of an earlier one again.
+Every piece takes a tensor of two to five axes to another one. Parameters are made when the network is, so that a piece
+may use those of an earlier one again.
 """
 
 import math
@@ -200,7 +200,7 @@ def mixed_by_einsum(net, h):
 
 @piece
 def convolutions(net, h):
-    if h.ndim not in {3, 4} or min(h.shape[2:]) < 2:
+    if h.ndim not in {3, 4} or min(h.shape[2:]) < 2 or not h.shape[1]:
         return None
     channels, kind = h.shape[1], net.draw.random()
     run, ones = (F.conv1d, (2,)) if h.ndim == 3 else (F.conv2d, (2, net.draw.choice([1, 2])))
@@ -211,7 +211,7 @@ def convolutions(net, h):
         weight, options = net.weight(4, channels // 2, *ones, scale=0.5), {**options, "groups": 2}
     elif kind < 0.5:
         weight = net.weight(channels, 3, *ones, scale=0.5)
-        run = F.conv_transpose1d if h.ndim == 3 else F.conv_transpose2d
+        run, options = F.conv_transpose1d if h.ndim == 3 else F.conv_transpose2d, {"stride": options["stride"]}
     else:
         weight = net.weight(3, channels, *ones, scale=0.4)
     out = weight().shape[1 if run in {F.conv_transpose1d, F.conv_transpose2d} else 0]

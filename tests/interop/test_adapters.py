@@ -31,9 +31,6 @@ class Noisy(Adapter):
     def probing(self):
         return self._noted("probes")
 
-    def vectorised(self):
-        return self._noted("batches")
-
     def held(self):
         return {self.name: "why"}
 
@@ -46,7 +43,7 @@ def test_torch_modules_need_none():
 
     assert adapters.parts == ()
     assert adapters.rewound(evaluate) is evaluate
-    with adapters.observing(), adapters.probing(), adapters.vectorised():
+    with adapters.observing(), adapters.probing():
         adapters.start()
         adapters.rewind()
 
@@ -64,7 +61,7 @@ def test_all_parts_take_part_and_unwind_in_reverse():
     log = []
     adapters = Adapters([Noisy("a", log), Noisy("b", log)])
     adapters.start()
-    for context in (adapters.observing, adapters.probing, adapters.vectorised):
+    for context in (adapters.observing, adapters.probing):
         with context():
             log.append("body")
     assert adapters.rewound(lambda: log.append("evaluates"))() is None
@@ -72,7 +69,6 @@ def test_all_parts_take_part_and_unwind_in_reverse():
         *("a starts", "b starts"),
         *("a observes", "b observes", "body", "b done", "a done"),
         *("a probes", "b probes", "body", "b done", "a done"),
-        *("a batches", "b batches", "body", "b done", "a done"),
         *("a rewinds", "b rewinds", "evaluates"),
     ]
     assert adapters.held() == {"a": "why", "b": "why"}

@@ -1,4 +1,4 @@
-"""Unmodified snnTorch networks: they train, their state is what the commit passes made of it, and the tape carries them."""
+"""Unmodified snnTorch networks: they train from the tape, and their state is what the commit passes made of it."""
 
 import subprocess
 import sys
@@ -193,9 +193,9 @@ NEURONS = {
     "fast sigmoid": (lambda: snn.Leaky(0.9, spike_grad=surrogate.fast_sigmoid()), TAPE),
     "no surrogate": (lambda: snn.Leaky(0.9, surrogate_disable=True), TAPE),
     "spike function of the user": (lambda: snn.Leaky(0.9, spike_grad=lambda u: (u >= 0).float()), TAPE),
-    "SLSTM": (lambda: snn.SLSTM(3, 3, init_hidden=True), LOOP),
-    "LeakyParallel": (lambda: snn.LeakyParallel(3, 3), LOOP),
-    "quantised state": (lambda: snn.Leaky(0.9, state_quant=quantise_state(num_bits=4)), LOOP),
+    "SLSTM": (lambda: snn.SLSTM(3, 3, init_hidden=True), TAPE),
+    "LeakyParallel": (lambda: snn.LeakyParallel(3, 3), TAPE),
+    "quantised state": (lambda: snn.Leaky(0.9, state_quant=quantise_state(num_bits=4)), TAPE),
 }
 
 

@@ -20,12 +20,21 @@ from torch import Tensor
 from lightning_polystep.tape.frame import Frame, merged_sizes
 from lightning_polystep.tape.fuse.region import Input, Region
 from lightning_polystep.tape.products import shift_of_units
+from lightning_polystep.tape.program import Stage
+
+_FEW_LANES = 64
 
 _compiled: dict[str, Callable[..., None]] = {}
 
 
-def source_of(region: Region) -> str:
-    """Return the Python source of a region's loop, to be compiled by numba."""
+def source_of(region: Region, lanes: int) -> str:
+    """Return the Python source of a region's loop, to be compiled by numba.
+
+    Args:
+        region: The region.
+        lanes: How many it has; few are written into the loop, which is then compiled for them.
+    """
+    bound = str(lanes) if region.stage == Stage.SAMPLE and lanes <= _FEW_LANES else "lanes"
     names = [each.name for each in region.inputs]
     outputs = {index: f"out{number}" for number, index in enumerate(region.outputs)}
     lines = [
@@ -33,9 +42,9 @@ def source_of(region: Region) -> str:
         "from numba import njit, prange",
         "",
         '@njit(cache=True, parallel=True, error_model="numpy", boundscheck=False)',
-        f"def loop(units, samples, first, last, lanes, {', '.join([*names, *outputs.values()])}):",
+        f"def loop(units, samples, candidates, columns, first, last, lanes, {', '.join([*names, *outputs.values()])}):",
         "    for i in prange(first, last):",
-        "        for l in range(lanes):",
+        f"        for l in range({bound}):",
         *(f"            {statement}" for statement in region.statements),
     ]
     for index, symbols in region.outputs.items():
@@ -81,7 +90,8 @@ def run(frame: Frame, region: Region) -> None:
     arguments = [_array(frame, region, each) for each in region.inputs]
     for each, array in zip(region.inputs, arguments, strict=True):
         # The loop does not look whether there is something where it reads.
-        if array.shape[0] != each.places or array.shape[2] != (lanes if each.by_lane else 1):
+        wide = each.kind in {"new", "old"} or array.shape[2] == (lanes if each.by_lane else 1)
+        if array.shape[0] != each.places or not wide:
             raise ValueError(f"A loop of {each.places} places and {lanes} lanes was given {array.shape}.")
     count = frame.count
     outputs, kept = [], {}
@@ -89,7 +99,7 @@ def run(frame: Frame, region: Region) -> None:
         dtype = frame.tape.values[index].tensor.dtype
         kept[index] = torch.empty(len(symbols), count, lanes, dtype=dtype)
         outputs.append(kept[index].numpy())
-    function = compiled(source_of(region))
+    function = compiled(source_of(region, lanes))
     parts = frame.parts
     units = frame.units
     if parts is not None and frame.program.unit is not None:
@@ -97,7 +107,9 @@ def run(frame: Frame, region: Region) -> None:
     samples = frame.samples
     if samples is None:
         samples = torch.zeros_like(units) if parts is None else parts.of_candidate
-    function(units.numpy(), samples.numpy(), 0, count, lanes, *arguments, *outputs)
+    columns = samples if frame.places is None else frame.places
+    indices = (each.numpy() for each in (units, samples, frame.candidates, columns))
+    function(*indices, 0, count, lanes, *arguments, *outputs)
     for index, tensor in kept.items():
         frame.values[index] = _unpacked(frame, region, index, tensor)
 
@@ -126,8 +138,17 @@ def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
                     known = _by_part(frame, known)
             frame.tape.arrays[key] = known
         return known
-    if each.kind == "change":
-        return _packed(frame, region, index, frame.change(index), None, {unit, *frame.fixed}, leading=True)
+    if each.kind == "new":
+        first = frame.first()
+        by_sample = Region(
+            [], first.stage, [] if sample is None or program.position(index, sample) is None else [sample]
+        )
+        return _packed(first, by_sample, index, first.values[index], None, {unit}, leading=True)
+    if each.kind == "old":
+        by_sample = Region(
+            [], frame.stage, [] if sample is None or program.position(index, sample) is None else [sample]
+        )
+        return _packed(frame, by_sample, index, frame.tape.values[index].tensor, unit, set(), leading=False)
     if each.kind == "shift":
         return _packed(frame, region, index, _shift(frame, index), None, {unit}, leading=True)
     tensor = frame.read(index)[0]

@@ -7,7 +7,7 @@ written out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,8 +53,9 @@ class Input(NamedTuple):
         value: Index of the value; of a product the one that it makes.
         kind: Where it is read. ``"frame"``: from an earlier step, by instance. ``"unit"`` or ``"sample"``: recorded, by
             the instance's unit or sample. ``"part"``: recorded, by the part of the samples that a candidate has.
-            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"change"``: of a value, by
-            instance. ``"shift"``: what a candidate's row adds to the output of a product.
+            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"new"`` and ``"old"``: of a value
+            of stage ``UNIT``, at the instance's unit and sample, for its candidate and in the step. ``"shift"``: what a
+            candidate's row adds to the output of a product.
         by_lane: Whether it differs from lane to lane.
         dtype: Of its numbers.
         places: How many of its places are written out.
@@ -90,13 +91,16 @@ class Region:
     outputs: dict[int, list[Symbol]] = field(default_factory=dict)
 
 
-def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[Step | Region]:
+def partition(
+    tape: Tape, program: Program, steps: Sequence[Step], shifted: Collection[int] = ()
+) -> Iterator[Step | Region]:
     """Cut steps of one stage and level into regions and single operations, in an order in which they can run.
 
     Args:
         tape: Of a step.
         program: Read off it.
         steps: Some of its steps, whose operands from outside are there.
+        shifted: Products of stage ``UNIT``, by what they make, that are given by what candidates add to them.
     """
     remaining = list(steps)
     made_inside = {o for step in steps for o in tape.operations[step.number].outputs}
@@ -108,7 +112,9 @@ def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[S
         return all(index not in made_inside or index in done or index in more for index in operands)
 
     while remaining:
-        single = next((s for s in remaining if not _fusable(tape, program, s, times) and ready(s, set())), None)
+        single = next(
+            (s for s in remaining if not _fusable(tape, program, s, times, shifted) and ready(s, set())), None
+        )
         if single is not None:
             yield single
             remaining.remove(single)
@@ -117,7 +123,7 @@ def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[S
         run: list[Step] = []
         inside: set[int] = set()
         for step in remaining:
-            if _fusable(tape, program, step, times) and ready(step, inside):
+            if _fusable(tape, program, step, times, shifted) and ready(step, inside):
                 run.append(step)
                 inside |= {o for o in tape.operations[step.number].outputs if o is not None}
         taken = {id(step) for step in run}
@@ -148,7 +154,7 @@ def _written_out(tape: Tape, program: Program, steps: Sequence[Step]) -> set[int
     return labels
 
 
-def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
+def _fusable(tape: Tape, program: Program, step: Step, times: set[int], shifted: Collection[int]) -> bool:
     operation = program.operation(tape, step.number)
     packet = getattr(operation.function, "overloadpacket", None)
     if step.sums_samples or step.stage == Stage.WHOLE or program.unit is None:
@@ -157,7 +163,7 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     of_parameters = any(o is not None and program.position(o, program.sample) is None for o in operation.outputs)
     if packet in _PRODUCTS or (step.stage == Stage.UNIT and of_parameters):
         simple = packet in _PRODUCTS and _is_simple_product(program, step, operation, times)
-        return simple and not (step.stage == Stage.UNIT and of_parameters)
+        return simple and (step.stage != Stage.UNIT or operation.outputs[0] in shifted)
     mixed = {
         label
         for index, positions in zip(operation.operands, program.flows[step.number].mixed, strict=False)
@@ -166,12 +172,14 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     }
     if not mixed <= times or any(program.labels.size((label,)) > _MOST_PLACES for label in mixed):
         return False
-    if packet in {aten.sum, aten.mean}:
-        return bool(mixed)
-    if operation.function is aten.view.dtype:
-        return False
+    return bool(mixed) if packet in {aten.sum, aten.mean} else _is_written_out(operation, packet)
+
+
+def _is_written_out(operation: Operation, packet: Any) -> bool:
+    """Tell whether there are words for an operation that works place by place."""
     if packet in _VIEWS or packet in _PLACES:
-        return not (packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1)
+        strided = packet is aten.slice and len(operation.args) > 4 and operation.args[4] != 1
+        return not strided and operation.function is not aten.view.dtype
     return is_elementwise(operation.function) and has_expression(operation.function) and packet not in REDUCTIONS
 
 
@@ -256,6 +264,9 @@ class _Writer:
         instance = {"frame": "i", "unit": "units[i]", "sample": "samples[i]", "shared": "0", "rows": "units[i]",
                     "part": "samples[i]"}  # fmt: skip
         row, lane = instance.get(kind, "i"), "l" if lanes else "0"
+        if kind in {"new", "old"}:
+            row, lane = ("candidates[i]", "columns[i]") if kind == "new" else ("units[i]", "samples[i]")
+            lane = "0" if self.program.position(index, self.program.sample) is None else lane
         flat = [f"{name}[{place},{row},{lane}]" for place in range(count)]
         loaded = np.empty(len(flat), dtype=object)
         for place, text in enumerate(flat):
@@ -298,7 +309,9 @@ class _Writer:
             added = [each.text for each in self.load(made, "shift", shape, lanes).flat]
         else:
             row = self.load(right, "rows", [1], lanes).flat[0].text
-            added = [f"{each.text} * {row}" for each in self.load(left, "change", self.shape(left), []).flat]
+            new, old = (self.load(left, kind, self.shape(left), []) for kind in ("new", "old"))
+            changes = (f"{cast(n, dtype)} - {cast(o, dtype)}" for n, o in zip(new.flat, old.flat, strict=True))
+            added = [f"({change}) * {row}" for change in changes]
         out = np.empty(recorded.size, dtype=object)
         for place, (before, change) in enumerate(zip(recorded.flat, added, strict=True)):
             out[place] = self.assign(f"({before.text} + {change})", dtype)
@@ -404,8 +417,13 @@ def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -
             writer.run(step)
             if len(writer.statements) > _MOST_STATEMENTS:
                 return None
+        return _closed(tape, program, run, writer)
     except (NoExpressionError, ValueError, IndexError, AssertionError):
         return None
+
+
+def _closed(tape: Tape, program: Program, run: Sequence[Step], writer: _Writer) -> Region | None:
+    """Return a run that has been written out, with what others read of it."""
     own = {step.number for step in run}
     made = {o for step in run for o in tape.operations[step.number].outputs if o is not None}
     read_outside = {
@@ -415,12 +433,10 @@ def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -
         for index in program.operation(tape, step.number).operands
     }
     region = Region(list(run), writer.stage, writer.lanes, writer.inputs, writer.statements)
-    for index in sorted(made & (read_outside | {program.loss})):
-        if index in writer.symbols:
-            region.outputs[index] = list(writer.symbols[index].reshape(-1))
-            for label in writer.lanes_of(index):
-                if label not in region.lanes:
-                    return None
+    for index in sorted(made & (read_outside | {program.loss}) & set(writer.symbols)):
+        region.outputs[index] = list(writer.symbols[index].reshape(-1))
+        if not set(writer.lanes_of(index)) <= set(region.lanes):
+            return None
     return region if region.outputs else None
 
 
