@@ -83,8 +83,12 @@ def _is_of_neurons(owner: nn.Module, attribute: str, parameter: nn.Parameter) ->
     # One number per neuron: a vector, or one of channels with axes of 1 behind it.
     if attribute in {"weight", "bias"} or max(parameter.shape, default=1) < parameter.numel():
         return False
-    kinds = type(owner).__mro__
-    return attribute in _KINDS or any(
+    return attribute in _KINDS or is_foreign_neuron(owner)
+
+
+def is_foreign_neuron(module: nn.Module) -> bool:
+    """Tell whether a module is a layer of neurons of a library that is known by name."""
+    return any(
         kind.__module__.partition(".")[0] in _LIBRARIES and any(word in kind.__module__.lower() for word in _NEURONS)
-        for kind in kinds
+        for kind in type(module).__mro__
     )

@@ -71,7 +71,9 @@ class Pending:
             KeyError: When a block is missing in the state, or one of the state's is not among the blocks.
         """
         known = {block.name: block for block in blocks}
-        if known.keys() != state["blocks"].keys():
+        # Of a table that the batch does not read nothing is proposed.
+        needed = {name for name, block in known.items() if not block.lookups}
+        if not needed <= state["blocks"].keys() <= known.keys():
             raise KeyError(*(known.keys() ^ state["blocks"].keys()))
         proposals, costs, incumbents = [], [], []
         for name, saved in state["blocks"].items():

@@ -36,6 +36,9 @@ class Block:
         scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
         constant: Whether it holds constants of neurons (:mod:`~lightning_polystep.constants`).
         bounds: What its values are kept within.
+        lookups: Embeddings whose calls tell which of its rows a batch reads; empty where any row may matter.
+        padding: The row that is never trained, or None.
+        usual_rows: How many rows a batch reads, about; None for all.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Block:
     scale: float = 1.0
     constant: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    lookups: tuple[nn.Module, ...] = ()
+    padding: int | None = None
+    usual_rows: int | None = None
 
     @property
     def has_bias(self) -> bool:
@@ -62,6 +68,11 @@ class Block:
     def learns_inputs(self) -> bool:
         """Whether its subspace wants to know what its inputs look like."""
         return self.subspace in {"inputs", "flips"}
+
+    @property
+    def rows_in_play(self) -> int:
+        """How many rows a step may find something to probe in."""
+        return self.rows if self.usual_rows is None else self.usual_rows
 
     @property
     def trainable(self) -> bool:

@@ -51,7 +51,7 @@ def learn_inputs(
         statistics[name] = update_statistics(statistics.get(name), moment, (spreads or {}).get(name))
 
 
-def propose(
+def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     block: Block,
     statistics: InputStatistics | None,
     reach: Tensor | None = None,
@@ -61,6 +61,7 @@ def propose(
     rank: int,
     rotations: int = 1,
     most_rows: int | None = None,
+    among: Tensor | None = None,
 ) -> Proposal:
     r"""Place the rotated vertices :math:`B R v` around the particles of a block.
 
@@ -73,6 +74,7 @@ def propose(
         rank: Directions wanted; the subspace may have fewer.
         rotations: Independently rotated polytopes around each particle.
         most_rows: Probe only so many rows in this step, drawn at random; all by default.
+        among: Rows that may be probed, ascending, int64; all by default.
 
     Returns:
         The proposal; ``directions`` has shape (particles per row, rotations x m, D).
@@ -94,13 +96,14 @@ def propose(
             turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(particles_per_row)]
             parts.append((vertices @ torch.stack(turns)).to(basis) @ columns)
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
-    rows = torch.arange(block.rows)
-    if most_rows is not None and most_rows < block.rows:
-        rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
+    # Of a table that the first batch does not read, the plan tries any row.
+    rows = torch.arange(block.rows) if among is None or not len(among) else among
+    if most_rows is not None and most_rows < len(rows):
+        rows = rows[torch.randperm(len(rows), generator=draw)[:most_rows].sort().values]
     loudness = subspace.loudness(block, statistics)
     if loudness is not None:
         reach = loudness if reach is None else reach * loudness
-    starts, centre = subspace.starts(block, group, draw), subspace.centre(block, statistics)
+    starts, centre = subspace.starts(block, group, draw, statistics), subspace.centre(block, statistics)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)
     return Proposal(

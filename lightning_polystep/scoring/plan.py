@@ -395,13 +395,15 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
         assignment.rotations = assignment.block.group["rotations"]
-    total_rows = sum(assignment.block.rows for assignment in open_ended)
+    total_rows = sum(assignment.block.rows_in_play for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
         budget = max_candidates if max_candidates is not None else assignment.tier.affordable() or 1
-        share = max(1, budget * block.rows // total_rows)
+        share = max(1, budget * block.rows_in_play // total_rows)
         ceiling = min(Subspace.full_rank, block.dim)
-        affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(assignment, rank) <= share]
+        affordable = [
+            rank for rank in range(1, ceiling + 1) if block.rows_in_play * _vertices(assignment, rank) <= share
+        ]
         assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
         rows = max(1, share // _vertices(assignment, assignment.rank))
         assignment.most_rows = rows if rows < block.rows else None

@@ -53,9 +53,11 @@ class Subspace(Protocol):
         del block, statistics
         return None
 
-    def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
+    def starts(
+        self, block: Block, group: dict[str, Any], draw: torch.Generator, statistics: InputStatistics | None = None
+    ) -> Tensor | None:
         """Return displacements of a row, (K, D), float64, from which a candidate is scored; None for the row itself."""
-        del block, group, draw
+        del block, group, draw, statistics
         return None
 
     def centre(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
