@@ -38,7 +38,7 @@ MISTAKES = [
     ("--trainer.callbacks=Foo", "--trainer.callbacks='Foo': list or class path or null expected."),
     (
         "--trainer.strategy.evaluation=quick",
-        "--trainer.strategy.evaluation='quick': one of 'auto', 'vmap', 'loop' expected.",
+        "--trainer.strategy.evaluation='quick': one of 'auto', 'tape', 'loop' expected.",
     ),
     ("--optimiser.lr=3", "--optimiser.lr is no option: did you mean '--optimizer.lr'?"),
     ("--trainer.maxepochs=3", "--trainer.maxepochs is no option: did you mean '--trainer.max_epochs'?"),
