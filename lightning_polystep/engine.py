@@ -21,6 +21,7 @@ from lightning_polystep.health import Health
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
+from lightning_polystep.lookups import follow_lookups, is_something, rows_to_probe
 from lightning_polystep.non_finite import HardInputs, noticing
 from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import divide
@@ -35,10 +36,6 @@ from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.sites import Observation, find_blocks
 from lightning_polystep.step import observe, propose, score
 from lightning_polystep.tape import unrecorded
-
-# Why random directions take the place of the span of a layer's inputs.
-_UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
-_UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
 
 
 def print_plan(plan: Plan) -> None:
@@ -370,10 +367,9 @@ class Engine:
         statistics = self.optimizer.statistics
         # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
         known = {name: replace(each) for name, each in statistics.items()}
+        self._seen.settle(self._blocks, statistics)
         for block in self._blocks:
-            if block.subspace == "inputs" and block.name not in statistics:
-                block.subspace = "gaussian"
-                block.remark = _UNSEEN if self._seen.calls.get(block.name) else _UNREACHED
+            follow_lookups(block, None if self._agreement.sharded else self._seen.asked(block), probe)
         if self._recording.tape is None and self._evaluation != "loop":
             self._recording.record(probe)
         providers = providers_of(self.module, self._recognised, self._recording, self._evaluation)
@@ -422,7 +418,7 @@ class Engine:
         proposals = [
             self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
             for assignment in plan.assignments
-            if assignment.block.trainable
+            if assignment.block.trainable and is_something(self._in_play(assignment.block))
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
@@ -466,7 +462,13 @@ class Engine:
             rank=rank,
             rotations=rotations,
             most_rows=most_rows,
+            among=self._in_play(block),
         )
+
+    def _in_play(self, block: Block) -> Tensor | None:
+        """Return the rows of a table that are probed on this batch, shape (rows,); None for all, as of any weight."""
+        # Processes that divide a batch do not know which rows the others read.
+        return rows_to_probe(block, None if self._agreement.sharded else self._seen.asked(block))
 
     def _objects(self, loss: Tensor) -> bool:
         """Tell whether this shard is to be left out, because the stack does not explain the loss of its commit pass.

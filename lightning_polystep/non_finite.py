@@ -89,4 +89,4 @@ def noticing(module: nn.Module) -> Iterator[HardInputs]:
 
 
 def _is_snntorch_neuron(part: nn.Module) -> bool:
-    return comes_from(part, "snntorch") and not any(part.children())
+    return comes_from(part, "snntorch") and next(part.children(), None) is None

@@ -17,7 +17,7 @@ from lightning_polystep import guards
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.schedules import Schedule
-from lightning_polystep.step import Transported, adapt_reach, move, null_candidates, transport
+from lightning_polystep.step import Transported, adapt_reach, held_back, move, null_candidates, transport
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.tape import moving
 from lightning_polystep.transport import Transport, transport_of
@@ -71,7 +71,9 @@ class Pending:
             KeyError: When a block is missing in the state, or one of the state's is not among the blocks.
         """
         known = {block.name: block for block in blocks}
-        if known.keys() != state["blocks"].keys():
+        # Of a table that the batch does not read nothing is proposed.
+        needed = {name for name, block in known.items() if not block.lookups}
+        if not needed <= state["blocks"].keys() <= known.keys():
             raise KeyError(*(known.keys() ^ state["blocks"].keys()))
         proposals, costs, incumbents = [], [], []
         for name, saved in state["blocks"].items():
@@ -310,7 +312,7 @@ class PolyStep(Optimizer):
     def _update(self, pending: Pending) -> dict[str, Tensor | float]:
         results: list[Transported] = []
         squared_norm = torch.zeros((), dtype=torch.float64)
-        for proposal, costs in zip(pending.proposals, pending.costs, strict=True):
+        for index, (proposal, costs) in enumerate(zip(pending.proposals, pending.costs, strict=True)):
             group = proposal.block.group
             sign = -1.0 if group["maximize"] else 1.0
             shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
@@ -318,7 +320,11 @@ class PolyStep(Optimizer):
                 result = transport(shaped, group, seed=self.seed, step=self.progress.step, name=proposal.block.name)
                 self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
-                squared_norm += self._move(proposal, move(proposal, result.weights)).cpu()
+                displacement = move(proposal, result.weights)
+                if proposal.block.constant and index < len(pending.incumbents):
+                    incumbent = sign * pending.incumbents[index] / pending.weight
+                    displacement = held_back(displacement, proposal, shaped, incumbent)
+                squared_norm += self._move(proposal, displacement).cpu()
             results.append(result)
         self._warn_of_transports(pending.proposals, results)
         return {
@@ -352,6 +358,8 @@ class PolyStep(Optimizer):
 
     def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
         block, reach = proposal.block, self.reach(proposal.block)
+        if block.constant:  # wider would be beyond what it can be: see `constants`
+            return
         adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
 

@@ -34,6 +34,11 @@ class Block:
         shared: Whether its weight belongs to several modules.
         remark: Why the block is not treated in the fastest way, for the plan.
         scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
+        constant: Whether it holds constants of neurons (:mod:`~lightning_polystep.constants`).
+        bounds: What its values are kept within.
+        lookups: Embeddings whose calls tell which of its rows a batch reads; empty where any row may matter.
+        padding: The row that is never trained, or None.
+        usual_rows: How many rows a batch reads, about; None for all.
     """
 
     name: str
@@ -48,6 +53,11 @@ class Block:
     shared: bool = False
     remark: str = ""
     scale: float = 1.0
+    constant: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    lookups: tuple[nn.Module, ...] = ()
+    padding: int | None = None
+    usual_rows: int | None = None
 
     @property
     def has_bias(self) -> bool:
@@ -58,6 +68,11 @@ class Block:
     def learns_inputs(self) -> bool:
         """Whether its subspace wants to know what its inputs look like."""
         return self.subspace in {"inputs", "flips"}
+
+    @property
+    def rows_in_play(self) -> int:
+        """How many rows a step may find something to probe in."""
+        return self.rows if self.usual_rows is None else self.usual_rows
 
     @property
     def trainable(self) -> bool:
@@ -176,4 +191,7 @@ class Proposal:
         if self.centre is not None:
             site, latent = cast("QuantisedWeight", self.block.site), self.block.parameters[0].detach()[rows].flatten(1)
             moved[:, -1] += bias_shifts(site, rows, latent, latent + moved[:, :-1], self.centre)
+        if self.block.bounds != (-math.inf, math.inf):  # beyond them a candidate is no other network
+            values = self.block.join([parameter.detach() for parameter in self.block.parameters])[rows]
+            moved = (values + moved).clamp(*self.block.bounds) - values
         return rows, moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_polystep.constants import constant_of
 from lightning_polystep.input_units import brought_together, changed, is_far_off, pulled_in, spreads_of
 from lightning_polystep.layers.quantised import QuantisedWeight
+from lightning_polystep.lookups import asked_for, lookups_of
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.tape import unrecorded
 
@@ -22,6 +25,12 @@ _MOST_SAMPLES = 8_192
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 _FULL_SPACE_DIM = 2
+# Directions in which a vector of constants of neurons is probed.
+_CONSTANTS_RANK = 4
+
+# Why random directions take the place of the span of a layer's inputs.
+_UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
+_UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
 
 
 def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[Block]:
@@ -38,10 +47,12 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
         The blocks, in the order in which the module names them.
     """
     group_of = {parameter: group for group in param_groups for parameter in group["params"]}
-    owners: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, []).append(name)
+    # A second name for the same module is no second place.
     modules = dict(module.named_modules())
+    owners: dict[nn.Parameter, list[str]] = {}
+    for prefix, part in modules.items():
+        for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(parameter, []).append(f"{prefix}.{attribute}" if prefix else attribute)
     blocks: list[Block] = []
     taken: set[nn.Parameter] = set()
     for parameter, names in owners.items():
@@ -52,6 +63,8 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
         group = group_of[parameter]
         site = _site_block(owner_name, owner, group, group_of, owners) if attribute == "weight" else None
         block = site or _free_block(names[0], owner, attribute, parameter, group)
+        places = [name.rpartition(".") for name in names]
+        block.lookups, block.padding = lookups_of([(modules[prefix], last) for prefix, _, last in places])
         taken.update(block.parameters)
         blocks.append(block)
     return blocks
@@ -101,10 +114,16 @@ def is_binary(module: nn.Module) -> bool:
 
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
-    scale = getattr(type(owner), "search_scale", {}).get(attribute, 1.0)
+    constant = constant_of(owner, attribute, parameter)
     if group["subspace"] == "full":
-        dim = _largest_divisor(parameter.numel(), group["particle_dim"] or _FULL_SPACE_DIM)
+        # A particle is in one row of a table: rows are read, or are padding.
+        divided = parameter[0].numel() if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else parameter.numel()
+        dim = _largest_divisor(divided, group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
+    elif constant is not None:
+        # One particle: each by itself would take a step of its own whether it matters or not, and of all candidates of
+        # a small network more than its weights.
+        rows, dim, subspace = 1, parameter.numel(), "full"
     elif parameter.dim() <= 1:
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
@@ -112,7 +131,13 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
-    return Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark, scale=scale)
+    block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)
+    if constant is not None:
+        block.scale, block.constant, block.bounds = constant.scale, True, (constant.low, constant.high)
+        if group["rank"] is None and group["subspace"] != "full":
+            # On top of the budget that blocks share: a vector of constants is no reason to probe weights less.
+            block.group = cast("dict[str, Any]", ChainMap({"rank": _CONSTANTS_RANK}, group))
+    return block
 
 
 def _largest_divisor(number: int, at_most: int) -> int:
@@ -146,10 +171,29 @@ class Observation:
     """
 
     calls: dict[str, int] = field(default_factory=dict)
+    _asked: dict[str, list[Tensor | None]] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _samples: dict[str, int] = field(default_factory=dict)
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     _spreads: dict[str, Tensor] = field(default_factory=dict)
+
+    def settle(self, blocks: list[Block], statistics: dict[str, InputStatistics]) -> None:
+        """Give sites of which no inputs are known random directions, and say why."""
+        for block in blocks:
+            if block.subspace == "inputs" and block.name not in statistics:
+                block.subspace = "gaussian"
+                block.remark = _UNSEEN if self.calls.get(block.name) else _UNREACHED
+
+    def ask(self, block: Block, rows: Tensor | None) -> None:
+        """Take note which rows of a table a call asks for; None when that cannot be told."""
+        self._asked.setdefault(block.name, []).append(rows)
+
+    def asked(self, block: Block) -> Tensor | None:
+        """Return the rows of a table that were asked for, ascending; None when that is not known."""
+        asked = [rows for rows in self._asked.get(block.name, []) if rows is not None]
+        if not block.lookups or len(asked) < len(self._asked.get(block.name, [])):
+            return None
+        return torch.cat(asked).unique() if asked else torch.zeros(0, dtype=torch.int64)
 
     def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
         """Add a site's inputs to its second moment."""
@@ -225,13 +269,26 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
-            if wanted and block.learns_inputs and inputs is not None:
+            if wanted and block.learns_inputs and inputs is not None and _fits(site, inputs):
                 with unrecorded():
                     seen.record(block, site, inputs)
 
         return hook
 
+    def on_lookup(block: Block) -> Callable[..., None]:
+        def hook(_table: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if is_recording():
+                with unrecorded():
+                    seen.ask(block, asked_for(args, named))
+
+        return hook
+
     handles = [b.site.register_forward_pre_hook(on_input(b)) for b in blocks if b.site is not None]
+    handles += [
+        table.register_forward_pre_hook(on_lookup(block), with_kwargs=True)
+        for block in blocks
+        for table in block.lookups
+    ]
     try:
         yield seen
     finally:
@@ -245,11 +302,19 @@ def _values(seen: Any) -> Tensor | None:
     return values if isinstance(values, Tensor) else None
 
 
+def _fits(site: nn.Module, inputs: Tensor) -> bool:
+    """Tell whether a site takes inputs as its class of torch does; a forward of its own may have other axes in mind."""
+    if isinstance(site, nn.Conv2d):
+        return inputs.dim() >= 3 and inputs.shape[-3] == site.in_channels
+    return inputs.dim() >= 1 and inputs.shape[-1] == cast("nn.Linear", site).in_features
+
+
 def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:
     """Return a site's inputs as rows x that its units multiply, the constant 1 last when it has a bias.
 
     Args:
-        site: ``nn.Linear`` with inputs (..., in_features), or ``nn.Conv2d`` with inputs (N, C, H, W) or (C, H, W).
+        site: ``nn.Linear`` with inputs (..., in_features), or ``nn.Conv2d`` with inputs (..., C, H, W): axes of
+            time and batch before the channels count as one.
         inputs: Its input.
         with_bias: Append the constant 1.
 
@@ -267,7 +332,7 @@ def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:
 
 
 def _patches(site: nn.Conv2d, inputs: Tensor) -> Tensor:
-    inputs = inputs if inputs.dim() == 4 else inputs.unsqueeze(0)
+    inputs = inputs.reshape(-1, *inputs.shape[-3:])
     positions = inputs.shape[-1] * inputs.shape[-2]
     inputs = inputs[:: max(1, len(inputs) * positions // _MOST_SAMPLES)]
     mode = "constant" if site.padding_mode == "zeros" else site.padding_mode

@@ -51,7 +51,7 @@ def learn_inputs(
         statistics[name] = update_statistics(statistics.get(name), moment, (spreads or {}).get(name))
 
 
-def propose(
+def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     block: Block,
     statistics: InputStatistics | None,
     reach: Tensor | None = None,
@@ -61,6 +61,7 @@ def propose(
     rank: int,
     rotations: int = 1,
     most_rows: int | None = None,
+    among: Tensor | None = None,
 ) -> Proposal:
     r"""Place the rotated vertices :math:`B R v` around the particles of a block.
 
@@ -73,6 +74,7 @@ def propose(
         rank: Directions wanted; the subspace may have fewer.
         rotations: Independently rotated polytopes around each particle.
         most_rows: Probe only so many rows in this step, drawn at random; all by default.
+        among: Rows that may be probed, ascending, int64; all by default.
 
     Returns:
         The proposal; ``directions`` has shape (particles per row, rotations x m, D).
@@ -94,13 +96,14 @@ def propose(
             turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(particles_per_row)]
             parts.append((vertices @ torch.stack(turns)).to(basis) @ columns)
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
-    rows = torch.arange(block.rows)
-    if most_rows is not None and most_rows < block.rows:
-        rows = torch.randperm(block.rows, generator=draw)[:most_rows].sort().values
+    # Of a table that the first batch does not read, the plan tries any row.
+    rows = torch.arange(block.rows) if among is None or not len(among) else among
+    if most_rows is not None and most_rows < len(rows):
+        rows = rows[torch.randperm(len(rows), generator=draw)[:most_rows].sort().values]
     loudness = subspace.loudness(block, statistics)
     if loudness is not None:
         reach = loudness if reach is None else reach * loudness
-    starts, centre = subspace.starts(block, group, draw), subspace.centre(block, statistics)
+    starts, centre = subspace.starts(block, group, draw, statistics), subspace.centre(block, statistics)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)
     return Proposal(
@@ -230,6 +233,29 @@ def adapt_reach(reach: Tensor, row_spread: Tensor) -> Tensor:
         [2.0, 2.0, 1.0]
     """
     return torch.where(is_flat(row_spread), reach * 2, reach / 2).clamp(1.0, _WIDEST_REACH)
+
+
+def held_back(displacement: Tensor, proposal: Proposal, costs: Tensor, incumbent: Tensor) -> Tensor:
+    """Return displacements of constants of neurons, none of them towards a vertex that changes nothing.
+
+    A layer that clamps a constant makes all values beyond the clamp alike: weighed against a worse vertex, one of those
+    would look like a gain, and from there nothing comes back.
+
+    Args:
+        displacement: Of the rows, shape (rows, 1).
+        proposal: The candidates.
+        costs: C, shape (rows, 1, m).
+        incumbent: The incumbent's cost, a scalar.
+
+    Returns:
+        Shape (rows, 1).
+    """
+    if proposal.directions.shape[0] != 1 or proposal.block.dim != 1:
+        return displacement
+    nothing = ((costs - incumbent).abs() <= LOSS_ROUNDING * incumbent.abs())[:, 0]
+    sides = proposal.directions[0, :, 0].sign()
+    ahead = sides == displacement.sign()
+    return torch.where((nothing & ahead).any(1, keepdim=True), 0.0, displacement)
 
 
 def move(proposal: Proposal, weights: Tensor) -> Tensor:

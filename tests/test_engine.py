@@ -998,3 +998,55 @@ def test_changed_pairs_are_not_counted_unless_asked_for():
     engine = engine_of(task)
     engine.step(lambda: task.criterion(task.network(inputs), targets))
     assert engine.optimizer.binding.changed_pairs == {}
+
+
+# Modules that are no plain trees of layers.
+
+
+class Sized(nn.Sequential):
+    """Has a length, of nothing in it that counts."""
+
+    def __len__(self):
+        raise TypeError("a network of ours has no length")
+
+
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), lambda net: Sized(*net)])
+def test_children_without_a_truth_value(wrap):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sequential(), nn.ReLU(), nn.Linear(6, 3))
+    module = nn.ModuleDict({"net": wrap(net)})
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    engine = Engine(module, PolyStep(module.parameters(), seed=0), announce=None)
+    losses = [float(engine.step(lambda: F.cross_entropy(module["net"](x), y))) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+class TimeAndBatch(nn.Conv2d):
+    """Folds time into the batch, as spiking libraries do in their multi-step mode."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_a_convolution_over_time_and_batch_is_a_site():
+    torch.manual_seed(0)
+    module = nn.ModuleList([TimeAndBatch(1, 2, 3), nn.Linear(2 * 4 * 4, 3)])
+    x, y = torch.randn(3, 8, 1, 6, 6), torch.arange(8) % 3
+    engine = Engine(module, PolyStep(module.parameters(), seed=0), announce=None)
+    losses = [
+        float(engine.step(lambda: F.cross_entropy(module[1](module[0](x).mean(0).flatten(1)), y))) for _ in range(6)
+    ]
+    assert losses[-1] < losses[0]
+    assert engine.plan.assignments[0].block.subspace == "inputs"
+
+
+def test_spikingjelly_in_its_multi_step_mode():
+    layer = pytest.importorskip("spikingjelly.activation_based.layer")
+    torch.manual_seed(0)
+    module = nn.ModuleList([layer.Conv2d(1, 2, 3, step_mode="m"), nn.Linear(2 * 4 * 4, 3)])
+    x, y = torch.randn(3, 8, 1, 6, 6), torch.arange(8) % 3
+    engine = Engine(module, PolyStep(module.parameters(), seed=0), announce=None)
+    losses = [
+        float(engine.step(lambda: F.cross_entropy(module[1](module[0](x).mean(0).flatten(1)), y))) for _ in range(6)
+    ]
+    assert losses[-1] < losses[0]

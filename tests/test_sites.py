@@ -132,7 +132,18 @@ def test_one_layer_under_two_names_is_one_block():
     layer = nn.Linear(3, 3)
     blocks = blocks_of(nn.Sequential(layer, nn.ReLU(), layer))
     assert [parameter for block in blocks for parameter in block.parameters] == [layer.weight, layer.bias]
-    assert not any(block.shiftable for block in blocks)
+    assert [(block.shiftable, block.shared, block.remark) for block in blocks] == [(True, False, "")]
+
+
+def test_a_second_name_for_a_part_is_no_second_place():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+            self.network, self.head = self.net, self.net[2]
+            self.layers = nn.ModuleList(self.net)
+
+    assert [(b.name, b.shiftable, b.remark) for b in blocks_of(Named())] == [("net.0", True, ""), ("net.2", True, "")]
 
 
 def test_a_layer_with_a_forward_of_its_own_is_not_shifted():
@@ -186,6 +197,37 @@ def test_the_second_moment_of_a_convolution(options):
 def test_an_image_without_a_batch():
     layer, image = nn.Conv2d(2, 3, 3), torch.randn(2, 5, 6)
     assert torch.equal(input_rows(layer, image, with_bias=True), input_rows(layer, image[None], with_bias=True))
+
+
+def test_axes_before_the_channels_are_samples():
+    layer, images = nn.Conv2d(2, 3, 3), torch.randn(4, 5, 2, 6, 6)
+    rows = input_rows(layer, images, with_bias=True)
+    assert torch.equal(rows, input_rows(layer, images.flatten(0, 1), with_bias=True))
+
+
+class ChannelsLast(nn.Conv2d):
+    """Has another idea of its input's axes."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(-1, -3)).movedim(-3, -1)
+
+
+class Transposed(nn.Linear):
+    """Works on the axis before the last."""
+
+    def forward(self, x):
+        return super().forward(x.mT).mT
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(ChannelsLast(2, 3, 3), (4, 6, 6, 2)), (Transposed(3, 2), (5, 3, 7)), (Transposed(3, 2), (3, 4))],
+)
+def test_inputs_with_other_axes_are_counted_and_not_recorded(layer, shape):
+    with observing(layer, blocks_of(layer)) as seen:
+        layer(torch.randn(shape))
+    assert seen.calls == {"": 1}
+    assert seen.take_moments() == {}
 
 
 @pytest.mark.parametrize("bias", [True, False])

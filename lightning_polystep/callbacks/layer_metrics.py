@@ -10,7 +10,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lightning_polystep.metrics.watch import LayerWatch
+from lightning_polystep.constants import is_foreign_neuron
+from lightning_polystep.metrics.watch import MEASURED, LayerWatch
 
 
 class LayerMetrics(Callback):
@@ -44,6 +45,7 @@ class LayerMetrics(Callback):
         self.on_test = on_test
         self.synaptic_operations = synaptic_operations
         self._watch: LayerWatch | None = None
+        self._warned = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the hooks."""
@@ -89,6 +91,9 @@ class LayerMetrics(Callback):
 
     def _start(self, pl_module: pl.LightningModule) -> None:
         self._stop()
+        if not self._warned:
+            self._warned = True
+            _warn_of_unmeasured(pl_module)
         self._watch = LayerWatch(pl_module, synaptic_operations=self.synaptic_operations)
         self._watch.__enter__()
 
@@ -106,6 +111,24 @@ class LayerMetrics(Callback):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.__exit__()
+
+
+def _warn_of_unmeasured(pl_module: pl.LightningModule) -> None:
+    """Say which layers of neurons are not measured, or that none is."""
+    foreign = [f"{name} ({type(part).__name__})" for name, part in pl_module.named_modules() if is_foreign_neuron(part)]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        warnings.warn(
+            f"LayerMetrics logs no spikes of {', '.join(foreign[:3])}{more}, because it knows the layers of this "
+            "package alone: convert the network, as with lightning_polystep.interop.from_snntorch, or log them in your "
+            "module.",
+            stacklevel=3,
+        )
+    elif not any(isinstance(part, MEASURED) for part in pl_module.modules()):
+        warnings.warn(
+            "LayerMetrics finds no hard layer of this package in the model, so it logs no more than operations.",
+            stacklevel=3,
+        )
 
 
 def _batch_size(batch: Any) -> int:

@@ -47,6 +47,15 @@ class SnnTorchAdapter(Adapter):
         """Put the remembered hidden state back."""
         self._state.restore()
 
+    def held(self) -> dict[str, str]:
+        """Return parameters that their neuron never reads: ``beta`` of those that compute it from ``tau``."""
+        return {
+            f"{name}.{attribute}" if name else attribute: "its neuron computes it from others, and never reads it"
+            for name, neuron in modules_of(self._module, "snntorch").items()
+            for attribute, _ in neuron.named_parameters(recurse=False)
+            if isinstance(getattr(type(neuron), attribute, None), property)
+        }
+
     @contextmanager
     def probing(self) -> Iterator[None]:
         """Put back the state of neurons outside the tree, which ``snntorch.utils.reset`` clears with all others."""

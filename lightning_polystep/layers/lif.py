@@ -21,8 +21,8 @@ class SpikingNeuron(nn.Module):
         reset_mechanism: What a spike does to the membrane.
         reset_delay: Whether it does so one step later.
         spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``).
-        learn_beta: Whether ``beta`` is a parameter instead of a buffer.
-        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer.
+        learn_beta: Whether ``beta`` is a parameter instead of a buffer; one that is given stays one.
+        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer; one that is given stays one.
         on_backward: Whether a gradient that reaches a spike raises or is zero.
         return_membrane: Whether to return the membrane with the spikes.
 
@@ -90,13 +90,16 @@ class SpikingNeuron(nn.Module):
         }
 
     def _own(self, name: str, value: float | Tensor, learn: bool) -> None:
+        self._given[name] = _text(value, learn or isinstance(value, nn.Parameter))
+        if isinstance(value, nn.Parameter):  # whoever gives a parameter means this one, shared or frozen as it is
+            self.register_parameter(name, value)
+            return
         # Cloned, so that layers built from one tensor do not share it.
         tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
-        self._given[name] = _text(value, learn)
 
 
 class LIF(SpikingNeuron):
@@ -111,8 +114,8 @@ class LIF(SpikingNeuron):
         reset_mechanism: What a spike does to the membrane.
         reset_delay: Whether it does so one step later.
         spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``).
-        learn_beta: Whether ``beta`` is a parameter instead of a buffer.
-        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer.
+        learn_beta: Whether ``beta`` is a parameter instead of a buffer; one that is given stays one.
+        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer; one that is given stays one.
         on_backward: Whether a gradient that reaches a spike raises or is zero.
         return_membrane: Whether to return the membrane with the spikes.
 

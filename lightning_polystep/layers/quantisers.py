@@ -74,6 +74,11 @@ class QuantActivation(StepFunction):
     ) -> None:
         super().__init__()
         check_activation_options(bits, signed, on_backward, "QuantActivation")
+        if isinstance(scale, torch.nn.Parameter):
+            raise ValueError(
+                "QuantActivation: scale is a buffer, which training leaves alone, and not a parameter: give a number, "
+                "or None to calibrate it."
+            )
         if scale is not None and not scale > 0:
             raise ValueError(f"QuantActivation: scale must be above 0, or None to calibrate it, got {scale}.")
         self.bits = bits

@@ -24,8 +24,8 @@ class RLIF(SpikingNeuron):
         reset_mechanism: What a spike does to the membrane.
         reset_delay: Whether it does so one step later.
         spike_on: Whether a membrane exactly at the threshold fires (``"ge"``) or not (``"gt"``).
-        learn_beta: Whether ``beta`` is a parameter instead of a buffer.
-        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer.
+        learn_beta: Whether ``beta`` is a parameter instead of a buffer; one that is given stays one.
+        learn_threshold: Whether ``threshold`` is a parameter instead of a buffer; one that is given stays one.
         on_backward: Whether a gradient that reaches a spike raises or is zero.
         return_membrane: Whether to return the membrane with the spikes.
 

@@ -28,6 +28,17 @@ from lightning_polystep.metrics.synaptic import SYNAPTIC, SynapticOperations
 from lightning_polystep.sites import is_recording
 from lightning_polystep.tape import unrecorded
 
+# The layers that have figures of their own.
+MEASURED = (
+    SpikingNeuron,
+    QuantActivation,
+    StepFunction,
+    QuantisedWeight,
+    ArgmaxAttention,
+    SlotArgmaxAttention,
+    HardMoE,
+)
+
 AnyMetric = TypeVar("AnyMetric", bound=CountingMetric)
 
 

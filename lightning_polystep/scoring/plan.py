@@ -32,6 +32,9 @@ _FAR = 100.0
 _TRIAL_RANK, _TRIAL_ROWS = 16, 8
 # Likewise those that are compared with the loop where a tier may have overlooked something.
 _DOUBTFUL_RANK, _DOUBTFUL_ROWS = 4, 8
+# Share of candidates in which rounding may decide a step otherwise.
+_MOST_FLIPPED = 0.25
+_FLIPPED = "rounding decides steps otherwise than a re-run in {:.0f} % of the candidates that change the loss"
 
 
 _NO_REFERENCE = "not compared with the loop: the step gives another loss when it is run again"
@@ -307,7 +310,31 @@ def _compared(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTria
         return None, _approximation(tier, block, propose_trial, probe)
     if not _repeats(tier, probe):
         return None, [_NO_REFERENCE]
+    flipped = None if doubt or not tier.reads_tape else _flipped(tier, block, probe, propose_trial)
+    if flipped is not None:
+        return None, [_FLIPPED.format(100 * flipped)]
     return f"{problem}; {doubt}" if doubt else problem, ()
+
+
+def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> float | None:
+    """Return the share of candidates whose loss is another, where few are and the rest agrees; None otherwise.
+
+    Sums of binary or quantised numbers often lie right on a step. Which side they fall on is decided by the order in
+    which they are added, in a forward pass as well: a tier that adds in another order flips a step now and then. What
+    it overlooked would show in nearly every candidate.
+    """
+    near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
+    relative, absolute = _AGREEMENT
+    worst = 0.0
+    for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
+        try:
+            fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier.exact(), LoopTier()))
+        except Exception:
+            return None
+        moved = ~torch.isclose(slow, probe.loss(), rtol=relative, atol=absolute)
+        off = ~torch.isclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True)
+        worst = max(worst, float(off.sum()) / max(1, int((moved | off).sum())))
+    return worst if worst <= _MOST_FLIPPED else None
 
 
 def _repeats(tier: Tier, probe: Probe) -> bool:
@@ -370,13 +397,15 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
         assignment.rotations = assignment.block.group["rotations"]
-    total_rows = sum(assignment.block.rows for assignment in open_ended)
+    total_rows = sum(assignment.block.rows_in_play for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
         budget = max_candidates if max_candidates is not None else assignment.tier.affordable() or 1
-        share = max(1, budget * block.rows // total_rows)
+        share = max(1, budget * block.rows_in_play // total_rows)
         ceiling = min(Subspace.full_rank, block.dim)
-        affordable = [rank for rank in range(1, ceiling + 1) if block.rows * _vertices(assignment, rank) <= share]
+        affordable = [
+            rank for rank in range(1, ceiling + 1) if block.rows_in_play * _vertices(assignment, rank) <= share
+        ]
         assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
         rows = max(1, share // _vertices(assignment, assignment.rank))
         assignment.most_rows = rows if rows < block.rows else None

@@ -46,10 +46,4 @@ def providers_of(
         return [tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
-    stack = [Provider("as part of a stack", recognised.offer)] if wants_stack(module) else []
-    return [*own, *added, *stack, tape, loop]
-
-
-def wants_stack(module: nn.Module) -> bool:
-    """Tell whether a module says that it is a stack; of others nobody needs to read that they are none."""
-    return hasattr(module, "network") and hasattr(module, "criterion")
+    return [*own, *added, Provider("as part of a stack", recognised.offer), tape, loop]

@@ -158,7 +158,8 @@ class Recording:
         on_cpu = all(parameter.device.type == "cpu" for parameter in block.parameters)
         products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
         plain = schedule(tape, program, fuse=False)
-        fused = schedule(tape, program, fuse=True) if fuse and on_cpu else plain
+        shifted = {product.made for product in products} if alone else set()
+        fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse and on_cpu else plain
         statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
         work = Work.of(tape, program, fused)
         return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)

@@ -29,10 +29,11 @@ class FlipSubspace(Subspace):
 
     One of a weight's two vertices changes nothing; the other flips it, which shifts a pre-activation by
     :math:`2 s |x|`. A flip so small crosses the threshold of few samples, so it is scored at K = 16 biases around the
-    row's own, whose root mean square is ``probe_radius``, in units of pre-activation:
+    row's own, whose root mean square is :math:`\rho` = ``probe_radius`` times that of the layer's pre-activations,
+    :math:`q = s (\sum_d \operatorname{mean} x_d^2)^{1/2}`:
 
     .. math:: C_{iv} = \frac1K \sum_k L(w_i \pm 2 s e_d,\; b_i + \theta_k), \qquad
-              \theta_k = \rho\, \Phi^{-1}\!\left(\frac{k - u}{K}\right), \quad u \sim U(0, 1),
+              \theta_k = \rho q\, \Phi^{-1}\!\left(\frac{k - u}{K}\right), \quad u \sim U(0, 1),
 
     with :math:`\Phi` the normal distribution function. A bias is a particle too, probed at the size of a flip. Without
     a bias there is one start, the row itself.
@@ -70,14 +71,16 @@ class FlipSubspace(Subspace):
         del group
         return 1.0
 
-    def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
+    def starts(
+        self, block: Block, group: dict[str, Any], draw: torch.Generator, statistics: InputStatistics | None = None
+    ) -> Tensor | None:
         """Return the biases around a row's own at which it is scored, shape (K, D), float64."""
         if not block.has_bias:
             return None
         offset = torch.rand((), generator=draw, dtype=torch.float64).clamp(0.01, 0.99)
         shares = (torch.arange(_STARTS, dtype=torch.float64) + offset) / _STARTS
         starts = torch.zeros(_STARTS, block.dim, dtype=torch.float64)
-        starts[:, -1] = group["probe_radius"] * torch.special.ndtri(shares)
+        starts[:, -1] = group["probe_radius"] * _size(block, statistics) * torch.special.ndtri(shares)
         return starts
 
     def centre(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
@@ -100,3 +103,15 @@ def _unit(block: Block) -> float:
     """Return s; 1 for a block that is no layer."""
     scale = None if block.site is None else cast("QuantisedWeight", block.site).weight_scale
     return 1.0 if scale is None else float(scale.mean())
+
+
+def _size(block: Block, statistics: InputStatistics | None) -> float:
+    """Return q, the root mean square of pre-activations, as they are where signs and inputs have nothing in common.
+
+    Rounded, because of scales such as the root of a sum of ones it is 1 but for the last bits of a float.
+    """
+    if statistics is None:
+        return 1.0
+    mean_square = float(statistics.moment.diagonal()[: len(statistics.moment) - block.has_bias].sum())
+    size = float(f"{_unit(block) * max(0.0, mean_square) ** 0.5:.5g}")
+    return size if size > 0 else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -52,9 +53,11 @@ class Subspace(Protocol):
         del block, statistics
         return None
 
-    def starts(self, block: Block, group: dict[str, Any], draw: torch.Generator) -> Tensor | None:
+    def starts(
+        self, block: Block, group: dict[str, Any], draw: torch.Generator, statistics: InputStatistics | None = None
+    ) -> Tensor | None:
         """Return displacements of a row, (K, D), float64, from which a candidate is scored; None for the row itself."""
-        del block, group, draw
+        del block, group, draw, statistics
         return None
 
     def centre(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
@@ -63,13 +66,17 @@ class Subspace(Protocol):
         return None
 
     def settle(self, proposal: Proposal, before: Tensor) -> None:
-        """Bring a block that has just moved to where its next candidates start.
+        """Bring a block that has just moved to where its next candidates start: by default within its bounds.
 
         Args:
             proposal: What has moved.
             before: The first of its parameters as it was.
         """
-        del proposal, before
+        del before
+        low, high = proposal.block.bounds
+        if low > -math.inf or high < math.inf:
+            for parameter in proposal.block.parameters:
+                parameter.clamp_(low, high)
 
 
 def some_axes(dim: int, rank: int, draw: torch.Generator) -> Tensor:

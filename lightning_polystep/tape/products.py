@@ -79,9 +79,31 @@ def _as_rows(change: Tensor, rank: int) -> Tensor:
 def _product_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Result | None:
     """Columns of the output for each candidate: what was recorded plus what its change of the columns adds."""
     shift = frame.shifts.get(made)
-    if shift is None:
+    if shift is not None:
+        return frame.recorded(made)[0] + shift
+    # As a forward pass multiplies, because sums of quantised numbers often lie right on a step.
+    return _columns(frame, made, added, left, right)
+
+
+def _columns(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:
+    """Return a product at the units of candidates, (K, ..., columns); None where it is no such product."""
+    home, given = frame.program.home, frame.tape.values[left].tensor
+    if left in home or frame.program.position(left, frame.program.unit) is not None:
+        return None
+    if right not in home:
         shift = shift_of_units(frame, made, added, left, right)
-    return None if shift is None else frame.recorded(made)[0] + shift
+        return None if shift is None else frame.recorded(made)[0] + shift
+    columns = frame.values[right]  # (K, D, columns)
+    flat = given @ columns.transpose(0, 1).reshape(given.shape[1], -1)
+    out = frame.cut_to_parts(made, flat.reshape(len(given), frame.count, -1).transpose(0, 1))
+    same = (columns == frame.recorded(right)[0]).flatten(1).all(1)
+    if added is not None:
+        own, has_instances = frame.read(added)
+        out = out + (_as_rows(own, 3) if has_instances else own)
+        if added in home:
+            same = same & (own == frame.recorded(added)[0]).flatten(1).all(1)
+    # What changes nothing costs what the step did, to the bit.
+    return torch.where(same[:, None, None], frame.recorded(made)[0], out)
 
 
 def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right: int) -> Tensor | None:

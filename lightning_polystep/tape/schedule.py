@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -36,18 +36,19 @@ class Segment:
             yield from program.operation(tape, step.number).operands
 
 
-def schedule(tape: Tape, program: Program, *, fuse: bool) -> list[Segment]:
+def schedule(tape: Tape, program: Program, *, fuse: bool, shifted: Collection[int] = ()) -> list[Segment]:
     """Order a program's steps.
 
     Args:
         tape: Of the structure that the program was read off.
         program: The program.
         fuse: Whether to make loops of runs of elementwise operations.
+        shifted: Products that are given by what candidates add to them.
     """
     segments: list[Segment] = []
     for key, group in groupby(program.steps, key=_level):
         steps = list(group)
-        for work in partition(tape, program, steps) if fuse and key[0] < 2 else steps:
+        for work in partition(tape, program, steps, shifted) if fuse and key[0] < 2 else steps:
             first = work.steps[0] if isinstance(work, Region) else work
             segments.append(Segment(work, first.stage, key[1], first.sums_samples))
     _release(tape, program, segments)

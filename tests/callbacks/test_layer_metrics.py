@@ -184,3 +184,27 @@ def test_the_strategy_logs_changed_pairs_of_a_stack(tmp_path):
         shares = logger.history[f"polystep/changed_pairs/{name}"]
         assert len(shares) == 4
         assert all(0 < share < 1 for share in shares)
+
+
+class Foreign(pl.LightningModule):
+    """Neurons of another library, or no hard layer at all."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.network = nn.Sequential(*layers)
+
+
+def test_it_says_which_neurons_it_does_not_measure():
+    snntorch = pytest.importorskip("snntorch")
+    callback = LayerMetrics()
+    with pytest.warns(UserWarning, match=r"no spikes of network.1 \(Leaky\), .* convert the network"):
+        callback.on_test_start(None, Foreign(nn.Linear(2, 2), snntorch.Leaky(0.9, init_hidden=True)))
+    callback.on_test_end(None, None)
+
+
+def test_it_says_when_there_is_nothing_to_measure_and_only_once():
+    callback, module = LayerMetrics(), Foreign(nn.Linear(2, 2), nn.ReLU())
+    with pytest.warns(UserWarning, match="no hard layer of this package"):
+        callback.on_test_start(None, module)
+    callback.on_test_start(None, module)
+    callback.on_test_end(None, None)

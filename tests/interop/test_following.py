@@ -67,7 +67,7 @@ def test_what_does_not_count_moves_nothing(case):
     assert not model[0]._forward_pre_hooks
 
 
-@pytest.mark.parametrize("evaluation", ["auto", "loop", "vmap"])
+@pytest.mark.parametrize("evaluation", ["auto", "loop", "tape"])
 def test_all_candidates_of_a_step_have_the_scales_of_its_commit_pass(evaluation):
     model, x, y = network(), torch.randn(32, 6), torch.randint(3, (32,))
     seen = []

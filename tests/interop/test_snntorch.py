@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.interop.snntorch import SnnTorchAdapter
 from tests.helpers.ecosystem import (
     FEATURES,
     Recorded,
@@ -255,3 +256,13 @@ def test_networks_without_it_do_not_import_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["StateLeaky", "LinearLeaky"])
+def test_a_leak_that_its_neuron_never_reads_is_held(kind):
+    sizes = {"channels": 3} if kind == "StateLeaky" else {"in_features": 4, "out_features": 3}
+    module = nn.ModuleDict({"neuron": getattr(snn, kind)(beta=torch.tensor(0.9), learn_beta=True, **sizes)})
+    held = SnnTorchAdapter(module).held()
+    assert list(held) == ["neuron.beta"]
+    assert "never reads it" in held["neuron.beta"]
+    assert SnnTorchAdapter(snn.Leaky(0.9, learn_beta=True)).held() == {}

@@ -6,9 +6,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_polystep.functional import NonDifferentiableError, lif
-from lightning_polystep.layers import LIF
+from lightning_polystep.layers import LIF, RLIF, Synaptic
 from tests.helpers.layers import losses_of_training
 
 
@@ -165,3 +166,15 @@ class SpikingConvolutions(torch.nn.Module):
 def test_a_network_of_spiking_convolutions_learns():
     losses = losses_of_training(SpikingConvolutions())
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("build", [LIF, lambda **given: Synaptic(**given), lambda **given: RLIF(3, **given)])
+def test_a_parameter_that_is_given_stays_the_parameter_that_it_is(build):
+    beta, threshold = nn.Parameter(torch.full((3,), 0.9)), nn.Parameter(torch.ones(3), requires_grad=False)
+    layer = build(beta=beta, threshold=threshold)
+    assert layer.beta is beta
+    assert layer.threshold is threshold
+    assert "beta=tensor[3] (learned)" in repr(layer)
+    assert [name for name, _ in layer.named_parameters() if "recurrent" not in name] == ["beta", "threshold"]
+    # Two layers of one leak share it, as they would in torch.
+    assert build(beta=beta).beta is beta

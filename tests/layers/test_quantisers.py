@@ -87,3 +87,8 @@ def test_a_wide_range_has_one_code_more_below():
     assert wide.levels(torch.float32).tolist() == [-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
     assert "narrow_range=False" in str(wide)
     assert QuantActivation(3, signed=True, scale=1.0)(x).tolist() == [-3.0, -3.0, -3.0, -3.0, 3.0, 3.0]
+
+
+def test_a_scale_that_is_a_parameter_is_refused():
+    with pytest.raises(ValueError, match="scale is a buffer, which training leaves alone"):
+        QuantActivation(scale=torch.nn.Parameter(torch.tensor(0.5)))

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from lightning_polystep import Engine, PolyStep
 from lightning_polystep.layers import QuantLinear
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import generator
 from lightning_polystep.sites import update_statistics
 from lightning_polystep.subspaces import SUBSPACES, FlipSubspace, particle_dim
+from models import BinaryMLP
 
 SUBSPACE = FlipSubspace()
 GROUP = {"probe_radius": 0.3, "particle_dim": 4}
@@ -59,6 +62,37 @@ def test_the_starts_are_biases_whose_root_mean_square_is_the_radius():
     assert abs(float(starts[:, -1].mean())) < 0.02
     one = SUBSPACE.starts(block(), GROUP, draw())[:, -1]
     assert bool((one.diff() > 0).all())
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 28.0])
+@pytest.mark.parametrize("size", [1.0, 0.1])
+def test_the_radius_is_in_units_of_the_pre_activation(scale, size):
+    flips = block()
+    flips.site.weight_scale = torch.full_like(flips.site.weight_scale, scale)
+    rows = size * (torch.rand(200, flips.dim - 1).round() * 2 - 1)
+    rows = torch.cat([rows, torch.ones(200, 1)], 1).double()
+    starts = SUBSPACE.starts(flips, GROUP, draw(), update_statistics(None, rows.T @ rows / 200))
+    expected = SUBSPACE.starts(flips, GROUP, draw()) * scale * size * (flips.dim - 1) ** 0.5
+    torch.testing.assert_close(starts, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1 / 16, 8.0, 64.0])
+def test_a_network_of_another_weight_scale_learns_the_same(factor):
+    def trained(scale):
+        torch.manual_seed(0)
+        network = BinaryMLP((16, 8, 3))
+        network[2].weight_scale *= scale
+        with torch.no_grad():
+            network[2].weight *= scale
+        x = torch.rand(64, 16)
+        y = x[:, :3].argmax(1)
+        engine = Engine(network, PolyStep(network.parameters(), seed=0, subspace="flips"), announce=None)
+        for _ in range(8):
+            engine.step(lambda: cross_entropy(network(x), y))
+        return network[2].weight.detach() / scale, network[4].weight.detach()
+
+    for one, other in zip(trained(1.0), trained(factor), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_without_a_bias_a_row_is_scored_where_it_is():

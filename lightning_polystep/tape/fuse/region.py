@@ -7,7 +7,7 @@ written out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -91,13 +91,16 @@ class Region:
     outputs: dict[int, list[Symbol]] = field(default_factory=dict)
 
 
-def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[Step | Region]:
+def partition(
+    tape: Tape, program: Program, steps: Sequence[Step], shifted: Collection[int] = ()
+) -> Iterator[Step | Region]:
     """Cut steps of one stage and level into regions and single operations, in an order in which they can run.
 
     Args:
         tape: Of a step.
         program: Read off it.
         steps: Some of its steps, whose operands from outside are there.
+        shifted: Products of stage ``UNIT``, by what they make, that are given by what candidates add to them.
     """
     remaining = list(steps)
     made_inside = {o for step in steps for o in tape.operations[step.number].outputs}
@@ -109,7 +112,9 @@ def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[S
         return all(index not in made_inside or index in done or index in more for index in operands)
 
     while remaining:
-        single = next((s for s in remaining if not _fusable(tape, program, s, times) and ready(s, set())), None)
+        single = next(
+            (s for s in remaining if not _fusable(tape, program, s, times, shifted) and ready(s, set())), None
+        )
         if single is not None:
             yield single
             remaining.remove(single)
@@ -118,7 +123,7 @@ def partition(tape: Tape, program: Program, steps: Sequence[Step]) -> Iterator[S
         run: list[Step] = []
         inside: set[int] = set()
         for step in remaining:
-            if _fusable(tape, program, step, times) and ready(step, inside):
+            if _fusable(tape, program, step, times, shifted) and ready(step, inside):
                 run.append(step)
                 inside |= {o for o in tape.operations[step.number].outputs if o is not None}
         taken = {id(step) for step in run}
@@ -149,7 +154,7 @@ def _written_out(tape: Tape, program: Program, steps: Sequence[Step]) -> set[int
     return labels
 
 
-def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
+def _fusable(tape: Tape, program: Program, step: Step, times: set[int], shifted: Collection[int]) -> bool:
     operation = program.operation(tape, step.number)
     packet = getattr(operation.function, "overloadpacket", None)
     if step.sums_samples or step.stage == Stage.WHOLE or program.unit is None:
@@ -158,7 +163,7 @@ def _fusable(tape: Tape, program: Program, step: Step, times: set[int]) -> bool:
     of_parameters = any(o is not None and program.position(o, program.sample) is None for o in operation.outputs)
     if packet in _PRODUCTS or (step.stage == Stage.UNIT and of_parameters):
         simple = packet in _PRODUCTS and _is_simple_product(program, step, operation, times)
-        return simple and not (step.stage == Stage.UNIT and of_parameters)
+        return simple and (step.stage != Stage.UNIT or operation.outputs[0] in shifted)
     mixed = {
         label
         for index, positions in zip(operation.operands, program.flows[step.number].mixed, strict=False)
