@@ -350,8 +350,10 @@ def _repeats(tier: Tier, probe: Probe) -> bool:
         again = probe.loss()
     except Exception:
         return False
+    if not bool(torch.isfinite(again)):
+        return True  # no loss at all may be what the step says of a candidate
     relative, absolute = _AGREEMENT
-    return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute, equal_nan=True)
+    return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute)
 
 
 def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:

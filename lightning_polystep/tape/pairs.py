@@ -30,7 +30,8 @@ def pairs_of(units: Frame, exits: list[int]) -> Frame:
         units: Of stage ``UNIT``.
         exits: Values of earlier stages that are read from now on.
     """
-    signature = _signatures(units, exits)
+    # Kinds are told apart by a loop of numba, which reads the memory of the processor.
+    signature = _signatures(units, exits) if units.candidates.device.type == "cpu" else None
     if signature is None:
         return _all_pairs(units, exits)
     new, old, groups = signature[0], signature[1], units.units
