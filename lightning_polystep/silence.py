@@ -137,6 +137,8 @@ def listening(module: nn.Module) -> Iterator[dict[str, Heard]]:
     heard: dict[str, Heard] = {}
     with ExitStack() as hooks:
         for name, part in _audible(module):
+            if isinstance(part, torch.jit.ScriptModule):  # compiled code asks no hooks
+                continue
             hooks.callback(part.register_forward_hook(_hearing(name, heard), with_kwargs=True).remove)
         yield heard
 

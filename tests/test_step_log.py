@@ -5,7 +5,7 @@ import pytest
 from lightning_polystep import PolyStepStrategy
 from tests.helpers.boring import Boring, CountingLogger, loader, polystep, trainer
 
-FIGURES = {"candidates", "cost_spread", "effective_vertices", "flat_rows", "step_norm", "skipped"}
+FIGURES = {"candidates", "cost_spread", "effective_vertices", "flat_rows", "step_norm", "skipped", "marginal_error"}
 
 
 @pytest.mark.parametrize("per_block", [False, True])

@@ -14,6 +14,7 @@ from lightning_polystep.interop.adapters import Adapter
 from lightning_polystep.layers.following import frozen_scales, scales_are_frozen
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.layers.quantisers import QuantActivation
+from lightning_polystep.tape.pause import unrecorded
 
 # As Brevitas averages its statistics, and Calibrate's percentile.
 _MOMENTUM = 0.1
@@ -67,12 +68,13 @@ class FollowingScales(Adapter):
         def measure(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             if scales_are_frozen() or not quantiser.training or not inputs or not quantiser.calibrated:
                 return
-            values = inputs[0].detach().flatten()
-            values = values[:: max(1, len(values) // _MOST_VALUES)]
-            if bool(values.isfinite().any()):
-                scale = activation_scale(values, quantiser.bits, quantiser.signed, _PERCENTILE)
-                # Called several times in a pass, as over time steps: the widest call counts.
-                quantiser.next_scale = torch.maximum(quantiser.next_scale, scale.to(quantiser.next_scale))
+            with unrecorded():
+                values = inputs[0].detach().flatten()
+                values = values[:: max(1, len(values) // _MOST_VALUES)]
+                if bool(values.isfinite().any()):
+                    scale = activation_scale(values, quantiser.bits, quantiser.signed, _PERCENTILE)
+                    # Called several times in a pass, as over time steps: the widest call counts.
+                    quantiser.next_scale = torch.maximum(quantiser.next_scale, scale.to(quantiser.next_scale))
 
         return measure
 

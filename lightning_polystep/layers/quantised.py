@@ -17,6 +17,7 @@ from lightning_polystep.functional.quantisers import (
 )
 from lightning_polystep.layers.following import scales_are_frozen
 from lightning_polystep.layers.quantisers import QuantActivation
+from lightning_polystep.tape.pause import unrecorded
 
 
 class QuantisedWeight(nn.Module):
@@ -54,7 +55,8 @@ class QuantisedWeight(nn.Module):
         """With ``follow``, set the scales from the weights as they are now, unless candidates are being scored."""
         # Weights of many candidates at once, as of a user's own vmap, have no one scale to remember.
         if self.follow and not scales_are_frozen() and not torch._C._functorch.is_batchedtensor(self.weight):
-            self.calibrate_weight()
+            with unrecorded():  # of a step's scales candidates see what the step itself has set
+                self.calibrate_weight()
 
     def _quantise(
         self,

@@ -1,3 +1,7 @@
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore:Nothing trains what lies before a silent layer")  # random images, few steps
 def test_every_sweep_has_points_tiers_and_an_exponent(quick, tmp_path):
     results = quick("scaling", "--plot", tmp_path / "picture.png")
     for name in ("batch", "units", "rank", "num_steps", "depth"):
