@@ -168,7 +168,7 @@ def test_a_network_of_spiking_convolutions_learns():
     assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("build", [LIF, lambda **given: Synaptic(**given), lambda **given: RLIF(3, **given)])
+@pytest.mark.parametrize("build", [LIF, Synaptic, lambda **given: RLIF(3, **given)])
 def test_a_parameter_that_is_given_stays_the_parameter_that_it_is(build):
     beta, threshold = nn.Parameter(torch.full((3,), 0.9)), nn.Parameter(torch.ones(3), requires_grad=False)
     layer = build(beta=beta, threshold=threshold)
