@@ -46,4 +46,7 @@ def providers_of(
         return [tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
-    return [*own, *added, Provider("as part of a stack", recognised.offer), tape, loop]
+    # Of a module that does not say that it is a stack nobody needs to read that it is none.
+    says_so = hasattr(module, "network") and hasattr(module, "criterion")
+    stack = [Provider("as part of a stack", recognised.offer)] if says_so else []
+    return [*own, *added, *stack, tape, loop]

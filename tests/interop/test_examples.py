@@ -13,6 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), fl
 
 
 @pytest.mark.parametrize(("library", "block"), [("snntorch", BLOCKS[0]), ("brevitas", BLOCKS[1])])
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 def test_it_runs_and_the_loss_falls(library, block, monkeypatch, tmp_path):
     pytest.importorskip(library, reason=f"{library} is not installed")
     monkeypatch.chdir(tmp_path)
