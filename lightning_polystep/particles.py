@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,18 @@ class InputStatistics:
     doubted: int = 0
 
 
+class Loudness(NamedTuple):
+    """Rows whose pre-activations are far too large.
+
+    Args:
+        factors: How many times wider each row is probed for that, shape (rows,), at least 1.
+        outward: In which direction its pre-activations grow, shape (rows, D).
+    """
+
+    factors: Tensor
+    outward: Tensor
+
+
 @dataclass
 class Proposal:
     """The candidates of one block in one step.
@@ -139,6 +151,8 @@ class Proposal:
             each displaced by one of them as well. None for one that is zero.
         centre: What the inputs are on the mean, shape (D - 1,): biases move along with weights, by
             :func:`~lightning_polystep.centring.bias_shifts`. None where they move on their own only.
+        louder: By what loudness has widened the reach of each row, shape (R,); None for 1.
+        outward: In which direction a row's pre-activations grow, shape (R, D); None where no row is loud.
     """
 
     block: Block
@@ -150,6 +164,8 @@ class Proposal:
     mirrored: bool = False
     starts: Tensor | None = None
     centre: Tensor | None = None
+    louder: Tensor | None = None
+    outward: Tensor | None = None
 
     @property
     def vertices_per_row(self) -> int:

@@ -101,21 +101,23 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     if most_rows is not None and most_rows < len(rows):
         rows = rows[torch.randperm(len(rows), generator=draw)[:most_rows].sort().values]
     loudness = subspace.loudness(block, statistics)
-    if loudness is not None:
-        reach = loudness if reach is None else reach * loudness
     starts, centre = subspace.starts(block, group, draw, statistics), subspace.centre(block, statistics)
     parameter = block.parameters[0]
     rows = rows.to(parameter.device)
+    own = parameter.new_ones(len(rows)) if reach is None else reach[rows].to(parameter)
+    louder = None if loudness is None else torch.maximum(own, loudness.factors[rows].to(parameter)) / own
     return Proposal(
         block=block,
         rows=rows,
-        reach=parameter.new_ones(len(rows)) if reach is None else reach[rows].to(parameter),
+        reach=own if louder is None else own * louder,
         directions=directions.to(parameter),
         particle_dim=dim,
         probe_radius=subspace.probe_radius(group),
         mirrored=polytope.mirrored,
         starts=None if starts is None else starts.to(parameter),
         centre=None if centre is None else centre.to(parameter),
+        louder=louder,
+        outward=None if loudness is None else loudness.outward[rows].to(parameter),
     )
 
 
@@ -264,7 +266,8 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
     .. math:: \Delta_i = \sqrt d\, r_i \sum_v W_{iv}\, B R v
 
     The factor :math:`\sqrt d` (d the particle's dimension) makes the step radius independent of d; a row that was
-    probed :math:`r_i` times wider moves as much wider.
+    probed :math:`r_i` times wider moves as much wider. If it was so because it is loud, it does only where that makes
+    it less so: steps in proportion to a row's size would else let it grow without end.
 
     Args:
         proposal: The candidates.
@@ -278,4 +281,8 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
         half = directions.shape[1] // 2
         directions, weights = directions[:, :half], weights[..., :half] - weights[..., half:]
     barycentre = torch.einsum("rgv,gvD->rD", weights, directions)
-    return math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre
+    moved = math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre
+    if proposal.louder is None or proposal.outward is None:
+        return moved
+    grows = (moved * proposal.outward).sum(1, keepdim=True) > 0
+    return torch.where(grows, moved / proposal.louder[:, None], moved)

@@ -228,7 +228,7 @@ def test_a_regression_on_a_table_as_it_comes():
     trained(network, x[::2], y[::2], functional.mse_loss, 300)
     with torch.no_grad():
         rest = float(functional.mse_loss(network(x[1::2]), y[1::2]) / y[1::2].var())
-    assert rest < 0.75  # least squares leaves 0.53
+    assert rest < 0.85  # least squares leaves 0.53
 
 
 @pytest.mark.parametrize("scale", [255.0, 1e-2])

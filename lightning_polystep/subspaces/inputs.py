@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.input_units import own_units
-from lightning_polystep.particles import Block, InputStatistics
+from lightning_polystep.particles import Block, InputStatistics, Loudness
 from lightning_polystep.polytopes import haar_frame
 from lightning_polystep.subspaces.protocol import Subspace
 
@@ -25,7 +25,7 @@ _ROUNDING_FLOOR = 1e-6
 # The basis is taken anew when the moment has moved by more than this. The moment of pixels does so in the first ten
 # batches only (an eigh of 785 x 785 takes as long as half a step), that of the spikes behind every ten steps or so.
 _MOST_DRIFT = 0.03
-# Root mean square of pre-activations above which a row is probed wider. Those of networks on MNIST end below it.
+# Root mean square of pre-activations above which a row is probed wider, if that of the inputs is as large.
 _LOUD = 10.0
 
 
@@ -66,7 +66,7 @@ class InputSubspace(Subspace):
         frame = haar_frame(whitened.shape[1], rank, draw)
         return whitened @ frame.to(whitened.device)
 
-    def loudness(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
+    def loudness(self, block: Block, statistics: InputStatistics | None) -> Loudness | None:
         r"""Return how many times wider rows are probed whose pre-activations are far larger than 1.
 
         With R the root mean square of a row's pre-activations, :math:`\max(1, \min((R / 10)^3, R))`: weights that were
@@ -74,16 +74,17 @@ class InputSubspace(Subspace):
         where only the bias is large, because then somebody has set it, as to close a way.
         """
         moment = _known(statistics).moment
-        rows = block.join([parameter.detach() for parameter in block.parameters]).to(moment)
-        # No row can be louder than this, and hardly any is as loud.
-        if bool(rows.square().sum(1).max() * moment.trace() <= _LOUD**2):
+        if bool(moment.trace() <= _LOUD**2 * len(moment)):  # the product below takes as long as a part of a step
             return None
-        squares = ((rows @ moment) * rows).sum(1)
+        rows = block.join([parameter.detach() for parameter in block.parameters]).to(moment)
+        outward = rows @ moment
+        squares = (outward * rows).sum(1)
         if block.has_bias:
             weights = rows[:, :-1]
             squares = torch.minimum(squares, ((weights @ moment[:-1, :-1]) * weights).sum(1))
         sizes = squares.clamp(min=0).sqrt()
-        return torch.minimum((sizes / _LOUD).pow(3), sizes).clamp(min=1.0)
+        factors = torch.minimum((sizes / _LOUD).pow(3), sizes).clamp(min=1.0)
+        return Loudness(factors, outward) if bool((factors > 1).any()) else None
 
     def _whitened(self, block: Block, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
         own = None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.particles import Block, InputStatistics, Loudness, Proposal
 
 
 class Subspace(Protocol):
@@ -48,8 +48,8 @@ class Subspace(Protocol):
         """Return by what the columns of B are multiplied for a candidate."""
         return float(group["probe_radius"])
 
-    def loudness(self, block: Block, statistics: InputStatistics | None) -> Tensor | None:
-        """Return how many times wider than normal each row is probed because of its size, (rows,); None for 1."""
+    def loudness(self, block: Block, statistics: InputStatistics | None) -> Loudness | None:
+        """Return how many times wider than normal each row is probed because of its size; None for 1."""
         del block, statistics
         return None
 
