@@ -16,8 +16,7 @@ from lightning_polystep.layers.moe import HardMoE
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.layers.quantisers import QuantActivation
 from lightning_polystep.silence import listening, silent
-from lightning_polystep.sites import is_recording
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.sites import looking_on
 
 # From this pass on, and at each twice as late, layers are looked at again: training has moved something by then.
 _FIRST_LATER_PASS = 8
@@ -132,26 +131,24 @@ def _counting(module: nn.Module) -> Iterator[_Counts]:
 def _clipping(name: str, quantiser: QuantActivation, counts: _Counts) -> Callable[..., None]:
     high = code_range(quantiser.bits, quantiser.signed)[1]
 
+    @looking_on
     def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not (is_recording() and inputs and isinstance(inputs[0], Tensor) and quantiser.calibrated):
+        if not (inputs and isinstance(inputs[0], Tensor) and quantiser.calibrated):
             return
-        with unrecorded():
-            values = inputs[0].detach()
-            values = values.abs() if quantiser.signed else values
-            known, total = counts.values.get(name, (0, 0))
-            beyond = (values > (high + 0.5) * quantiser.scale).sum()
-            counts.values[name] = (known + beyond, total + values.numel())
+        values = inputs[0].detach()
+        values = values.abs() if quantiser.signed else values
+        known, total = counts.values.get(name, (0, 0))
+        beyond = (values > (high + 0.5) * quantiser.scale).sum()
+        counts.values[name] = (known + beyond, total + values.numel())
 
     return hook
 
 
 def _routing(name: str, experts: int, counts: _Counts) -> Callable[..., None]:
+    @looking_on
     def hook(_router: nn.Module, _inputs: Any, scores: Tensor) -> None:
-        if not is_recording():
-            return
-        with unrecorded():
-            load = torch.bincount(scores.detach().argmax(-1).flatten(), minlength=experts)
-            counts.loads[name] = counts.loads.get(name, torch.zeros_like(load)) + load
+        load = torch.bincount(scores.detach().argmax(-1).flatten(), minlength=experts)
+        counts.loads[name] = counts.loads.get(name, torch.zeros_like(load)) + load
 
     return hook
 

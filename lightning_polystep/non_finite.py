@@ -14,8 +14,7 @@ from lightning_polystep.interop.adapters import comes_from
 from lightning_polystep.layers import ArgmaxAttention, HardMoE, SlotArgmaxAttention, StepFunction
 from lightning_polystep.layers.lif import SpikingNeuron
 from lightning_polystep.layers.quantised import QuantisedWeight
-from lightning_polystep.sites import is_recording
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.sites import looking_on
 
 _HARD = (SpikingNeuron, StepFunction, QuantisedWeight, ArgmaxAttention, SlotArgmaxAttention, HardMoE)
 
@@ -72,10 +71,9 @@ def noticing(module: nn.Module) -> Iterator[HardInputs]:
     seen = HardInputs()
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        @looking_on
         def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if is_recording():
-                with unrecorded():
-                    seen.add(name, inputs)
+            seen.add(name, inputs)
 
         return hook
 

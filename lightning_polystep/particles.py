@@ -90,6 +90,20 @@ class Block:
         """Return tensors of the parameters' shapes as one (rows x dim) tensor: the inverse of :meth:`split`."""
         return torch.cat([tensor.reshape(self.rows, -1) for tensor in tensors], dim=1)
 
+    def with_displaced(self, rows: Tensor, displacements: Tensor) -> list[Tensor]:
+        """Return what the parameters are for each candidate, which moves one row of them.
+
+        Args:
+            rows: The row of each candidate, shape (K,).
+            displacements: By how much it moves, shape (K, dim).
+
+        Returns:
+            One tensor for each parameter, shape (K, ...).
+        """
+        whole = self.join([parameter.detach() for parameter in self.parameters]).repeat(len(rows), 1, 1)
+        whole[torch.arange(len(rows), device=rows.device), rows] += displacements
+        return self.split(whole)
+
 
 @dataclass
 class InputStatistics:

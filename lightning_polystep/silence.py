@@ -12,8 +12,7 @@ from torchmetrics import Metric
 
 from lightning_polystep.interop.adapters import comes_from
 from lightning_polystep.layers.lif import SpikingNeuron
-from lightning_polystep.sites import is_recording
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.sites import looking_on
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Their outputs are no one's silence: real numbers of weights, gains that may well start at 0, losses.
@@ -194,13 +193,13 @@ def _audible(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _hearing(name: str, heard: dict[str, Heard]) -> Callable[..., None]:
+    @looking_on
     def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         inputs, outputs = first_tensor([*args, *named.values()]), first_tensor(output)
-        if is_recording() and inputs is not None and outputs is not None:
+        if inputs is not None and outputs is not None:
             each = heard.setdefault(name, Heard(name, module))
-            with unrecorded():
-                each.inputs.add(inputs)
-                each.outputs.add(outputs)
+            each.inputs.add(inputs)
+            each.outputs.add(outputs)
 
     return hook
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import wraps
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +163,25 @@ def is_recording() -> bool:
     return _recording.get()
 
 
+Hook = ParamSpec("Hook")
+
+
+def looking_on(hook: Callable[Hook, None]) -> Callable[Hook, None]:
+    """Have a hook of a layer see the step only, and no probe; what it computes itself is on no tape.
+
+    Args:
+        hook: Of torch; it returns nothing, so that it changes nothing.
+    """
+
+    @wraps(hook)
+    def look(*args: Hook.args, **named: Hook.kwargs) -> None:
+        if is_recording():
+            with unrecorded():
+                hook(*args, **named)
+
+    return look
+
+
 @dataclass
 class Observation:
     """What a commit pass has shown so far.
@@ -263,23 +283,20 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
     seen = Observation()
 
     def on_input(block: Block) -> Callable[..., None]:
+        @looking_on
         def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
-            if not is_recording():
-                return
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
             if wanted and block.learns_inputs and inputs is not None and _fits(site, inputs):
-                with unrecorded():
-                    seen.record(block, site, inputs)
+                seen.record(block, site, inputs)
 
         return hook
 
     def on_lookup(block: Block) -> Callable[..., None]:
+        @looking_on
         def hook(_table: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if is_recording():
-                with unrecorded():
-                    seen.ask(block, asked_for(args, named))
+            seen.ask(block, asked_for(args, named))
 
         return hook
 

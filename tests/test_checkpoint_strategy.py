@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import Boring, loader, polystep, trainer
+from tests.helpers.boring import Boring, ByHand, loader, polystep, trainer
 
 REPLACED = pytest.mark.filterwarnings("ignore:configure_optimizers returned .*, which needs gradients")
 
@@ -24,16 +24,8 @@ class Noisy(Boring):
         torch.manual_seed(torch.seed())  # nothing may hang on the global generator
 
 
-class ManualNoisy(Noisy):
-    def __init__(self, optimizer=polystep):
-        super().__init__(optimizer)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
+class ManualNoisy(ByHand, Noisy):
+    pass
 
 
 def scheduled(module):

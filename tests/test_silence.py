@@ -1,5 +1,7 @@
 """Silent layers are found by name, whatever library they come from, and nothing else is called silent."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from lightning_polystep.layers import LIF, RLIF, Heaviside, QuantActivation, Sign, SpikeCount, Staircase, TimeFirst
 from lightning_polystep.silence import first_tensor, listening, silent
 from lightning_polystep.sites import not_recording
+from lightning_polystep.tape import Recorder
 
 X = torch.rand(64, 8)
 
@@ -207,3 +210,15 @@ def test_norse():
 def test_spikingjelly():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     assert said(behind(neuron.LIFNode(v_threshold=50.0))) == ["'1' (LIFNode) never fires"]
+
+
+def test_who_listens_is_not_on_the_tape():
+    """Or the tape of the first steps would be another than that of all others, and be read a second time."""
+    network = behind(nn.ReLU())
+
+    def tape(listens):
+        with torch.no_grad(), Recorder() as recorder, listening(network) if listens else nullcontext():
+            network(X)
+        return recorder.tape.key
+
+    assert tape(True) == tape(False)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from lightning_polystep import PolyStep
 from lightning_polystep.results import parameters_sha256
-from tests.helpers.boring import Boring, loader, polystep, separable, trainer
+from tests.helpers.boring import Boring, BoringByHand, loader, polystep, separable, trainer
 from tests.helpers.resume import Hashes
 
 REPLACED = pytest.mark.filterwarnings("ignore:configure_optimizers returned .*, which needs gradients")
@@ -35,18 +35,6 @@ class Replace(pl.Callback):
             (trainer if self.how == "trainer" else trainer.strategy).optimizers = [optimizer]
 
 
-class ByHand(Boring):
-    def __init__(self, make=polystep):
-        super().__init__(make)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
-
-
 def fitted(tmp_path, module, callbacks=(), **options):
     run = trainer(tmp_path, callbacks=list(callbacks), **{"max_epochs": 2, **options})
     run.fit(module, loader())
@@ -55,7 +43,7 @@ def fitted(tmp_path, module, callbacks=(), **options):
 
 
 @REPLACED
-@pytest.mark.parametrize("kind", [Boring, ByHand])
+@pytest.mark.parametrize("kind", [Boring, BoringByHand])
 @pytest.mark.parametrize("how", ["trainer", "strategy", "in place"])
 @pytest.mark.parametrize("make", [polystep, adam], ids=["PolyStep", "Adam"])
 def test_an_optimizer_put_in_at_the_start_trains_as_if_returned(tmp_path, kind, how, make):
@@ -102,7 +90,7 @@ def test_saving_before_a_replaced_optimizer_has_made_a_step(tmp_path):
 
 
 def test_a_module_may_replace_it_in_its_own_step(tmp_path):
-    class Phases(ByHand):
+    class Phases(BoringByHand):
         """Goes on with a smaller radius in the middle of an epoch."""
 
         def training_step(self, batch, batch_idx):
@@ -111,7 +99,7 @@ def test_a_module_may_replace_it_in_its_own_step(tmp_path):
             super().training_step(batch, batch_idx)
 
     seen = Hashes()
-    run, _ = fitted(tmp_path, Phases(), [seen], max_epochs=1)
+    run, _ = fitted(tmp_path, Phases(polystep), [seen], max_epochs=1)
     assert run.optimizers[0].param_groups[0]["lr"] == 0.01
     assert len(set(seen.seen)) >= 7, "at most the batch that replaced it may have moved nothing"
 

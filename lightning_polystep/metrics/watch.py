@@ -25,8 +25,7 @@ from lightning_polystep.metrics.quantised import ClipFraction, CodeUtilisation
 from lightning_polystep.metrics.spiking import DeadNeuronFraction, SaturatedNeuronFraction, SpikeRate
 from lightning_polystep.metrics.staircase import LevelOccupancy
 from lightning_polystep.metrics.synaptic import SYNAPTIC, SynapticOperations
-from lightning_polystep.sites import is_recording
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.sites import looking_on
 
 # The layers that have figures of their own.
 MEASURED = (
@@ -249,11 +248,12 @@ class LayerWatch:
     def _after(self, layer: nn.Module, hook: Callable[[Tensor, Any, dict[str, Any]], None]) -> None:
         """Call the hook with a layer's first input, its output and its named arguments, but not during probes."""
 
+        @looking_on
+        @torch.no_grad()
         def after(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else next(iter(named.values()), None)
-            if isinstance(inputs, Tensor) and is_recording():
-                with torch.no_grad(), unrecorded():
-                    hook(inputs, output, named)
+            if isinstance(inputs, Tensor):
+                hook(inputs, output, named)
 
         self._hooks.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from lightning_polystep.particles import Block, Proposal
@@ -50,10 +49,7 @@ class ManyTier(Tier):
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
         block = proposal.block
         rows, displacements = proposal.displacements(start, stop)
-        incumbent = block.join([parameter.detach() for parameter in block.parameters])
-        candidates = incumbent.repeat(len(rows), 1, 1)
-        candidates[torch.arange(len(rows), device=rows.device), rows] += displacements
-        named = dict(zip(block.parameter_names, block.split(candidates), strict=True))
+        named = dict(zip(block.parameter_names, block.with_displaced(rows, displacements), strict=True))
         losses = probe.run(lambda: self._evaluate_many(named))
         if losses.shape != (len(rows),):
             raise ValueError(f"evaluate_many returned shape {tuple(losses.shape)} for {len(rows)} candidates.")

@@ -325,13 +325,13 @@ def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial
     """
     near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
     relative, absolute = _AGREEMENT
-    worst = 0.0
+    worst, loss = 0.0, probe.loss()
     for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
         try:
-            fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier.exact(), LoopTier()))
+            fast, slow = (_all_losses(each, trial, probe) for each in (tier.exact(), LoopTier()))
         except Exception:
             return None
-        moved = ~torch.isclose(slow, probe.loss(), rtol=relative, atol=absolute)
+        moved = ~torch.isclose(slow, loss, rtol=relative, atol=absolute)
         off = ~torch.isclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True)
         worst = max(worst, float(off.sum()) / max(1, int((moved | off).sum())))
     return worst if worst <= _MOST_FLIPPED else None
@@ -363,7 +363,7 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     """
     exact = tier.exact()
     try:
-        fast, slow = (score_by(each, trial, probe, 0, trial.candidates) for each in (exact, LoopTier()))
+        fast, slow = (_all_losses(each, trial, probe) for each in (exact, LoopTier()))
     except Exception as error:
         return _first_line(error)
     relative, absolute = _AGREEMENT
@@ -372,12 +372,16 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
 
 
+def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:
+    return score_by(tier, trial, probe, 0, trial.candidates)
+
+
 def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> list[str]:
     """Return what a tier approximates, and by how much its costs are off; nothing where it is exact."""
     if not tier.approximation():
         return []
     trial = propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS)
-    costs, exact = (score_by(each, trial, probe, 0, trial.candidates) for each in (tier, tier.exact()))
+    costs, exact = (_all_losses(each, trial, probe) for each in (tier, tier.exact()))
     off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)
     return [f"{tier.approximation()}, costs off by {100 * float(off):.2g} % of their spread"]
 

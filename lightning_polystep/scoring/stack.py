@@ -19,8 +19,7 @@ from lightning_polystep.layers import Sliced
 from lightning_polystep.layers.sliced import Rows
 from lightning_polystep.scoring.importance import Selection, output_errors, select_samples
 from lightning_polystep.scoring.tier import NotOfferedError
-from lightning_polystep.sites import is_recording
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.sites import looking_on
 
 # Samples of a pass that are recomputed to see that nothing but the layers made it, and how far a product may be off.
 _CHECKED_SAMPLES = 32
@@ -320,29 +319,26 @@ def capturing(stack: Stack, into: Capture) -> Iterator[None]:
     """
     into.clear()
 
+    @looking_on
     def on_network(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if is_recording() and isinstance(network, Sliced):
+        if isinstance(network, Sliced):
             into.slice_size = network.slice_size(*args, **named)
             into.rows = Rows(0 if into.slice_size is None else len((*args, *named.values())[0]))
 
+    @looking_on
     def on_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if not is_recording():
-            return
-        with unrecorded():
-            into.linear_calls += 1
-            if into.slice_size is None or module is stack.linears[0]:
-                # Currents that change from step to step, (T, N, D), are large themselves.
-                reserved = output.ndim == 2 and len(output) <= into.rows.room
-                into.inputs.append(args[0].detach())
-                into.currents.append(into.rows.add(output) if reserved else output.detach())
+        into.linear_calls += 1
+        if into.slice_size is None or module is stack.linears[0]:
+            # Currents that change from step to step, (T, N, D), are large themselves.
+            reserved = output.ndim == 2 and len(output) <= into.rows.room
+            into.inputs.append(args[0].detach())
+            into.currents.append(into.rows.add(output) if reserved else output.detach())
 
+    @looking_on
     def on_criterion(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not is_recording():
-            return
-        with unrecorded():
-            arguments = dict(zip(("input", "target"), args, strict=False)) | named
-            into.scores, into.targets = arguments["input"].detach(), arguments["target"].detach()
-            into.calls += 1
+        arguments = dict(zip(("input", "target"), args, strict=False)) | named
+        into.scores, into.targets = arguments["input"].detach(), arguments["target"].detach()
+        into.calls += 1
 
     with ExitStack() as hooks:
         hooks.callback(stack.network.register_forward_pre_hook(on_network, with_kwargs=True).remove)

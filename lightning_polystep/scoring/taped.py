@@ -197,8 +197,8 @@ class TapeTier(Tier):
     block: Block
     recording: Recording
     parts: int = 1
-    _checked: list[Program] = field(default_factory=list, init=False, repr=False)
-    _refused: list[Program] = field(default_factory=list, init=False, repr=False)
+    _checked: set[Program] = field(default_factory=set, init=False, repr=False)
+    _refused: set[Program] = field(default_factory=set, init=False, repr=False)
 
     name: ClassVar[str] = "tape"
     reads_tape: ClassVar[bool] = True
@@ -234,9 +234,9 @@ class TapeTier(Tier):
     def _check_loops(self, script: Script, losses: Tensor, plain: Tensor) -> None:
         """Compare loops with the operations that they stand for, once."""
         if torch.allclose(losses, plain, rtol=1e-4, atol=1e-6, equal_nan=True):
-            self._checked.append(script.program)
+            self._checked.add(script.program)
             return
-        self._refused.append(script.program)
+        self._refused.add(script.program)
         off = float((losses - plain).abs().max())
         warnings.warn(
             f"{self.block.name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, "
@@ -293,18 +293,16 @@ class TapeTier(Tier):
         """Yield what the parameters are for each candidate: their row, or all of them."""
         block, tape = self.block, self.recording.taken()
         rows, displacements = proposal.displacements_of(candidates)
+        places = [tape.leaves.get(id(parameter)) for parameter in block.parameters]
+        if program.unit is None:
+            whole = block.with_displaced(rows, displacements)
+            yield from ((index, each) for index, each in zip(places, whole, strict=True) if index is not None)
+            return
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
-        for parameter, change in zip(block.parameters, displacements.split(widths, dim=1), strict=True):
-            index = tape.leaves.get(id(parameter))
-            if index is None:
-                continue
-            value = tape.values[index].tensor
-            if program.unit is not None:
+        for index, change in zip(places, displacements.split(widths, dim=1), strict=True):
+            if index is not None:
+                value = tape.values[index].tensor
                 yield index, value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
-            else:
-                flat = value.reshape(block.rows, -1).repeat(len(rows), 1, 1)
-                flat[torch.arange(len(rows), device=rows.device), rows] += change
-                yield index, flat.reshape(len(rows), *value.shape)
 
     def exact(self) -> TapeTier:
         """Return the tier that scores every direction on all samples."""

@@ -186,26 +186,15 @@ def reduced(site: Site) -> Flow:
     return Flow((out,) * len(site.shapes), (frozenset(gone),))
 
 
-@flows(aten.nll_loss_forward)
-def log_likelihoods(site: Site) -> Flow:
-    """The score of the right class, per sample."""
+@flows(aten.nll_loss_forward, aten.multi_margin_loss)
+def per_sample(site: Site) -> Flow:
+    """A number for each sample, from its scores."""
     scores, target = site.operands[0], site.operands[1]
     if len(scores) != 2 or not site.labels.unify(scores[0], target[0]):
         return opaque(site)
     mixed = site.nothing()
     mixed[0] = frozenset({1})
     return Flow(((scores[0],), *[() for _ in site.shapes[1:]]), tuple(mixed))
-
-
-@flows(aten.multi_margin_loss)
-def margins(site: Site) -> Flow:
-    """A number per sample, from all of its scores."""
-    scores, target = site.operands[0], site.operands[1]
-    if len(scores) != 2 or not site.labels.unify(scores[0], target[0]):
-        return opaque(site)
-    mixed = site.nothing()
-    mixed[0] = frozenset({1})
-    return Flow(((scores[0],),), tuple(mixed))
 
 
 # Several become one

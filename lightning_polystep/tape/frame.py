@@ -100,15 +100,9 @@ class Frame:
             return self.parts.samples.shape[1]
         return self.program.labels.size((label,))
 
-    def shape(self, index: int, *, with_unit: bool = False) -> list[int]:
-        """Return the shape of a value of one instance.
-
-        Args:
-            index: Of the value.
-            with_unit: Whether the instance's unit is fixed in any case.
-        """
-        fixed = set(self.fixed) | ({self.program.unit} if with_unit else set())
-        return merged_sizes(self.program, index, fixed, self.size)
+    def shape(self, index: int) -> list[int]:
+        """Return the shape of a value of one instance."""
+        return merged_sizes(self.program, index, set(self.fixed), self.size)
 
     def recorded(self, index: int, *, with_unit: bool = False) -> tuple[Tensor, bool]:
         """Return what a value was in the step.
@@ -135,7 +129,7 @@ class Frame:
         """Return a recorded value for the samples that each candidate has, at the units that it fixes."""
         assert self.parts is not None
         program = self.program
-        slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+        slots = program.slots(index)
         sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
         sample = slots.index(program.sample)
         own = self.parts.samples[self.parts.of_candidate]
@@ -153,7 +147,7 @@ class Frame:
         if self.parts is None or self.program.position(index, self.program.sample) is None:
             return tensor
         program = self.program
-        slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+        slots = program.slots(index)
         sizes = [1 if s is None or s in self.fixed else program.labels.size((s,)) for s in slots]
         apart = tensor.reshape([tensor.shape[0], *sizes])
         axis = slots.index(program.sample) + 1
@@ -206,7 +200,7 @@ class Frame:
             add: Whether to add instead.
         """
         program, fixed = self.program, set(self.fixed)
-        slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+        slots = program.slots(index)
         sizes = [1 if s is None or s in fixed else self.size(s) for s in slots]
         where = slots.index(program.unit)
         apart = into.reshape(self.count, *sizes)
@@ -330,7 +324,7 @@ def pick(
         assert rows is not None
         return tensor.index_select(0, rows)
     size, offset = size or (lambda label: program.labels.size((label,))), 0 if rows is None else 1
-    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+    slots = program.slots(index)
     sizes = [1 if label is None or label in fixed else size(label) for label in slots]
     apart = tensor.reshape([*tensor.shape[:offset], *sizes])
     where = [slots.index(label) for label in places]

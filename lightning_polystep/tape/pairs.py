@@ -6,6 +6,8 @@ the same on a sample, as spike trains often are, go on as one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -59,27 +61,34 @@ def _signatures(units: Frame, exits: list[int]) -> tuple[Tensor, Tensor] | None:
     program, sample = units.program, units.program.sample
     if any(program.position(index, sample) is None or units.values[index].is_complex() for index in exits):
         return None
-    draw = np.random.default_rng(_SIGNATURE_SEED)
-    total: Tensor | None = None
-    before: Tensor | None = None
-    for index in exits:
-        new = _with_samples_first(units, index, units.values[index], {program.unit}, 1)
-        old = _with_samples_first(units, index, units.tape.values[index].tensor, set(), 0)
-        for place in range(new.shape[2]):
-            weight = float(draw.uniform(0.5, 1.5))
-            term, known = new[:, :, place].double() * weight, old[:, :, place].double() * weight
-            total = term if total is None else total + term
-            before = known if before is None else before + known
-    # Beside what is infinite nothing else would count.
-    if total is None or before is None or not bool(total.isfinite().all() and before.isfinite().all()):
+    if not exits:
         return None
-    return total.contiguous(), before.contiguous()
+    key = (program, "signatures", tuple(exits))
+    if key not in units.tape.arrays:  # the same for all chunks of candidates
+        recorded = {index: units.tape.values[index].tensor for index in exits}
+        units.tape.arrays[key] = _weighted_sum(units, recorded, set(), 0)
+    new = _weighted_sum(units, {index: units.values[index] for index in exits}, {program.unit}, 1)
+    old: Tensor = units.tape.arrays[key]
+    # Beside what is infinite nothing else would count.
+    return (new, old) if bool(new.isfinite().all() and old.isfinite().all()) else None
+
+
+def _weighted_sum(units: Frame, values: Mapping[int, Tensor], fixed: set[int | None], offset: int) -> Tensor:
+    """Return a sum of all that stands for a candidate or unit and a sample, with the same random weights each time."""
+    draw = np.random.default_rng(_SIGNATURE_SEED)
+    terms = (
+        places[:, :, place].double() * float(draw.uniform(0.5, 1.5))
+        for index, tensor in values.items()
+        for places in (_with_samples_first(units, index, tensor, fixed, offset),)
+        for place in range(places.shape[2])
+    )
+    return reduce(torch.add, terms).contiguous()
 
 
 def _with_samples_first(frame: Frame, index: int, tensor: Tensor, fixed: set[int | None], offset: int) -> Tensor:
     """Return a value as (candidates or units, samples, all else)."""
     program = frame.program
-    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+    slots = program.slots(index)
     sizes = [1 if s is None or s in fixed else frame.size(s) if offset else program.labels.size((s,)) for s in slots]
     apart = tensor.reshape([*tensor.shape[:offset], *sizes])
     first = [slots.index(program.sample) + offset]

@@ -98,18 +98,20 @@ class Program:
             return None
         return next((i for i, axis in enumerate(self.axes[value]) if label in axis), None)
 
+    def slots(self, value: int) -> list[int | None]:
+        """Return the labels of a value's axes one by one, None for an axis of size one that has none."""
+        return [label for axis in self.axes[value] for label in (axis or (None,))]
+
     def operation(self, tape: Tape, number: int) -> Operation:
         """Return an operation that reads, of equal values, always the first."""
-        known = tape.bound.setdefault(id(self), {})
+        known = tape.bound.setdefault(self, {})
         if number not in known:
             known[number] = _renamed(tape.operations[number], self.same)
         return known[number]
 
     def holds_for(self, tape: Tape) -> bool:
         """Tell whether the numbers in its operations are the same on another tape of the same structure."""
-        if id(self) not in tape.checked:
-            tape.checked[id(self)] = self.fractions == _all_fractions(tape)
-        return tape.checked[id(self)]
+        return self.fractions == tape.fractions()
 
     @property
     def levels(self) -> int:
@@ -129,9 +131,10 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
     """
     same, merged = _merge_equal(tape)
-    fractions = _all_fractions(tape)
+    fractions = tape.fractions()
     loss, escapes = same.get(loss, loss), tape.escapes
-    first = [number for number in range(len(tape.operations)) if number not in dict(merged)]
+    repeated = {number for number, _ in merged}
+    first = [number for number in range(len(tape.operations)) if number not in repeated]
     operations = {number: _renamed(tape.operations[number], same) for number in first}
     tape = Tape(
         tape.values,
@@ -209,24 +212,6 @@ def _frozen(arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return tuple((name, _frozen(argument)) for name, argument in sorted(arguments.items()))
     return (type(arguments), str(arguments))
-
-
-def _all_fractions(tape: Tape) -> tuple[str, ...]:
-    """Return the fractions in all arguments, in their order."""
-    return tuple(
-        str(each)
-        for operation in tape.operations
-        for each in _flat((operation.args, operation.kwargs))
-        if isinstance(each, float)
-    )
-
-
-def _flat(arguments: Any) -> list[Any]:
-    if isinstance(arguments, tuple | list):
-        return [each for argument in arguments for each in _flat(argument)]
-    if isinstance(arguments, dict):
-        return _flat(list(arguments.values()))
-    return [arguments]
 
 
 def _between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[int]]:

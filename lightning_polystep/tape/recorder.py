@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.pause import pauses, unrecorded
 from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
-from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
+from lightning_polystep.tape.writes import Facts, Said, facts_of, said, tensors_of, undone
 
 aten = torch.ops.aten
 
@@ -73,6 +74,7 @@ class _How(NamedTuple):
         hidden: Returns what a call writes without declaring it.
         run: Calls it.
         facts: All the rest.
+        recorded: What stands on the tape: the operator, or that no replay can repeat it.
     """
 
     beside: bool
@@ -83,9 +85,16 @@ class _How(NamedTuple):
     hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
     run: Callable[..., Any]
     facts: Facts
+    recorded: Any
 
 
 _how: dict[Any, _How] = {}
+# Where operators talk to other processes; those of the first write their first argument without declaring it.
+_COMMUNICATION = ("c10d", "_c10d_functional")
+
+
+def _first_written(functional: Any, args: tuple[Any, ...]) -> Hidden:
+    return Hidden(tuple(tensors_of(args[0])), functional)
 
 
 def _how_to_record(function: Any) -> _How:
@@ -97,9 +106,21 @@ def _how_to_record(function: Any) -> _How:
             with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
                 return function(*args, **kwargs)
 
-    beside = function.namespace == "profiler"
+    beside, recorded = function.namespace == "profiler", function
+    if function.namespace in _COMMUNICATION:
+        recorded = Unknown(f"{function} waits for other processes")
+        if function.namespace == _COMMUNICATION[0]:
+            hidden = partial(_first_written, recorded)
     how = _how[function] = _How(
-        beside, decomposition_of(function), function in ROUNDS, facts.writes(), facts.is_view, hidden, run, facts
+        beside,
+        decomposition_of(function),
+        function in ROUNDS,
+        facts.writes(),
+        facts.is_view,
+        hidden,
+        run,
+        facts,
+        recorded,
     )
     return how
 
@@ -176,7 +197,7 @@ class Recorder(TorchDispatchMode):
         for target in hidden.targets if hidden else ():
             self._memory.preserve(target, self.tape.values)
         result = how.run(*args, **kwargs)
-        self._append(function, taken, named, result if isinstance(result, tuple | list) else (result,))
+        self._append(how.recorded, taken, named, result if isinstance(result, tuple | list) else (result,))
         if how.is_view:
             self._remember_views(args, result)
         if hidden:
@@ -439,8 +460,8 @@ _PLAIN = {Ref, int, bool, type(None)}
 
 def _shape_of(arguments: Any) -> Any:
     """Return what of arguments belongs to the structure of a tape: all but fractions, which are data."""
-    if not arguments or (type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments))):
-        return arguments or ()
+    if type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments)):
+        return arguments
     if isinstance(arguments, Ref):
         return ("value", arguments.index)
     if isinstance(arguments, float):

@@ -58,7 +58,7 @@ def replay(
         else:
             _run(units if segment.stage == Stage.UNIT else whole if segment.stage == Stage.WHOLE else frame, segment)
         for index in segment.releases:
-            _release(index, units, frame, whole)
+            _release(index, frame, whole)
     return whole.read(program.loss)[0].reshape(len(rows))
 
 
@@ -67,10 +67,8 @@ def _run(frame: Frame, segment: Segment) -> None:
         run(frame, segment.work)
         return
     operation = frame.program.operation(frame.tape, segment.work.number)
-    made = [index for index in operation.outputs if index is not None]
     if not _only_for_shifts(frame, operation):
         execute(frame, operation)
-    del made
 
 
 def _only_for_shifts(frame: Frame, operation: Operation) -> bool:
@@ -101,7 +99,7 @@ def _sum_of_samples(frame: Frame, operation: Operation) -> Tensor:
     new, program, tape = frame.read(index)[0], frame.program, frame.tape
     if frame.samples is None or program.position(index, program.sample) is None:
         return sum_axes(frame, operation, difference(new, frame.recorded(index)[0]))
-    key = (id(program), made, "sum of each sample")
+    key = (program, made, "sum of each sample")
     if key not in tape.arrays:
         every = torch.arange(program.samples, device=new.device)
         apart = pick(program, index, tape.values[index].tensor.double(), {program.sample: every})
@@ -117,7 +115,7 @@ def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
     new = sum_axes(units, operation, units.values[index].double())
     if units.parts is not None:
         return new - sum_axes(units, operation, units.recorded(index)[0].double())
-    key = (id(program), made, "sum of each unit")
+    key = (program, made, "sum of each unit")
     if key not in tape.arrays:
         assert program.unit is not None
         every = torch.arange(program.labels.size((program.unit,)), device=new.device)
@@ -127,9 +125,10 @@ def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
     return new - old[units.units]
 
 
-def _release(index: int, *frames: Frame) -> None:
-    for frame in frames:
-        each: Frame | None = frame
-        while each is not None:
-            each.values.pop(index, None)
-            each = each.earlier[0] if each.earlier is not None else None
+def _release(index: int, frame: Frame, whole: Frame) -> None:
+    """Forget a value, in the latest frame and in all that it continues."""
+    whole.values.pop(index, None)
+    each: Frame | None = frame
+    while each is not None:
+        each.values.pop(index, None)
+        each = each.earlier[0] if each.earlier is not None else None

@@ -98,7 +98,6 @@ class Tape:
         escapes: Numbers that Python has read.
         bound: Operations as programs read them, by program and number.
         arrays: What loops read of it, as they read it.
-        checked: Which programs hold for it.
         key: Equal for two tapes of the same structure: operators, arguments and shapes, but for tensors and fractions.
     """
 
@@ -109,10 +108,10 @@ class Tape:
     held: set[int] = field(default_factory=set)
     escapes: list[Escape] = field(default_factory=list)
     key: list[Any] = field(default_factory=list)
-    _structure: _Hashed | None = field(default=None, init=False, repr=False, compare=False)
-    bound: dict[int, dict[int, Operation]] = field(default_factory=dict)
+    bound: dict[Any, dict[int, Operation]] = field(default_factory=dict)
     arrays: dict[Any, Any] = field(default_factory=dict)
-    checked: dict[int, bool] = field(default_factory=dict)
+    _structure: _Hashed | None = field(default=None, init=False, repr=False, compare=False)
+    _fractions: tuple[int, tuple[str, ...]] = field(default=(0, ()), init=False, repr=False, compare=False)
 
     def find(self, tensor: Tensor) -> int | None:
         """Return the index of the value that a tensor held at the end of the step; None where it is not on the tape."""
@@ -123,6 +122,26 @@ class Tape:
         if self._structure is None or len(self._structure) != len(self.key):
             self._structure = _Hashed(self.key)
         return self._structure
+
+    def fractions(self) -> tuple[str, ...]:
+        """Return the fractions in the arguments of all operations, in their order."""
+        if self._fractions[0] != len(self.operations):
+            found = (
+                str(each)
+                for operation in self.operations
+                for each in _flat((operation.args, operation.kwargs))
+                if isinstance(each, float)
+            )
+            self._fractions = len(self.operations), tuple(found)
+        return self._fractions[1]
+
+
+def _flat(arguments: Any) -> list[Any]:
+    if isinstance(arguments, tuple | list):
+        return [each for argument in arguments for each in _flat(argument)]
+    if isinstance(arguments, dict):
+        return _flat(list(arguments.values()))
+    return [arguments]
 
 
 def references(arguments: Any) -> Iterator[int]:

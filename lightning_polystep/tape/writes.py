@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_polystep.tape.tape import Operation, Ref, Unknown
+from lightning_polystep.tape.tape import Operation, Ref, Unknown, references
 
 aten = torch.ops.aten
 
@@ -49,15 +49,16 @@ class Facts(NamedTuple):
         """Return the tensors that a call writes."""
         found = [args[i] for i in self.written if i < len(args)]
         found += [kwargs[name] for name in self.written_names if name in kwargs]
-        return list(_tensors(found))
+        return list(tensors_of(found))
 
 
-def _tensors(arguments: Any) -> Iterator[Tensor]:
+def tensors_of(arguments: Any) -> Iterator[Tensor]:
+    """Yield the tensors of arguments, however nested."""
     if isinstance(arguments, Tensor):
         yield arguments
     elif isinstance(arguments, tuple | list):
         for argument in arguments:
-            yield from _tensors(argument)
+            yield from tensors_of(argument)
 
 
 _known: dict[Any, Facts] = {}
@@ -151,18 +152,10 @@ def said(
     if facts.functional is None or function.overloadpacket in _NEW_MEMORY:
         return None
     steps = [Said(facts.functional, args, kwargs)]
-    types = {find(ref.index).dtype for ref in _refs((args, tuple(kwargs.values())))}
+    types = {find(index).dtype for index in references((args, kwargs))}
     if facts.truth or types - {target.dtype}:
         steps.append(Said(aten._to_copy.default, (Ref(-1),), {"dtype": target.dtype}))
     return steps
-
-
-def _refs(arguments: Any) -> Iterator[Ref]:
-    if isinstance(arguments, Ref):
-        yield arguments
-    elif isinstance(arguments, tuple | list):
-        for argument in arguments:
-            yield from _refs(argument)
 
 
 def _copied(into: Any, source: Any, target: Tensor, find: Callable[[int], Tensor]) -> list[Said]:

@@ -83,6 +83,24 @@ class Boring(pl.LightningModule):
         return None if self.make_optimizer is None else self.make_optimizer(self)
 
 
+class ByHand(pl.LightningModule):
+    """Put before :class:`Boring` or what is made of it: its own step calls the optimizer."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
+class BoringByHand(ByHand, Boring):
+    pass
+
+
 def spiking(kind, dtype=torch.float64):
     """Make a kind of :class:`Boring` train a network whose outcomes can be scored."""
 

@@ -47,10 +47,8 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_a_change_stays_where_the_rule_says(name, axis):
-    """The unit is one place of an axis; outside of it the output of an operation within the unit must not move."""
+def recorded(name, axis):
+    """An operation whose operand changes in one place of an axis: operand, result, tape, program."""
     x = torch.randn(3, 4, 4)
     with torch.no_grad(), Recorder() as recorder:
         moved = x * 1.0
@@ -58,6 +56,14 @@ def test_a_change_stays_where_the_rule_says(name, axis):
         loss = out.sum()
     tape = recorder.tape
     program = compile_program(tape, {tape.find(moved): axis}, tape.find(loss))
+    return x, out, tape, program
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_change_stays_where_the_rule_says(name, axis):
+    """The unit is one place of an axis; outside of it the output of an operation within the unit must not move."""
+    x, out, tape, program = recorded(name, axis)
     if program.unit is None or tape.find(out) not in program.home or program.home[tape.find(out)][0] != 0:
         return
     place = 1
@@ -78,12 +84,6 @@ def test_a_change_stays_where_the_rule_says(name, axis):
      ("depthwise", 1), ("pool", 1), ("gather", 2), ("attention", 0), ("where", 0)],
 )  # fmt: skip
 def test_what_is_place_by_place_is_replayed_by_units(name, axis):
-    x = torch.randn(3, 4, 4)
-    with torch.no_grad(), Recorder() as recorder:
-        moved = x * 1.0
-        out = OPERATIONS[name](moved)
-        loss = out.sum()
-    tape = recorder.tape
-    program = compile_program(tape, {tape.find(moved): axis}, tape.find(loss))
+    _, out, tape, program = recorded(name, axis)
     mixed = name == "where"  # it takes the sum of all
     assert (program.home[tape.find(out)][0] == 0) != mixed

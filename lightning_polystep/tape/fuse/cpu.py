@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_polystep.tape.frame import Frame, merged_sizes
 from lightning_polystep.tape.fuse.region import Input, Region
 from lightning_polystep.tape.products import shift_of_units
-from lightning_polystep.tape.program import Stage
+from lightning_polystep.tape.program import Program, Stage
 
 _FEW_LANES = 64
 
@@ -42,8 +42,8 @@ def source_of(region: Region, lanes: int) -> str:
         "from numba import njit, prange",
         "",
         '@njit(cache=True, parallel=True, error_model="numpy", boundscheck=False)',
-        f"def loop(units, samples, candidates, columns, first, last, lanes, {', '.join([*names, *outputs.values()])}):",
-        "    for i in prange(first, last):",
+        f"def loop(units, samples, candidates, columns, lanes, {', '.join([*names, *outputs.values()])}):",
+        "    for i in prange(len(units)):",
         f"        for l in range({bound}):",
         *(f"            {statement}" for statement in region.statements),
     ]
@@ -84,6 +84,12 @@ def compiled(source: str) -> Callable[..., None]:
     return known
 
 
+def _loop_of(region: Region, lanes: int) -> Callable[..., None]:
+    if lanes not in region.loops:
+        region.loops[lanes] = compiled(source_of(region, lanes))
+    return region.loops[lanes]
+
+
 def run(frame: Frame, region: Region) -> None:
     """Run a region for the instances of a frame, and keep its outputs there."""
     lanes = math.prod(frame.size(label) for label in region.lanes)
@@ -99,7 +105,6 @@ def run(frame: Frame, region: Region) -> None:
         dtype = frame.tape.values[index].tensor.dtype
         kept[index] = torch.empty(len(symbols), count, lanes, dtype=dtype)
         outputs.append(kept[index].numpy())
-    function = compiled(source_of(region, lanes))
     parts = frame.parts
     units = frame.units
     if parts is not None and frame.program.unit is not None:
@@ -109,60 +114,59 @@ def run(frame: Frame, region: Region) -> None:
         samples = torch.zeros_like(units) if parts is None else parts.of_candidate
     columns = samples if frame.places is None else frame.places
     indices = (each.numpy() for each in (units, samples, frame.candidates, columns))
-    function(*indices, 0, count, lanes, *arguments, *outputs)
+    _loop_of(region, lanes)(*indices, lanes, *arguments, *outputs)
     for index, tensor in kept.items():
-        frame.values[index] = _unpacked(frame, region, index, tensor)
+        frame.values[index] = _unpacked(frame, region.lanes, index, tensor)
 
 
 def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
     """Return an input as (places, rows, lanes)."""
     program, index = frame.program, each.value
-    unit, sample = program.unit, program.sample
-    if each.kind in {"unit", "sample", "shared", "part", "rows"}:
-        key = (
-            id(program),
-            index,
-            each.kind,
-            tuple(region.lanes),
-            None if frame.parts is None else id(frame.parts.samples),
-        )
-        known = frame.tape.arrays.get(key)
-        if known is None:
-            tensor = frame.tape.values[index].tensor
-            if each.kind == "rows":
-                known = _rows(frame, region, index, tensor)
-            else:
-                row = {"unit": unit, "sample": sample}.get(each.kind)
-                known = _packed(frame, region, index, tensor, row, set(), leading=False)
-                if frame.parts is not None and each.kind in {"unit", "part"}:
-                    known = _by_part(frame, known)
-            frame.tape.arrays[key] = known
+    if each.kind in {"unit", "sample", "shared", "part", "rows", "old"}:
+        parts = None if frame.parts is None else id(frame.parts.samples)
+        key = (program, index, each.kind, tuple(region.lanes), parts)
+        if key not in frame.tape.arrays:
+            frame.tape.arrays[key] = _recorded(frame, region, each)
+        known: NDArray[Any] = frame.tape.arrays[key]
         return known
     if each.kind == "new":
         first = frame.first()
-        by_sample = Region(
-            [], first.stage, [] if sample is None or program.position(index, sample) is None else [sample]
+        return _packed(
+            first, _samples_of(program, index), index, first.values[index], None, {program.unit}, leading=True
         )
-        return _packed(first, by_sample, index, first.values[index], None, {unit}, leading=True)
-    if each.kind == "old":
-        by_sample = Region(
-            [], frame.stage, [] if sample is None or program.position(index, sample) is None else [sample]
-        )
-        return _packed(frame, by_sample, index, frame.tape.values[index].tensor, unit, set(), leading=False)
     if each.kind == "shift":
-        return _packed(frame, region, index, _shift(frame, index), None, {unit}, leading=True)
+        return _packed(frame, region.lanes, index, _shift(frame, index), None, {program.unit}, leading=True)
     tensor = frame.read(index)[0]
-    return _packed(frame, region, index, tensor, None, set(frame.fixed), leading=True)
+    return _packed(frame, region.lanes, index, tensor, None, set(frame.fixed), leading=True)
 
 
-def _rows(frame: Frame, region: Region, index: int, matrix: Tensor) -> NDArray[Any]:
+def _recorded(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
+    """Return what was recorded of an input, the same for all chunks of candidates."""
+    program, index = frame.program, each.value
+    tensor = frame.tape.values[index].tensor
+    if each.kind == "rows":
+        return _rows(frame, region.lanes, index, tensor)
+    if each.kind == "old":
+        return _packed(frame, _samples_of(program, index), index, tensor, program.unit, set(), leading=False)
+    row = {"unit": program.unit, "sample": program.sample}.get(each.kind)
+    packed = _packed(frame, region.lanes, index, tensor, row, set(), leading=False)
+    return _by_part(frame, packed) if frame.parts is not None and each.kind in {"unit", "part"} else packed
+
+
+def _samples_of(program: Program, index: int) -> list[int]:
+    """Return the label of samples where a value has it."""
+    sample = program.sample
+    return [] if sample is None or program.position(index, sample) is None else [sample]
+
+
+def _rows(frame: Frame, lanes: list[int], index: int, matrix: Tensor) -> NDArray[Any]:
     """Bring a matrix into the order (1, rows, lanes), the same along lanes that its columns do not have."""
     columns, size = frame.program.axes[index][1], frame.size
     apart = matrix.reshape([len(matrix), *(size(label) for label in columns)])
-    held = [label for label in region.lanes if label in columns]
+    held = [label for label in lanes if label in columns]
     moved = apart.permute([0, *(columns.index(label) + 1 for label in held)])
-    given = [size(label) if label in held else 1 for label in region.lanes]
-    whole = [size(label) for label in region.lanes]
+    given = [size(label) if label in held else 1 for label in lanes]
+    whole = [size(label) for label in lanes]
     return moved.reshape(len(matrix), *given).expand(len(matrix), *whole).reshape(1, len(matrix), -1).numpy()
 
 
@@ -193,7 +197,7 @@ def _shift(frame: Frame, made: int) -> Tensor:
 
 def _packed(
     frame: Frame,
-    region: Region,
+    lanes: list[int],
     index: int,
     tensor: Tensor,
     row: int | None,
@@ -203,7 +207,7 @@ def _packed(
 ) -> NDArray[Any]:
     """Bring a value into the order (written-out places, rows, lanes)."""
     program = frame.program
-    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
+    slots = program.slots(index)
 
     def size(label: int) -> int:
         return frame.size(label) if leading else program.labels.size((label,))
@@ -211,39 +215,39 @@ def _packed(
     sizes = [1 if s is None or s in fixed else size(s) for s in slots]
     offset = 1 if leading else 0
     apart = tensor.reshape([*tensor.shape[:offset], *sizes])
-    held = [s for s in slots if s in region.lanes and s not in fixed]
-    places = [n + offset for n, s in enumerate(slots) if s not in region.lanes and (row is None or s != row)]
+    held = [s for s in slots if s in lanes and s not in fixed]
+    places = [n + offset for n, s in enumerate(slots) if s not in lanes and (row is None or s != row)]
     rows = [0] if leading else [n for n, s in enumerate(slots) if row is not None and s == row]
-    ordered = [slots.index(label) + offset for label in region.lanes if label in held]
+    ordered = [slots.index(label) + offset for label in lanes if label in held]
     moved = apart.permute([*places, *rows, *ordered])
     count = int(np.prod([apart.shape[p] for p in places])) if places else 1
     height = apart.shape[rows[0]] if rows else 1
     if not held:
         return moved.reshape(count, height, 1).contiguous().numpy()
-    if len(held) < len(region.lanes):
-        whole = [size(label) for label in region.lanes]
-        given = [size(label) if label in held else 1 for label in region.lanes]
+    if len(held) < len(lanes):
+        whole = [size(label) for label in lanes]
+        given = [size(label) if label in held else 1 for label in lanes]
         moved = moved.reshape(count, height, *given).expand(count, height, *whole)
     return moved.reshape(count, height, -1).contiguous().numpy()
 
 
-def _unpacked(frame: Frame, region: Region, index: int, packed: Tensor) -> Tensor:
+def _unpacked(frame: Frame, lanes: list[int], index: int, packed: Tensor) -> Tensor:
     """Bring (places, instances, lanes) into the order of a value."""
     program = frame.program
     size, fixed = frame.size, set(frame.fixed)
-    slots = [label for axis in program.axes[index] for label in (axis or (None,))]
-    held = [label for label in region.lanes if label in slots and label not in fixed]
+    slots = program.slots(index)
+    held = [label for label in lanes if label in slots and label not in fixed]
     places = [n for n, s in enumerate(slots) if s not in held]
     place_sizes = [1 if slots[n] is None or slots[n] in fixed else size(slots[n]) for n in places]  # type: ignore[arg-type]
-    lane_sizes = [size(label) if label in held else 1 for label in region.lanes]
+    lane_sizes = [size(label) if label in held else 1 for label in lanes]
     tensor = packed
-    if len(held) < len(region.lanes):
-        whole = [size(label) for label in region.lanes]
+    if len(held) < len(lanes):
+        whole = [size(label) for label in lanes]
         tensor = packed.reshape(*packed.shape[:2], *whole)
-        for axis, label in enumerate(region.lanes):
+        for axis, label in enumerate(lanes):
             if label not in held:
                 tensor = tensor.narrow(axis + 2, 0, 1)
-    apart = tensor.reshape(*place_sizes, packed.shape[1], *[s for s, lab in zip(lane_sizes, region.lanes, strict=True)
+    apart = tensor.reshape(*place_sizes, packed.shape[1], *[s for s, lab in zip(lane_sizes, lanes, strict=True)
                                                             if lab in held])  # fmt: skip
     order = [len(places)]
     for n, s in enumerate(slots):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,8 +70,6 @@ def cast(symbol: Symbol, dtype: torch.dtype) -> str:
         return f"({_NAMES[dtype]}(1) if {symbol.text} else {_NAMES[dtype]}(0))"
     return f"{_NAMES[dtype]}({symbol.text})"
 
-
-Write = Callable[[Sequence[str], torch.dtype], str]
 
 # By what is computed, each operand being of the type of the result.
 _ARITHMETIC: dict[Any, str] = {

@@ -7,7 +7,7 @@ written out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_polystep.tape.flow import SHAPE_ONLY, is_elementwise
+from lightning_polystep.tape.flow import is_elementwise
 from lightning_polystep.tape.flow_rules import REDUCTIONS
 from lightning_polystep.tape.fuse.expressions import (
     NoExpressionError,
@@ -41,7 +41,6 @@ _PRODUCTS = {aten.mm, aten.addmm}
 _MOST_PLACES = 128
 _MOST_STATEMENTS = 6_000
 _FEWEST_STEPS = 3
-# What a region can take apart of operations that torch has marked otherwise.
 Symbols = NDArray[Any]
 
 
@@ -80,7 +79,7 @@ class Region:
         inputs: What it reads.
         statements: The loop's body.
         outputs: Values that others read: their numbers, in the order of their places.
-        shapes: Of each output, the shape of its written-out places, and its own shape with lanes.
+        loops: The region as compiled, by the number of places along its lanes.
     """
 
     steps: list[Step]
@@ -89,6 +88,7 @@ class Region:
     inputs: list[Input] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
     outputs: dict[int, list[Symbol]] = field(default_factory=dict)
+    loops: dict[int, Callable[..., None]] = field(default_factory=dict, repr=False, compare=False)
 
 
 def partition(
@@ -318,7 +318,7 @@ class _Writer:
         return out.reshape(tuple(shape))
 
     def _sum(self, operation: Operation, made: int) -> Symbols:
-        given, index = self.take(operation.operands[0]), operation.operands[0]
+        given = self.take(operation.operands[0])
         dtype = self.tape.values[made].tensor.dtype
         mixed = self.program.flows[self._number(operation)].mixed[0]
         terms = np.moveaxis(given, sorted(mixed), range(len(mixed))).reshape(-1, *[
@@ -334,7 +334,6 @@ class _Writer:
             if operation.function.overloadpacket is aten.mean:
                 text = f"({text} / {constant(count, dtype).text})"
             out[place] = self.assign(text, dtype)
-        del index
         return out.reshape(tuple(self.shape(made)))
 
     def _number(self, operation: Operation) -> int:
@@ -438,6 +437,3 @@ def _closed(tape: Tape, program: Program, run: Sequence[Step], writer: _Writer) 
         if not set(writer.lanes_of(index)) <= set(region.lanes):
             return None
     return region if region.outputs else None
-
-
-__all__ = ["SHAPE_ONLY", "Input", "Region", "partition"]
