@@ -177,9 +177,11 @@ class PolyStep(Optimizer):
             rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
         rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
-        response_grid: Where a unit of a recognised stack has a continuous response (ReLU, no activation, or more than
-            16 levels), find the loss of each sample at about so many of its values, at least 3, and interpolate
-            candidates between them: an approximation, whose error the plan tells. 0 scores each candidate exactly.
+        response_grid: Find the loss of each sample at about so many values of a unit, at least 3, and interpolate
+            candidates between them: an approximation, whose error the plan tells. It serves units of a recognised stack
+            with a continuous response (ReLU, no activation, or more than 16 levels), and whatever is scored from the
+            tape where a candidate changes one number of each sample. 0 scores each candidate exactly; None is 3 on the
+            tape, and 0 in a stack.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
             "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
@@ -224,7 +226,7 @@ class PolyStep(Optimizer):
         weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
-        response_grid: int = 0,
+        response_grid: int | None = None,
         subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",

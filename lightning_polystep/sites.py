@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
 
 from lightning_polystep.constants import constant_of
@@ -183,6 +184,41 @@ def looking_on(hook: Callable[Hook, None]) -> Callable[Hook, None]:
 
 
 @dataclass
+class _Seen:
+    """What a site was called with, perhaps several times.
+
+    Args:
+        inputs: The inputs, which stay alive so that no others take their memory.
+        version: How often they had been written.
+        product: X^T X.
+        spreads: Of the inputs.
+        rows: How many rows X has.
+        calls: How often they were given.
+    """
+
+    inputs: Tensor
+    version: int
+    product: Tensor
+    spreads: Tensor
+    rows: int
+    calls: int = 1
+
+    def are(self, inputs: Tensor) -> bool:
+        """Tell whether a tensor shows the same memory, unwritten since."""
+        mine = self.inputs
+        if any(each.is_inference() or is_functorch_wrapped_tensor(each) for each in (inputs, mine)):
+            return False  # these do not tell whether they have been written, or where they are
+        if inputs._version != self.version:
+            return False
+        return inputs is mine or (
+            inputs.data_ptr() == mine.data_ptr()
+            and inputs.shape == mine.shape
+            and inputs.stride() == mine.stride()
+            and inputs.dtype == mine.dtype
+        )
+
+
+@dataclass
 class Observation:
     """What a commit pass has shown so far.
 
@@ -196,6 +232,7 @@ class Observation:
     _samples: dict[str, int] = field(default_factory=dict)
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     _spreads: dict[str, Tensor] = field(default_factory=dict)
+    _latest: dict[str, _Seen] = field(default_factory=dict)
 
     def settle(self, blocks: list[Block], statistics: dict[str, InputStatistics]) -> None:
         """Give sites of which no inputs are known random directions, and say why."""
@@ -217,19 +254,35 @@ class Observation:
 
     def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
         """Add a site's inputs to its second moment."""
+        latest = self._latest.get(block.name)
+        if latest is not None and latest.are(inputs):  # as at every time step where the input is a constant current
+            latest.calls += 1
+            return
+        self._add_latest(block.name)
         rows = pulled_in(input_rows(site, inputs.detach(), with_bias=False))
         spreads = spreads_of(rows)
         self._dtypes[block.name] = rows.dtype
-        known = self._spreads.get(block.name)
-        self._spreads[block.name] = len(rows) * spreads + (0 if known is None else known)
         # A float32 product summed over batches in float64: exact enough for a basis, and several times as fast.
         rows = rows.double() if is_far_off(rows, spreads) else rows
         if block.has_bias:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        product = rows.T @ rows
-        total = self._sums.get(block.name)
-        self._sums[block.name] = product.double() if total is None else total + product
-        self._samples[block.name] = self._samples.get(block.name, 0) + len(rows)
+        self._latest[block.name] = _Seen(
+            inputs, 0 if inputs.is_inference() else inputs._version, rows.T @ rows, spreads, len(rows)
+        )
+
+    def _add_latest(self, name: str) -> None:
+        """Add what a site has been called with, as often as it has, to what it was called with before."""
+        latest = self._latest.pop(name, None)
+        if latest is None:
+            return
+        samples = latest.calls * latest.rows
+        for sums, each in (
+            (self._sums, latest.calls * latest.product.double()),
+            (self._spreads, samples * latest.spreads),
+        ):
+            known = sums.get(name)
+            sums[name] = each if known is None else known.add_(each)
+        self._samples[name] = self._samples.get(name, 0) + samples
 
     def take_moments(self) -> dict[str, Tensor]:
         """Return the finite second moments G = X^T X / N recorded since the last call.
@@ -242,6 +295,8 @@ class Observation:
 
     def take_inputs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return what :meth:`take_moments` does, each with the spreads of the inputs, (2, inputs), float64."""
+        for name in list(self._latest):
+            self._add_latest(name)
         taken = {
             name: (
                 symmetric((total / self._samples[name]).to(self._dtypes[name])),

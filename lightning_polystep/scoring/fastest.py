@@ -39,7 +39,7 @@ def fastest_tier(block: Block, stack: Stack, capture: Capture) -> StackTier:
     if isinstance(stack, FeedforwardStack):
         if block.subspace == "flips":
             return _flip_tier(places[0], stack, capture)
-        return feedforward_tier(places[0], stack, capture, block.group["response_grid"])
+        return feedforward_tier(places[0], stack, capture, (block.group["response_grid"] or 0))
     assert isinstance(stack, SpikingStack)
     return _spiking_tier(places[0], stack, capture)
 
@@ -56,7 +56,7 @@ def _routed_tier(block: Block, stack: RoutedStack, capture: Capture) -> StackTie
         return _tier_before_choice(place, block, stack, capture)
     if place == stack.place or (isinstance(stack, SlotStack) and block.parameters[0] is stack.attention.keys):
         return _tier_at_choice(block, stack, capture)
-    nodes = block.group["response_grid"]
+    nodes = block.group["response_grid"] or 0
     if place is not None and stack.behind is not None:
         return feedforward_tier(place - stack.place - 1, stack.behind, SeenBehind(capture, stack), nodes)
     for number, expert in enumerate(stack.experts):
@@ -73,7 +73,7 @@ def _place_in(layers: Sequence[Layer], block: Block) -> int | None:
 def _tier_before_choice(place: int, block: Block, stack: RoutedStack, capture: Capture) -> StackTier:
     if place != stack.place - 1:
         raise NotAStackError("another layer lies between it and the choice of an expert or a slot")
-    nodes = block.group["response_grid"]
+    nodes = block.group["response_grid"] or 0
     followers = [feedforward_tier(place, expert, capture, nodes) for expert in stack.experts]
     on_grid = tuple(each for each in followers if isinstance(each, ResponseTier) and each.is_continuous)
     if len(on_grid) == len(followers):
@@ -87,7 +87,7 @@ def _tier_at_choice(block: Block, stack: RoutedStack, capture: Capture) -> Stack
         return RouterTier(stack, capture, place)
     if block.parameters[0] is stack.attention.keys:
         return KeyTier(stack, capture, place)
-    follower = feedforward_tier(place, stack.experts[0], capture, block.group["response_grid"])
+    follower = feedforward_tier(place, stack.experts[0], capture, (block.group["response_grid"] or 0))
     if isinstance(follower, ResponseTier) and follower.is_continuous:
         return ValueResponseTier(stack, capture, place, follower)
     return ValueTier(stack, capture, place, follower)

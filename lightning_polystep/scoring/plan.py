@@ -16,12 +16,11 @@ from torch import Tensor
 from lightning_polystep import guards
 from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
-from lightning_polystep.subspaces import SUBSPACES, Subspace, particle_dim
+from lightning_polystep.subspaces import SUBSPACES, Subspace, vertices_of_row
 
 _SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
@@ -401,6 +400,8 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
     for assignment in assignments:
         assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
         assignment.rotations = assignment.block.group["rotations"]
+        most = assignment.tier.affordable_rows()
+        assignment.most_rows = most if most is not None and most < assignment.block.rows else None
     total_rows = sum(assignment.block.rows_in_play for assignment in open_ended)
     for assignment in open_ended:
         block = assignment.block
@@ -416,6 +417,4 @@ def _share_candidates(assignments: list[Assignment], max_candidates: int | None)
 
 
 def _vertices(assignment: Assignment, rank: int) -> int:
-    group = assignment.block.group
-    dim = particle_dim(assignment.block, rank)
-    return max(1, rank // dim) * assignment.rotations * POLYTOPES[group["polytope"]].count(dim)
+    return vertices_of_row(assignment.block, rank, assignment.rotations)

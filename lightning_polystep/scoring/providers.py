@@ -15,9 +15,10 @@ from typing import Literal
 from torch import nn
 
 from lightning_polystep.scoring.evaluate_many import offer_many
+from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.recognised import Recognised
-from lightning_polystep.scoring.taped import Recording, offer_tape
+from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import Provider
 
 Evaluation = Literal["auto", "tape", "loop"]
@@ -37,7 +38,7 @@ def providers_of(
         evaluation: ``"auto"`` for all; ``"tape"`` or ``"loop"`` for that one.
     """
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
-    tape = Provider("from the tape", partial(offer_tape, recording))
+    tape = Provider("from the tape", partial(offer_from_tape, recording))
     if evaluation == "loop":
         return [loop]
     for entry in entry_points(group=RULES):

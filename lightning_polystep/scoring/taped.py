@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ _MOST_PROGRAMS = 64
 _CHUNK_NUMBERS = 2**21
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
-_FORWARDS = 6.0
+FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
 # What a statement of a loop takes to compile, and an element of an operation to compute.
 _SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 1e-9
@@ -205,22 +205,33 @@ class TapeTier(Tier):
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
-        script, tape = self.recording.script(self.block), self.recording.taken()
+        script = self.recording.script(self.block)
         candidates = torch.arange(start, stop, device=proposal.rows.device)
         rows = proposal.rows[candidates // proposal.vertices_per_row]
         parts = self._parts(script.program, proposal, candidates, probe)
         simple = proposal.starts is None and proposal.centre is None
         shifts = dict(self._shifts(script, proposal, candidates, parts)) if simple else {}
         changed = {} if simple and script.shifts_only else dict(self._changed(script.program, proposal, candidates))
-        given = (rows, changed, shifts, parts)
-        if not self._pays(script, proposal, probe):
+        return self.replayed(script, probe, proposal.candidates, rows, changed, shifts, parts)
+
+    def replayed(self, script: Script, probe: Probe, replays: int, *given: Any) -> Tensor:
+        """Return losses from a replay, float64.
+
+        Args:
+            script: What is replayed.
+            probe: Of the micro-batch.
+            replays: How many candidates are replayed in a step.
+            given: Further arguments of :func:`~lightning_polystep.tape.replay`.
+        """
+        tape = self.recording.taken()
+        if not self._pays(script, replays, probe):
             return replay(tape, script.program, script.plain, *given).double()
         losses = replay(tape, script.program, script.fused, *given)
         if script.program not in self._checked:
             self._check_loops(script, losses, replay(tape, script.program, script.plain, *given))
         return losses.double()
 
-    def _pays(self, script: Script, proposal: Proposal, probe: Probe) -> bool:
+    def _pays(self, script: Script, replays: int, probe: Probe) -> bool:
         """Tell whether so much time has gone into replays that compiled loops are worth their compilation.
 
         By the number of the step and not by a clock, so that a run that is resumed does what it would have done.
@@ -228,7 +239,7 @@ class TapeTier(Tier):
         if script.fused is script.plain or script.program in self._refused:
             return False
         _, step, _ = probe.noise_key
-        spent = step * proposal.candidates * script.work.plain * _SECONDS_PER_ELEMENT
+        spent = step * replays * script.work.plain * _SECONDS_PER_ELEMENT
         return spent >= script.compiling
 
     def _check_loops(self, script: Script, losses: Tensor, plain: Tensor) -> None:
@@ -265,29 +276,41 @@ class TapeTier(Tier):
             return 1
         return max(1, min(self.parts, program.samples // _FEWEST_SAMPLES))
 
-    def _shifts(
-        self, script: Script, proposal: Proposal, candidates: Tensor, parts: Parts | None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield what candidates add to products: directions are shared by all rows."""
+    def shifts(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
+        """Return what directions add to products at reach 1, (V, N): all rows share them."""
         tape, block, known = self.recording.taken(), self.block, dict[tuple[int, tuple[int, ...]], Tensor]()
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
-        flat = proposal.probe_radius * proposal.directions.reshape(-1, block.dim)
-        vertex = candidates % proposal.vertices_per_row
-        reach = proposal.reach[candidates // proposal.vertices_per_row]
+        moved = proposal.probe_radius * proposal.directions.reshape(-1, block.dim)
+        columns = (moved if proposal.starts is None else moved + proposal.starts).split(widths, dim=1)
         for product in script.products:
             key = (product.inputs, product.columns)
             if key not in known:
-                columns = flat.split(widths, dim=1)
-                inputs = tape.values[product.inputs].tensor
-                shifts = columns[product.columns[0]] @ inputs.T
+                shifts = columns[product.columns[0]] @ tape.values[product.inputs].tensor.T
                 if len(product.columns) > 1:
                     shifts += columns[product.columns[1]]
-                if parts is None or script.program.position(product.made, script.program.sample) is None:
-                    own = shifts.index_select(0, vertex)
-                else:
-                    own = _cut(script.program, product.made, shifts, vertex, parts)
-                known[key] = (own if bool((reach == 1).all()) else own * reach[:, None])[:, :, None]
-            yield product.made, known[key]
+                known[key] = shifts
+        return {product.made: known[product.inputs, product.columns] for product in script.products}
+
+    def _shifts(
+        self, script: Script, proposal: Proposal, candidates: Tensor, parts: Parts | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what candidates add to products."""
+        vertex = candidates % proposal.vertices_per_row
+        reach = proposal.reach[candidates // proposal.vertices_per_row]
+        for made, shifts in self._shifts_of_step(script, proposal).items():
+            if parts is None or script.program.position(made, script.program.sample) is None:
+                own = shifts.index_select(0, vertex)
+            else:
+                own = _cut(script.program, made, shifts, vertex, parts)
+            yield made, (own if bool((reach == 1).all()) else own * reach[:, None])[:, :, None]
+
+    def _shifts_of_step(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
+        """Return what :meth:`shifts` does, computed once for all chunks of a proposal."""
+        kept, key = self.recording.taken().arrays, (self.block.name, "shifts")
+        if key not in kept or kept[key][0] is not proposal:
+            kept[key] = proposal, self.shifts(script, proposal)
+        shifts: dict[int, Tensor] = kept[key][1]
+        return shifts
 
     def _changed(self, program: Program, proposal: Proposal, candidates: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield what the parameters are for each candidate: their row, or all of them."""
@@ -325,7 +348,7 @@ class TapeTier(Tier):
     def affordable(self) -> int | None:
         """Return how many candidates cost as much as a few steps of a gradient, by what they compute."""
         work = self.work()
-        return min(_MOST_CANDIDATES, max(1, int(self.parts * _FORWARDS * work.forward / work.candidate)))
+        return min(_MOST_CANDIDATES, max(1, int(self.parts * FORWARDS * work.forward / work.candidate)))
 
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once: as many as leave values in the cache."""

@@ -39,6 +39,10 @@ class Tier:
         """Return how many candidates a step scores where no rank is asked for; None where they are nearly free."""
         raise NotImplementedError
 
+    def affordable_rows(self) -> int | None:
+        """Return how many rows a step probes where candidates of a row are nearly free; None for all of them."""
+        return None
+
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once.
 

@@ -1,6 +1,7 @@
 """Propose: in which directions particles may move. One subspace per file, all of them of one protocol."""
 
 from lightning_polystep.particles import Block
+from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.subspaces.flips import FlipSubspace
 from lightning_polystep.subspaces.full import FullSubspace
 from lightning_polystep.subspaces.gaussian import GaussianSubspace
@@ -17,4 +18,25 @@ def particle_dim(block: Block, rank: int) -> int:
     return min(SUBSPACES[block.subspace].particle_dim or block.group["particle_dim"] or rank, rank)
 
 
-__all__ = ["SUBSPACES", "FlipSubspace", "FullSubspace", "GaussianSubspace", "InputSubspace", "Subspace", "particle_dim"]
+def vertices_of_row(block: Block, rank: int, rotations: int) -> int:
+    """Return how many candidates a row has.
+
+    Args:
+        block: Its block.
+        rank: Directions that are probed.
+        rotations: Polytopes around each particle.
+    """
+    dim = particle_dim(block, rank)
+    return max(1, rank // dim) * rotations * POLYTOPES[block.group["polytope"]].count(dim)
+
+
+__all__ = [
+    "SUBSPACES",
+    "FlipSubspace",
+    "FullSubspace",
+    "GaussianSubspace",
+    "InputSubspace",
+    "Subspace",
+    "particle_dim",
+    "vertices_of_row",
+]

@@ -8,18 +8,19 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
-from lightning_polystep.tape.frame import Parts
+from lightning_polystep.tape.frame import Blend, Parts
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
-from lightning_polystep.tape.replay import replay
+from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
 from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
 __all__ = [
+    "Blend",
     "Flow",
     "NotOnTapeError",
     "Parts",
@@ -35,6 +36,7 @@ __all__ = [
     "elementwise",
     "flows",
     "hold",
+    "mixes_changes",
     "moving",
     "replay",
     "replays",

@@ -34,6 +34,40 @@ class Parts(NamedTuple):
     of_candidate: Tensor
 
 
+class Blend(NamedTuple):
+    """What candidates are of those that are replayed in their place: of its row, on each sample, so much of each.
+
+    Args:
+        weights: Of the G that are replayed of a row, on each sample, for each of its V candidates, (V, G, N).
+    """
+
+    weights: Tensor
+
+    def of_candidates(self, rows: Tensor) -> Tensor:
+        """Return the row of each candidate.
+
+        Args:
+            rows: Of what is replayed, (R * G,).
+        """
+        return rows[:: self.weights.shape[1]].repeat_interleave(len(self.weights))
+
+    def totals(self, changes: Tensor) -> Tensor:
+        """Return the change of each candidate.
+
+        Args:
+            changes: Of what is replayed, on each sample, (R * G, N, ...).
+
+        Returns:
+            Shape (R * V, ...).
+        """
+        vertices, nodes, samples = self.weights.shape
+        flat = changes.reshape(-1, nodes * samples, math.prod(changes.shape[2:]))
+        totals = self.weights.reshape(vertices, -1).to(changes.dtype) @ flat.transpose(0, 1).reshape(
+            nodes * samples, -1
+        )
+        return totals.reshape(vertices, len(flat), -1).transpose(0, 1).reshape(-1, *changes.shape[2:])
+
+
 @njit(cache=True, nogil=True)
 def add_up(changes: NDArray[Any], members: NDArray[Any], totals: NDArray[Any]) -> None:
     """Add to the total of each candidate the changes of the pairs that stand for its samples; -1 for none."""
@@ -233,10 +267,7 @@ class Frame:
         Returns:
             Shape (K, ...).
         """
-        frame, rows = self, None
-        while frame.earlier is not None and frame.earlier[0].stage == Stage.SAMPLE:
-            frame, continued = frame.earlier
-            rows = continued if rows is None else continued[rows]
+        frame, rows = self._first_of_pairs()
         if frame.members is None:
             total = changes.new_zeros(self.everyone, *changes.shape[1:])
             return total.index_add_(0, self.candidates, changes)
@@ -247,10 +278,36 @@ class Frame:
             totals = np.zeros(self.everyone)
             add_up(of_first.reshape(-1).numpy(), frame.members.numpy(), totals)
             return torch.from_numpy(totals).to(changes.dtype).reshape(self.everyone, *changes.shape[1:])
+        return self.by_sample(changes).sum(1)
+
+    def by_sample(self, changes: Tensor) -> Tensor:
+        """Return the change of each candidate and sample.
+
+        Args:
+            changes: Of each instance, (I, ...).
+
+        Returns:
+            Shape (K, N, ...).
+        """
+        frame, rows = self._first_of_pairs()
+        if frame.members is None:
+            assert self.samples is not None
+            places = self.samples if self.places is None else self.places
+            assert self.program.sample is not None
+            every = changes.new_zeros(self.everyone, self.size(self.program.sample), *changes.shape[1:])
+            return every.index_put_((self.candidates, places), changes)
         # The last row stands for pairs that did not change.
         known = changes.new_zeros(frame.count + 1, *changes.shape[1:])
         known[: frame.count] = changes if rows is None else known[: frame.count].index_copy(0, rows, changes)
-        return known[frame.members].sum(1)
+        return known[frame.members]
+
+    def _first_of_pairs(self) -> tuple[Frame, Tensor | None]:
+        """Return the first frame of pairs that this one continues, and which of its instances are left."""
+        frame, rows = self, None
+        while frame.earlier is not None and frame.earlier[0].stage == Stage.SAMPLE:
+            frame, continued = frame.earlier
+            rows = continued if rows is None else continued[rows]
+        return frame, rows
 
     def first(self) -> Frame:
         """Return the frame of stage ``UNIT`` that this one continues."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -28,6 +28,8 @@ class Leaving(TorchFunctionMode):
         >>> seen
         [tensor([1., 1.])]
     """
+
+    serves_tape: ClassVar[bool] = True
 
     def __init__(
         self, read: Callable[[Tensor], None], assign: Callable[[Tensor, Tensor, Callable[[], Any]], None]

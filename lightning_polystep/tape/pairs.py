@@ -79,13 +79,13 @@ def _weighted_sum(units: Frame, values: Mapping[int, Tensor], fixed: set[int | N
     terms = (
         places[:, :, place].double() * float(draw.uniform(0.5, 1.5))
         for index, tensor in values.items()
-        for places in (_with_samples_first(units, index, tensor, fixed, offset),)
+        for places in (with_samples_first(units, index, tensor, fixed, offset),)
         for place in range(places.shape[2])
     )
     return reduce(torch.add, terms).contiguous()
 
 
-def _with_samples_first(frame: Frame, index: int, tensor: Tensor, fixed: set[int | None], offset: int) -> Tensor:
+def with_samples_first(frame: Frame, index: int, tensor: Tensor, fixed: set[int | None], offset: int) -> Tensor:
     """Return a value as (candidates or units, samples, all else)."""
     program = frame.program
     slots = program.slots(index)
@@ -152,7 +152,7 @@ def _all_pairs(units: Frame, exits: list[int]) -> Frame:
         if program.position(index, program.sample) is None:
             changed |= differs.flatten(1).any(1)[:, None]
         else:
-            changed |= _with_samples_first(units, index, differs, {program.unit}, 1).any(2)
+            changed |= with_samples_first(units, index, differs, {program.unit}, 1).any(2)
     pairs = changed.nonzero()
     if not len(pairs):
         pairs = pairs.new_zeros(1, 2)

@@ -102,6 +102,17 @@ class Program:
         """Return the labels of a value's axes one by one, None for an axis of size one that has none."""
         return [label for axis in self.axes[value] for label in (axis or (None,))]
 
+    def mixes(self, operation: Operation, number: int, label: int) -> bool:
+        """Tell whether an operation takes places of an axis with a label together.
+
+        Args:
+            operation: The operation.
+            number: Its place on the tape.
+            label: The label.
+        """
+        pairs = zip(operation.operands, self.flows[number].mixed, strict=True)
+        return any(label in self.axes[index][position] for index, mixed in pairs for position in mixed)
+
     def operation(self, tape: Tape, number: int) -> Operation:
         """Return an operation that reads, of equal values, always the first."""
         known = tape.bound.setdefault(self, {})

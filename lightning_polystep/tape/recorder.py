@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,6 +135,8 @@ class Recorder(TorchDispatchMode):
         >>> [str(operation.function) for operation in recorder.tape.operations]
         ['aten.mul.Tensor', 'aten.sum.default']
     """
+
+    serves_tape: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Frame, Parts, difference, pick
+from lightning_polystep.tape.frame import Blend, Frame, Parts, difference, pick
 from lightning_polystep.tape.fuse import Region, run
-from lightning_polystep.tape.pairs import next_level, pairs_of
+from lightning_polystep.tape.pairs import next_level, pairs_of, with_samples_first
 from lightning_polystep.tape.program import Program, Stage
 from lightning_polystep.tape.schedule import Segment
 from lightning_polystep.tape.tape import Operation, Tape
@@ -25,6 +25,7 @@ def replay(
     changed: Mapping[int, Tensor],
     shifts: Mapping[int, Tensor] | None = None,
     parts: Parts | None = None,
+    blend: Blend | None = None,
 ) -> Tensor:
     """Return the loss of each candidate.
 
@@ -37,6 +38,7 @@ def replay(
             place.
         shifts: Of products of stage ``UNIT``, by what they make, what a candidate adds to its unit, (K, ..., 1).
         parts: On which samples each candidate is scored; by default on all.
+        blend: Of which of those that are replayed candidates are mixtures; by default they are these candidates.
 
     Returns:
         Shape (K,).
@@ -44,7 +46,11 @@ def replay(
     everyone = torch.arange(len(rows), device=rows.device)
     units = Frame(tape, program, Stage.UNIT, everyone, rows, values=dict(changed), shifts=dict(shifts or {}),
                   parts=parts)  # fmt: skip
-    whole = Frame(tape, program, Stage.WHOLE, everyone, rows, earlier=(units, everyone))
+    if blend is None:
+        whole = Frame(tape, program, Stage.WHOLE, everyone, rows, earlier=(units, everyone))
+    else:
+        of_rows = blend.of_candidates(rows)
+        whole = Frame(tape, program, Stage.WHOLE, torch.arange(len(of_rows), device=rows.device), of_rows)
     if program.unit is None:
         whole.values.update(changed)
     frame, level = units, 0
@@ -54,12 +60,39 @@ def replay(
             exits = program.exits.get(level, [])
             frame = pairs_of(units, exits) if level == 1 else next_level(frame, exits)
         if segment.sums_samples:
-            _sum_samples(frame, whole, units, program.operation(tape, segment.work.number))  # type: ignore[union-attr]
+            operation = program.operation(tape, segment.work.number)  # type: ignore[union-attr]
+            _sum_samples(frame, whole, units, operation, blend)
         else:
             _run(units if segment.stage == Stage.UNIT else whole if segment.stage == Stage.WHOLE else frame, segment)
         for index in segment.releases:
             _release(index, frame, whole)
-    return whole.read(program.loss)[0].reshape(len(rows))
+    return whole.read(program.loss)[0].reshape(whole.count)
+
+
+def mixes_changes(tape: Tape, program: Program) -> bool:
+    """Tell whether a :class:`Blend` of candidates can be told from their changes of each sample.
+
+    That is so where samples are apart up to sums over them, and nothing else is read of them.
+
+    Args:
+        tape: Of the structure that the program was read off.
+        program: The program.
+    """
+    if program.sample is None or program.unit is None:
+        return False
+    for step in program.steps:
+        operation = program.operation(tape, step.number)
+        homes = [program.home[index][0] for index in operation.operands if index in program.home]
+        if step.stage == Stage.UNIT and program.mixes(operation, step.number, program.sample):
+            return False
+        if step.sums_samples:
+            made = operation.outputs[0]
+            assert made is not None
+            if Stage.UNIT in homes and tape.values[made].tensor.ndim:
+                return False
+        elif step.stage == Stage.WHOLE and any(home != Stage.WHOLE for home in homes):
+            return False
+    return True
 
 
 def _run(frame: Frame, segment: Segment) -> None:
@@ -78,15 +111,17 @@ def _only_for_shifts(frame: Frame, operation: Operation) -> bool:
     )
 
 
-def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation) -> None:
+def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation, blend: Blend | None) -> None:
     """Add the changes of a candidate's samples to what was recorded of their sum."""
     index, made = operation.operands[0], operation.outputs[0]
     assert made is not None
     unit = frame.program.position(index, frame.program.unit)
-    if frame.enters(index) and unit in gone_axes(frame, operation):
-        change = _sum_of_unit(units, operation)
+    of_unit = frame.enters(index) and unit in gone_axes(frame, operation)
+    if blend is not None:
+        changes = _samples_of_unit(units, operation) if of_unit else frame.by_sample(_sum_of_samples(frame, operation))
+        change = blend.totals(changes)
     else:
-        change = frame.by_candidate(_sum_of_samples(frame, operation))
+        change = _sum_of_unit(units, operation) if of_unit else frame.by_candidate(_sum_of_samples(frame, operation))
     if units.parts is not None:  # its samples stand for all
         change = change * (frame.program.samples / units.parts.samples.shape[1])
     recorded = frame.tape.values[made].tensor
@@ -123,6 +158,16 @@ def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
         tape.arrays[key] = sum_axes(units, operation, apart)
     old: Tensor = tape.arrays[key]
     return new - old[units.units]
+
+
+def _samples_of_unit(units: Frame, operation: Operation) -> Tensor:
+    """Return what :func:`_sum_of_unit` adds up of each sample, (K, N)."""
+    index = operation.operands[0]
+    change = difference(units.values[index], units.recorded(index)[0]).double()
+    apart = with_samples_first(units, index, change, {units.program.unit}, 1).sum(2)
+    if operation.function.overloadpacket is torch.ops.aten.mean:
+        apart = apart / units.tape.values[index].tensor.numel()
+    return apart
 
 
 def _release(index: int, frame: Frame, whole: Frame) -> None:

@@ -97,7 +97,7 @@ class Tape:
         held: Values that are constants of all candidates, though they were computed from parameters.
         escapes: Numbers that Python has read.
         bound: Operations as programs read them, by program and number.
-        arrays: What loops read of it, as they read it.
+        arrays: What replays have made of its values, to be read again.
         key: Equal for two tapes of the same structure: operators, arguments and shapes, but for tensors and fractions.
     """
 
