@@ -1,4 +1,4 @@
-"""What ``configure_optimizers`` returned becomes a PolyStep optimizer, its learning-rate schedule kept as a ratio."""
+"""What ``configure_optimizers`` returned becomes a hosted optimizer, its learning-rate schedule kept as a ratio."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_polystep.guards import check_option_names
+from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.trainer_guards import check_replaceable
 
@@ -75,7 +76,7 @@ class ScheduledGroup(dict[str, Any]):
 
 @dataclass(eq=False)
 class Adoption:
-    """A PolyStep optimizer, and the foreign optimizer whose schedule it follows, if any.
+    """An optimizer that trains by forward passes, and the foreign optimizer whose schedule it follows, if any.
 
     Args:
         optimizer: The optimizer that trains.
@@ -84,7 +85,7 @@ class Adoption:
         quiet: Do not warn of step radii that are set by hand.
     """
 
-    optimizer: PolyStep
+    optimizer: HostedOptimizer
     foreign: torch.optim.Optimizer | None = None
     reference: float | None = None
     quiet: bool = False
@@ -174,7 +175,7 @@ def adopt_all(
     """
     largest: dict[type, float] = {}
     for each in returned:
-        if not isinstance(each, PolyStep | _MockOptimizer):
+        if not isinstance(each, HostedOptimizer | _MockOptimizer):
             largest[type(each)] = max([largest.get(type(each), 0.0), *full_rates(each, schedulers)])
     return [adopt(each, module, policy, options, schedulers, largest.get(type(each))) for each in returned]
 
@@ -190,8 +191,8 @@ def adopt(
     """Turn an optimizer that ``configure_optimizers`` returned into PolyStep.
 
     Args:
-        returned: PolyStep (kept), Lightning's stand-in for None (PolyStep over all trainable parameters), or another
-            optimizer (PolyStep over the same groups, with one warning).
+        returned: A hosted optimizer such as PolyStep (kept), Lightning's stand-in for None (PolyStep over all trainable
+            parameters), or another optimizer (PolyStep over the same groups, with one warning).
         module: The LightningModule.
         policy: ``"replace"`` or ``"error"`` for other optimizers.
         options: PolyStep's arguments for the cases in which we build it.
@@ -201,7 +202,7 @@ def adopt(
     Raises:
         MisconfigurationException: For LBFGS, and for any other optimizer under ``"error"``.
     """
-    if isinstance(returned, PolyStep):
+    if isinstance(returned, HostedOptimizer):
         return Adoption(returned)
     check_option_names(options, PolyStep)
     found = _found_radii.get(module)

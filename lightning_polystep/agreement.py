@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_polystep import guards
 from lightning_polystep.fingerprint import mix
-from lightning_polystep.optimizer import Pending, Progress
+from lightning_polystep.hosted import Pending, Progress
 from lightning_polystep.parallel import Balance
 from lightning_polystep.processes import Processes
 from lightning_polystep.scoring.plan import Assignment

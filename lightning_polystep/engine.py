@@ -18,12 +18,12 @@ from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.health import Health
+from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.lookups import follow_lookups, is_something, rows_to_probe
 from lightning_polystep.non_finite import HardInputs, noticing
-from lightning_polystep.optimizer import Pending, PolyStep
 from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
@@ -33,8 +33,8 @@ from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.providers import Evaluation, providers_of
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
-from lightning_polystep.sites import Observation, find_blocks
-from lightning_polystep.step import observe, propose, score
+from lightning_polystep.sites import Observation
+from lightning_polystep.step import observe, score
 from lightning_polystep.tape import unrecorded
 
 
@@ -44,7 +44,7 @@ def print_plan(plan: Plan) -> None:
 
 
 class Engine:
-    """Gathers the costs of candidates for a :class:`PolyStep` optimizer.
+    """Gathers the costs of candidates for :class:`PolyStep`, or another hosted optimizer.
 
     In plain PyTorch one call makes one step::
 
@@ -72,6 +72,7 @@ class Engine:
 
     Example:
         >>> import torch
+        >>> from lightning_polystep import PolyStep
         >>> model = torch.nn.Linear(4, 2)
         >>> engine = Engine(model, PolyStep(model.parameters(), seed=0), announce=None)
         >>> x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
@@ -83,7 +84,7 @@ class Engine:
     def __init__(  # noqa: PLR0913 - keyword-only options, each with a default
         self,
         module: nn.Module,
-        optimizer: PolyStep,
+        optimizer: HostedOptimizer,
         *,
         evaluation: Evaluation = "auto",
         memory_budget: int = 256 * 2**20,
@@ -358,7 +359,7 @@ class Engine:
         if trainable != self._planned_for:
             names = self._adapters.held()
             held = {parameter for name, parameter in self.module.named_parameters() if name in names}
-            self._blocks = [b for b in find_blocks(self.module, groups) if held.isdisjoint(b.parameters)]
+            self._blocks = self.optimizer.blocks(self.module, held)
             self._inputs.follow(self._blocks)
             self._planned_for = trainable
             self.plan = None
@@ -452,18 +453,8 @@ class Engine:
         return self._shared(whole if self._agreement.layout.rank == 0 else whole.emptied(), plan)
 
     def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
-        optimizer = self.optimizer
-        return propose(
-            block,
-            optimizer.statistics.get(block.name),
-            optimizer.reach(block),
-            seed=optimizer.seed,
-            step=optimizer.progress.step,
-            rank=rank,
-            rotations=rotations,
-            most_rows=most_rows,
-            among=self._in_play(block),
-        )
+        among = self._in_play(block)
+        return self.optimizer.propose(block, rank=rank, rotations=rotations, most_rows=most_rows, among=among)
 
     def _in_play(self, block: Block) -> Tensor | None:
         """Return the rows of a table that are probed on this batch, shape (rows,); None for all, as of any weight."""

@@ -19,7 +19,7 @@ from lightning_polystep.transport import TRANSPORTS, Transport
 from lightning_polystep.values import ArgumentTypeError, Rule, at_least, check, flag, one_of
 
 DETACHED_OPTIMIZER = (
-    "PolyStep.step() has no candidates to weigh, because nothing scores them: train with "
+    "{}.step() has no candidates to weigh, because nothing scores them: train with "
     'Trainer(strategy="polystep"), or in plain PyTorch call Engine(model, optimizer).step(closure).'
 )
 
@@ -137,7 +137,7 @@ _STRATEGY_RULES = (
     at_least("candidate_parallel_size", 1, others=("auto",)),
     Rule("timeout", "number", "give a timedelta, or seconds above 0", lambda value: value > 0),
 )
-_FINITE = ("lr", "probe_radius", "epsilon", "momentum", "weight_decay")
+_FINITE = {"lr", "probe_radius", "epsilon", "momentum", "weight_decay"}
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -154,10 +154,11 @@ def check_group(group: dict[str, Any]) -> None:
     check("PolyStep", values, _GROUP_RULES)
 
 
-def check_optimizer(params: Any, **options: Any) -> None:
+def check_optimizer(kind: str, params: Any, **options: Any) -> None:
     """Refuse what is not a matter of a group.
 
     Args:
+        kind: Name of the optimizer.
         params: What the optimizer is to train.
         options: Its other arguments.
 
@@ -168,9 +169,9 @@ def check_optimizer(params: Any, **options: Any) -> None:
     if isinstance(params, nn.Module):
         name = type(params).__name__
         raise ArgumentTypeError(
-            f"PolyStep({name}(...)): it takes parameters, so give it those of the module, .parameters()."
+            f"{kind}({name}(...)): it takes parameters, so give it those of the module, .parameters()."
         )
-    check("PolyStep", options, _OPTIMIZER_RULES)
+    check(kind, options, _OPTIMIZER_RULES)
 
 
 def check_engine(module: Any, optimizer: Any, **options: Any) -> None:
@@ -226,28 +227,38 @@ def check_option_names(options: Mapping[str, Any], kind: type) -> None:
         raise ArgumentTypeError(msg)
 
 
-def check_finite(groups: list[dict[str, Any]]) -> None:
+def check_finite(kind: str, groups: list[dict[str, Any]]) -> None:
     """Refuse a step with a radius that something (a schedule, a hook) has set to what is no finite number.
+
+    Args:
+        kind: Name of the optimizer.
+        groups: Its parameter groups.
 
     Raises:
         ValueError: Naming the option, before anything moves.
     """
     for group in groups:
-        for name in _FINITE:
+        for name in group.keys() & _FINITE:
             if not math.isfinite(lowest(group[name])):
                 value = float(lowest(group[name]))
-                msg = f"PolyStep's {name} was set to {value} during training: a step needs a finite number."
+                msg = f"{kind}'s {name} was set to {value} during training: a step needs a finite number."
                 raise ValueError(msg)
 
 
-def check_state(state: dict[str, Any], known_format: int) -> None:
+def check_state(state: dict[str, Any], known_format: int, kind: str) -> None:
     """Refuse the state of another optimizer.
+
+    Args:
+        state: What a checkpoint holds.
+        known_format: The format that this version writes.
+        kind: Name of the optimizer that is to load it.
 
     Raises:
         ValueError: Saying how to start from the weights alone.
     """
     own = state.get("polystep")
-    if own is None:
+    # Before there were others, a state did not say whose it was.
+    if own is None or own.get("optimizer", "PolyStep") != kind:
         msg = (
             "This checkpoint holds the state of another optimizer: load only the weights to start from them, with "
             "MyModule.load_from_checkpoint(path), and fit without ckpt_path."

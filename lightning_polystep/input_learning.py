@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.agreement import Agreement
+from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.input_units import packed, unpacked
-from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block
 from lightning_polystep.sites import Observation
 from lightning_polystep.step import learn_inputs
@@ -35,7 +35,7 @@ class InputLearning:
         agreement: With the other processes.
     """
 
-    def __init__(self, optimizer: PolyStep, agreement: Agreement) -> None:
+    def __init__(self, optimizer: HostedOptimizer, agreement: Agreement) -> None:
         self._optimizer = optimizer
         self._agreement = agreement
         self._blocks: list[Block] = []

@@ -39,6 +39,7 @@ class Block:
         lookups: Embeddings whose calls tell which of its rows a batch reads; empty where any row may matter.
         padding: The row that is never trained, or None.
         usual_rows: How many rows a batch reads, about; None for all.
+        population: How many candidates a step has, where the optimizer says so; None leaves it to the plan.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Block:
     lookups: tuple[nn.Module, ...] = ()
     padding: int | None = None
     usual_rows: int | None = None
+    population: int | None = None
 
     @property
     def has_bias(self) -> bool:

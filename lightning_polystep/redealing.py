@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.hosted import HostedOptimizer
 
 _REDEALT = (
     "The checkpoint was saved with {was} shards of the data and goes on with {now}: batch {before} of the epoch counts "
@@ -22,7 +22,7 @@ _UNEVEN = (
 )
 
 
-def redeal(trainer: pl.Trainer, optimizers: Sequence[PolyStep], was: int, now: int) -> None:
+def redeal(trainer: pl.Trainer, optimizers: Sequence[HostedOptimizer], was: int, now: int) -> None:
     """Count the batches of a loaded checkpoint in those of another number of shards.
 
     With D shards, the batches number k of all of them are the micro-batches k D to k D + D - 1 of the epoch, so n

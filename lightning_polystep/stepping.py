@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_polystep.adoption import Adoption
-from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.hosted import HostedOptimizer
 
 UNKNOWN_OPTIMIZER = (
     "{name}.step() was called in a fit, but configure_optimizers did not return this optimizer, so that PolyStep does "
@@ -36,11 +36,11 @@ class Stepping:
         step: Makes a step of one of our optimizers, with a closure or None.
     """
 
-    def __init__(self, module: nn.Module, step: Callable[[PolyStep, Callable[[], Any] | None], Any]) -> None:
+    def __init__(self, module: nn.Module, step: Callable[[HostedOptimizer, Callable[[], Any] | None], Any]) -> None:
         self._module = module
         self._step = step
         self._redirected: list[tuple[dict[str, Any], str, Any]] = []
-        self._known: list[PolyStep] = []
+        self._known: list[HostedOptimizer] = []
         self._foreign: list[torch.optim.Optimizer] = []
         self._hook = register_optimizer_step_pre_hook(self._check)
 
@@ -66,7 +66,7 @@ class Stepping:
         self._hook.remove()
         self._put_back()
 
-    def _redirect(self, foreign: torch.optim.Optimizer, ours: PolyStep) -> None:
+    def _redirect(self, foreign: torch.optim.Optimizer, ours: HostedOptimizer) -> None:
         def step(_self: Any, closure: Callable[[], Any] | None = None) -> Any:
             return self._step(ours, closure)
 
@@ -101,7 +101,7 @@ class Stepping:
         """Refuse a step that moves nothing; one with gradients is the user's own business."""
         if any(optimizer is known for known in self._known):
             return
-        if isinstance(optimizer, PolyStep):
+        if isinstance(optimizer, HostedOptimizer):
             moves = optimizer.binding.attached
         else:
             moves = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

@@ -39,11 +39,11 @@ from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoint_strategy import CheckpointStrategy
 from lightning_polystep.engine import Engine, print_plan
 from lightning_polystep.fingerprint import fingerprint
+from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
 from lightning_polystep.layout_strategy import StartMethod
 from lightning_polystep.loaders import forget_order, keep_order, replayable
-from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.parallel import Size
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
 from lightning_polystep.scoring.providers import Evaluation
@@ -54,9 +54,10 @@ class PolyStepStrategy(CheckpointStrategy):
     """Train any LightningModule by forward passes only: ``Trainer(strategy="polystep")``.
 
     The user's ``training_step`` runs once per batch without autograd (logs, metrics and BatchNorm advance exactly once)
-    and again, isolated, for the candidates. ``configure_optimizers`` may return :class:`PolyStep`, nothing, or another
-    optimizer, which is replaced with a warning. Modules with ``automatic_optimization = False`` train as well, by
-    ``opt.step(closure)`` or ``self.manual_backward(loss)`` and ``opt.step()``.
+    and again, isolated, for the candidates. ``configure_optimizers`` may return :class:`PolyStep` (or one
+    of ``lightning_polystep.baselines``), nothing, or another optimizer, which is replaced with a warning. Modules with
+    ``automatic_optimization = False`` train as well, by ``opt.step(closure)`` or ``self.manual_backward(loss)`` and
+    ``opt.step()``.
 
     Args:
         evaluation: How candidates are scored: "auto" takes the fastest way that agrees with one forward per candidate,
@@ -376,7 +377,7 @@ class PolyStepStrategy(CheckpointStrategy):
         self._log_report(index, codes)
         return result
 
-    def _step_by_hand(self, optimizer: PolyStep, closure: Callable[[], Any] | None) -> Any:
+    def _step_by_hand(self, optimizer: HostedOptimizer, closure: Callable[[], Any] | None) -> Any:
         """Step for user code that calls an optimizer object of its own, which PolyStep has replaced."""
         return self.optimizer_step(optimizer, do_nothing_closure if closure is None else closure)
 

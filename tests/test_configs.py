@@ -25,6 +25,7 @@ TIERS = {"mnist_spiking.yaml": ["outcome", "outcome"], "mnist_events.yaml": ["in
 # The parameters of each network that have a true gradient: those of soft layers, and biases behind the last hard one.
 WITH_GRADIENT = {
     "associative_recall.yaml": r"1\.(v_proj|out_proj)\..*|2\..*",
+    "digits_baseline.yaml": "",
     "digits_spiking.yaml": "",
     "mnist_attention.yaml": ".*",
     "mnist_conv_spiking.yaml": r"7\..*",

@@ -146,12 +146,12 @@ def test_the_ends_of_the_ranges_are_allowed(group, values):
 def test_state_of_another_optimizer_is_refused():
     adam = torch.optim.Adam([nn.Parameter(torch.zeros(1))])
     with pytest.raises(ValueError, match=r"state of another optimizer: load only the weights.*load_from_checkpoint"):
-        check_state(adam.state_dict(), 1)
+        check_state(adam.state_dict(), 1, "PolyStep")
 
 
 def test_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="format 2, this version reads 1"):
-        check_state({"polystep": {"format": 2}}, 1)
+        check_state({"polystep": {"format": 2}}, 1, "PolyStep")
 
 
 def with_parameter(tensor, *, requires_grad=True):

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lightning_polystep.engine import Engine
-from lightning_polystep.optimizer import Pending, PolyStep
+from lightning_polystep.hosted import Pending
+from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.schedules import Cosine, Linear
 from lightning_polystep.step import transport

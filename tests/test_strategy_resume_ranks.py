@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_polystep.optimizer import Pending
+from lightning_polystep.hosted import Pending
 from tests.helpers.ranks import (
     Dealt,
     alike,

@@ -96,10 +96,14 @@ class Assignment:
 
     def candidates(self, statistics: InputStatistics | None) -> int:
         """Return how many a step proposes that knows this of the block's inputs."""
+        if self.block.population is not None:
+            return self.block.population
         subspace = SUBSPACES[self.block.subspace]
         return self._candidates(subspace.rank(self.block, self.block.group, statistics))
 
     def _candidates(self, directions: int) -> int:
+        if self.block.population is not None:
+            return self.block.population
         return (self.most_rows or self.block.rows) * _vertices(self, min(self.rank, directions))
 
     def work(self, proposal: Proposal) -> Work:
