@@ -98,6 +98,7 @@ _GROUP_RULES = (
     Rule("whitening", "number", "the exponent must be in [0, 1]", lambda value: 0 <= value <= 1),
     Rule("rank", "whole number", "at least one direction must be probed, or None", lambda value: value >= 1, True),
     Rule("rotations", "whole number", "at least one polytope must be placed", lambda value: value >= 1),
+    Rule("radius_ratio", "number", "radii grow by a factor above 0", lambda value: value > 0),
     Rule(
         "response_grid",
         "whole number",
@@ -152,6 +153,9 @@ def check_group(group: dict[str, Any]) -> None:
     if isinstance(group["epsilon"], Schedule) and lowest(group["epsilon"]) <= 0:
         raise ValueError(f"PolyStep(epsilon={group['epsilon']!r}): the temperature must be above 0.")
     check("PolyStep", values, _GROUP_RULES)
+    if group["radius_ratio"] != 1 and group["rotations"] == 1:
+        told = f"PolyStep(radius_ratio={group['radius_ratio']!r})"
+        raise ValueError(f"{told}: one polytope has one radius, so set rotations to as many radii as you want.")
 
 
 def check_optimizer(kind: str, params: Any, **options: Any) -> None:

@@ -53,6 +53,9 @@ class PolyStep(HostedOptimizer):
             rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
         rotations: Independently rotated polytopes around each particle, at least 1: that many times the candidates.
+        radius_ratio: Several probe radii at once: by what factor, above 0, the radius grows from one of ``rotations``
+            polytopes to the next; their geometric mean is ``probe_radius``, and farther vertices move as much farther.
+            1 is one radius for all. Binary weights that are flipped have none.
         response_grid: Find the loss of each sample at about so many values of a unit, at least 3, and interpolate
             candidates between them: an approximation, whose error the plan tells. It serves units of a recognised stack
             with a continuous response (ReLU, no activation, or more than 16 levels), and whatever is scored from the
@@ -104,6 +107,7 @@ class PolyStep(HostedOptimizer):
         weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
+        radius_ratio: float = 1.0,
         response_grid: int | None = None,
         subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
         whitening: float = 0.35,
@@ -122,6 +126,7 @@ class PolyStep(HostedOptimizer):
             "weight_decay": weight_decay,
             "rank": rank,
             "rotations": rotations,
+            "radius_ratio": radius_ratio,
             "response_grid": response_grid,
             "subspace": subspace,
             "whitening": whitening,

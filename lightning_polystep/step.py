@@ -87,14 +87,16 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     vertices = polytope.vertices(dim)
     vertices = vertices[: len(vertices) // 2] if polytope.mirrored else vertices
     parts = []
-    for _ in range(rotations):
+    for turn in range(rotations):
+        # Several radii at once: they grow from one polytope to the next, around the probe radius.
+        wider = group["radius_ratio"] ** (turn - (rotations - 1) / 2) if subspace.has_radius else 1.0
         basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
         columns = basis.reshape(block.dim, particles_per_row, dim).permute(1, 2, 0)
         if subspace.is_rotated:
-            parts.append(columns if polytope.axial else vertices.to(basis) @ columns)
+            parts.append(wider * (columns if polytope.axial else vertices.to(basis) @ columns))
         else:
             turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(particles_per_row)]
-            parts.append((vertices @ torch.stack(turns)).to(basis) @ columns)
+            parts.append(wider * ((vertices @ torch.stack(turns)).to(basis) @ columns))
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
     # Of a table that the first batch does not read, the plan tries any row.
     rows = torch.arange(block.rows) if among is None or not len(among) else among

@@ -215,3 +215,11 @@ def test_parameters_must_be_the_modules():
     check_owned(torch.optim.Adam(module.parameters()), module)
     with pytest.raises(ValueError, match=r"\(3,\).*not the module's"):
         check_owned(torch.optim.Adam([nn.Parameter(torch.zeros(3))]), module)
+
+
+def test_several_radii_need_several_polytopes(group):
+    with pytest.raises(ValueError, match=r"PolyStep\(radius_ratio=2.0\): one polytope has one radius"):
+        check_group({**group, "radius_ratio": 2.0})
+    with pytest.raises(ValueError, match=r"radius_ratio=0"):
+        check_group({**group, "radius_ratio": 0.0, "rotations": 2})
+    check_group({**group, "radius_ratio": 2.0, "rotations": 2})

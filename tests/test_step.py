@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_polystep.layers import QuantLinear
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
@@ -47,6 +48,32 @@ def test_rotations_are_independent_polytopes_of_one_particle():
     for axes in (both[:4], both[4:8]):
         torch.testing.assert_close(axes @ axes.T, torch.eye(4), rtol=0, atol=1e-6)
     assert not torch.allclose(both[:4].abs(), both[4:8].abs())
+
+
+@pytest.mark.parametrize("subspace", ["full", "gaussian"])
+def test_radii_grow_from_one_rotation_to_the_next_around_the_probe_radius(subspace):
+    alike, ratio = ({"subspace": subspace, "dim": 4, "rows": 2}, 3.0)
+    (usual,) = propose(block_of(**alike, rotations=3), None, seed=0, step=0, rank=4, rotations=3).directions
+    block = block_of(**alike, rotations=3, radius_ratio=ratio)
+    proposal = propose(block, None, seed=0, step=0, rank=4, rotations=3)
+    for turn, wider in enumerate([1 / ratio, 1.0, ratio]):
+        one = slice(4 * turn, 4 * turn + 4)
+        torch.testing.assert_close(proposal.directions[0, one], wider * usual[one])
+    assert torch.equal(proposal.directions[0, 12:], -proposal.directions[0, :12])
+    # The barycentre of all weight on one vertex is that vertex, wherever it is.
+    weights = torch.zeros(2, 1, 24)
+    weights[:, 0, 11] = 1.0
+    torch.testing.assert_close(move(proposal, weights)[0], 2 * proposal.directions[0, 11])
+
+
+def test_flips_have_no_radius_to_vary():
+    layer = QuantLinear(4, 2, weight_format="binary")
+    (group,) = PolyStep(layer.parameters(), subspace="flips", rotations=2, radius_ratio=5.0).param_groups
+    plain = {**group, "radius_ratio": 1.0}
+    pairs = [
+        propose(find_blocks(layer, [each])[0], None, seed=0, step=0, rank=4, rotations=2) for each in (group, plain)
+    ]
+    assert torch.equal(*(pair.directions for pair in pairs))
 
 
 def test_observe_and_learn_keep_what_the_sites_saw():

@@ -57,6 +57,7 @@ class FlipSubspace(Subspace):
     # A rotation would mix weights that are to be flipped one by one.
     is_rotated = True
     particle_dim = 1
+    has_radius = False
     full_rank = sys.maxsize
 
     def basis(

@@ -20,12 +20,14 @@ class Subspace(Protocol):
         name: What the option ``subspace`` calls it.
         is_rotated: Whether polytopes are to stay as they are: the columns of its bases are Haar-random already, or
             mean something one by one.
+        has_radius: Whether candidates may be probed nearer or farther than they are.
         particle_dim: Dimension of a particle where the subspace decides it, else None.
         full_rank: Directions that are wanted per row and step where candidates are nearly free.
     """
 
     name: ClassVar[str]
     is_rotated: ClassVar[bool]
+    has_radius: ClassVar[bool] = True
     particle_dim: ClassVar[int | None] = None
     # The rank that was measured best for rotated directions.
     full_rank: ClassVar[int] = 128
