@@ -133,7 +133,7 @@ def whitened_eigenbasis(moment: Tensor, whitening: float, floor: float = _SPAN_F
 
 
 def _decomposed(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues and eigenvectors, also of the few matrices with which LAPACK's iteration does not come to an end.
+    """Return eigenvalues and eigenvectors, also of the few matrices with which LAPACK's iteration does not end.
 
     Seen with inputs most of which are always 0: what breaks the tie of their eigenvalues is below all rounding.
     """
