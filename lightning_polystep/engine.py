@@ -165,7 +165,7 @@ class Engine:
             finally:
                 self._observing = False
             if not self._agreement.sharded:
-                self._inputs.take(self._seen)
+                self._take_inputs()
                 self._inputs.learn()
 
     @property
@@ -217,7 +217,7 @@ class Engine:
         problem = self._unfit(loss)
         self._agreement.notes.see(batch, loss)
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
-        self._inputs.take(self._seen)
+        self._take_inputs()
         fit = problem is None
         if self.plan is None:
             fit = self._agreement.ready(fit)
@@ -235,6 +235,13 @@ class Engine:
             self._recording.loss = None
         else:
             self._recording.clear()
+
+    def _take_inputs(self) -> None:
+        """Take what sites have seen, and what the tape shows of parameters that are in no layer."""
+        if self._recording.tape is not None:
+            wanted = self._inputs.measured(self._inputs.own_batch)
+            self._seen.read(self._recording.tape, [block for block in self._blocks if block.name in wanted])
+        self._inputs.take(self._seen)
 
     def _unfit(self, loss: Tensor) -> tuple[str, str] | None:
         """Return why a micro-batch must not be scored, as a cause and a message; None when it can be."""
@@ -419,7 +426,9 @@ class Engine:
         proposals = [
             self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
             for assignment in plan.assignments
-            if assignment.block.trainable and is_something(self._in_play(assignment.block))
+            if assignment.block.trainable
+            and assignment.is_due(self.optimizer.progress.step)
+            and is_something(self._in_play(assignment.block))
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])

@@ -22,6 +22,9 @@ from torch import Tensor
 # Units that differ by more than this factor are of several kinds. Pixels, spikes, and hidden layers of the networks in
 # configs/ stay within it.
 _ONE_KIND = 10.0
+# Inputs smaller than the constant 1 of a bias by more than this are faint. Hidden layers of ordinary first weights are
+# at 0.02 already: weights that made up for it would outgrow those of all other layers.
+_FAINT = 100.0
 # An input counts as narrow only if it differs from its most common value in so many samples, else it may be a pixel
 # that was grey now and then, or a ReLU that hardly opens.
 _SELDOM = 0.15
@@ -263,7 +266,7 @@ def own_units(moment: Tensor, spreads: Tensor, has_bias: bool) -> OwnUnits | Non
     narrow = often & (_ONE_KIND * own < typical)
     off = often & (means.abs() > _ONE_KIND * own)
     # The constant 1 of a bias is an input as well.
-    beside_bias = not has_bias or 1 / _ONE_KIND <= float(typical) <= _ONE_KIND
+    beside_bias = not has_bias or 1 / _FAINT <= float(typical) <= _ONE_KIND
     if beside_bias and not bool((wide | narrow | off).any()):
         return None
     rates = torch.where(own > 0, 1 / torch.where(own > 0, own, 1.0), 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,17 +20,19 @@ from lightning_polystep.input_units import brought_together, changed, is_far_off
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.lookups import asked_for, lookups_of
 from lightning_polystep.particles import Block, InputStatistics
-from lightning_polystep.tape import unrecorded
+from lightning_polystep.tape import Tape, factors_of, unrecorded
 
 # A moment needs no more samples than this to be accurate; convolutions have one per image position.
 _MOST_SAMPLES = 8_192
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 _FULL_SPACE_DIM = 2
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 # Directions in which a vector of constants of neurons is probed.
 _CONSTANTS_RANK = 4
 
 # Why random directions take the place of the span of a layer's inputs.
+_UNSPANNED = "not a Linear or Conv2d weight: no inputs to span"
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
 _UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
 
@@ -119,7 +121,7 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     constant = constant_of(owner, attribute, parameter)
     if group["subspace"] == "full":
         # A particle is in one row of a table: rows are read, or are padding.
-        divided = parameter[0].numel() if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else parameter.numel()
+        divided = parameter[0].numel() if isinstance(owner, _TABLES) else parameter.numel()
         dim = _largest_divisor(divided, group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
     elif constant is not None:
@@ -130,7 +132,10 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
-    remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
+    wants_inputs = group["subspace"] in {"inputs", "flips"}
+    remark = _UNSPANNED if wants_inputs else ""
+    if wants_inputs and parameter.dim() == 2 and subspace == "gaussian" and not isinstance(owner, _TABLES):
+        subspace, remark = "inputs", ""  # the tape may show what its rows are multiplied with
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)
@@ -233,13 +238,15 @@ class Observation:
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     _spreads: dict[str, Tensor] = field(default_factory=dict)
     _latest: dict[str, _Seen] = field(default_factory=dict)
+    _has_read: bool = False
 
     def settle(self, blocks: list[Block], statistics: dict[str, InputStatistics]) -> None:
         """Give sites of which no inputs are known random directions, and say why."""
         for block in blocks:
             if block.subspace == "inputs" and block.name not in statistics:
                 block.subspace = "gaussian"
-                block.remark = _UNSEEN if self.calls.get(block.name) else _UNREACHED
+                called = _UNSEEN if self.calls.get(block.name) else _UNREACHED
+                block.remark = called if block.site is not None else _UNSPANNED
 
     def ask(self, block: Block, rows: Tensor | None) -> None:
         """Take note which rows of a table a call asks for; None when that cannot be told."""
@@ -254,12 +261,31 @@ class Observation:
 
     def record(self, block: Block, site: nn.Module, inputs: Tensor) -> None:
         """Add a site's inputs to its second moment."""
+        self._add(block, inputs, lambda: input_rows(site, inputs.detach(), with_bias=False))
+
+    def read(self, tape: Tape, blocks: Iterable[Block]) -> None:
+        """Add, once, what the tape shows as inputs of blocks that no module called on their behalf.
+
+        Args:
+            tape: Of the pass.
+            blocks: Those whose inputs are wanted.
+        """
+        if self._has_read:
+            return
+        self._has_read = True
+        missed = {
+            block.parameters[0]: block for block in blocks if block.learns_inputs and not self.calls.get(block.name)
+        }
+        for parameter, inputs in factors_of(tape, list(missed)):
+            self._add(missed[parameter], inputs, inputs.detach)
+
+    def _add(self, block: Block, inputs: Tensor, rows_of: Callable[[], Tensor]) -> None:
         latest = self._latest.get(block.name)
         if latest is not None and latest.are(inputs):  # as at every time step where the input is a constant current
             latest.calls += 1
             return
         self._add_latest(block.name)
-        rows = pulled_in(input_rows(site, inputs.detach(), with_bias=False))
+        rows = pulled_in(rows_of())
         spreads = spreads_of(rows)
         self._dtypes[block.name] = rows.dtype
         # A float32 product summed over batches in float64: exact enough for a basis, and several times as fast.

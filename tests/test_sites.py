@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_polystep.engine import Engine
 from lightning_polystep.layers import LIF, QuantLinear
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block
@@ -68,9 +69,11 @@ def test_linear_and_convolution_are_sites_and_nothing_else_is():
 
 def test_other_parameters_say_why_they_are_not():
     blocks = {block.name: block for block in blocks_of(Zoo())}
-    for name in ("grouped.weight", "embedding.weight", "lstm.weight_hh_l0", "batch_norm.weight"):
+    for name in ("grouped.weight", "embedding.weight", "lstm.bias_hh_l0", "batch_norm.weight"):
         assert blocks[name].site is None
         assert "not a Linear or Conv2d weight" in blocks[name].remark
+    assert blocks["lstm.weight_hh_l0"].site is None
+    assert blocks["lstm.weight_hh_l0"].subspace == "inputs", "the tape may show them"
     assert blocks["embedding.weight"].subspace == "gaussian"
     assert (blocks["embedding.weight"].rows, blocks["embedding.weight"].dim) == (5, 3)
     assert (blocks["batch_norm.weight"].rows, blocks["batch_norm.weight"].dim) == (4, 1)
@@ -346,3 +349,62 @@ def test_what_has_no_binary_weights_is_not_flipped():
     blocks = {block.name: block for block in blocks_of(module, subspace="flips")}
     assert [blocks[name].subspace for name in ("0", "1", "2.weight")] == ["flips", "inputs", "full"]
     assert blocks["1"].remark == "its weights are not binary, so there is nothing to flip"
+
+
+class Hidden(nn.Module):
+    """Weights that no Linear holds, and one whose module is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.attention = nn.LSTM(3, 4, batch_first=True), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.raw, self.added = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        hidden, _ = self.lstm(x)
+        mixed, _ = self.attention(hidden, hidden, hidden, need_weights=False)
+        return (mixed + self.added).mean(1) @ self.raw.t()
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "loop"])
+def test_inputs_of_weights_in_no_layer_are_those_that_the_tape_shows(evaluation):
+    torch.manual_seed(0)
+    module, x, y = Hidden(), torch.randn(16, 5, 3), torch.randint(2, (16,))
+    optimizer = PolyStep(module.parameters(), seed=0, lr=0.0)
+    engine = Engine(module, optimizer, evaluation=evaluation, max_candidates=50, announce=None)
+    engine.step(lambda: nn.functional.cross_entropy(module(x), y))
+    blocks = {block.name: block for block in engine._blocks}
+    names = {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj", "raw"}
+    assert blocks["added"].subspace == "gaussian"
+    assert "not a Linear or Conv2d weight" in blocks["added"].remark
+    if evaluation == "loop":
+        assert {blocks[name].subspace for name in names} == {"gaussian"}
+        return
+    assert {blocks[name].subspace for name in names} == {"inputs"}
+    flat = x.reshape(-1, 3)
+    torch.testing.assert_close(optimizer.statistics["lstm.weight_ih_l0"].moment, (flat.T @ flat / 80).double())
+    hidden = module.lstm(x)[0].detach().reshape(-1, 4)
+    torch.testing.assert_close(
+        optimizer.statistics["attention.in_proj_weight"].moment.float(), hidden.T @ hidden / 80, atol=1e-5, rtol=1e-4
+    )
+    projected = optimizer.statistics["attention.out_proj"].moment
+    assert projected.shape == (5, 5)
+    assert projected[-1, -1] == 1, "the constant of its bias"
+
+
+def test_an_input_that_is_given_again_counts_again_unless_it_has_been_written():
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    block, also = blocks_of(nn.ModuleList([layer, other]))
+    x, z = torch.randn(8, 3), torch.randn(8, 3)
+    with torch.no_grad(), observing(nn.ModuleList([layer, other]), [block, also]) as seen:
+        for given in (x, x, z, x):
+            layer(given)
+        for given in (x.clone(), x.clone(), z, x.clone()):
+            other(given)
+    once, apart = seen.take_inputs().values()
+    torch.testing.assert_close(once[0], apart[0])
+    torch.testing.assert_close(once[1], apart[1])
+    half = x.T @ x / 16
+    with torch.no_grad(), observing(nn.ModuleList([layer]), [block]) as seen:
+        layer(x)
+        layer(x.zero_())
+    torch.testing.assert_close(seen.take_inputs()[block.name][0][:3, :3], half)

@@ -16,13 +16,13 @@ from torch import Tensor
 from lightning_polystep import guards
 from lightning_polystep.parallel import Work
 from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.scoring.budget import share_candidates
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
 from lightning_polystep.subspaces import SUBSPACES, Subspace, vertices_of_row
 
-_SMALLEST_RANK = 4
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
@@ -67,7 +67,9 @@ class Assignment:
         rank: Directions probed per step (the subspace may have fewer).
         rotations: Independently rotated polytopes per particle.
         most_rows: Rows probed per step, or None for all.
+        period: It is probed once in so many steps.
         failed: Whether the tier that the plan chose has failed.
+        place: Among the blocks of the plan.
     """
 
     block: Block
@@ -77,12 +79,18 @@ class Assignment:
     rank: int = Subspace.full_rank
     rotations: int = 1
     most_rows: int | None = None
+    period: int = 1
     failed: bool = False
+    place: int = 0
 
     def __post_init__(self) -> None:
         # Memory that runs out on one process halves its chunks, but not the pieces that all processes count in.
         self._piece = self.chunking.size
         self._seconds: float | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether a step probes it; blocks of the same period take turns."""
+        return (step + self.place) % self.period == 0
 
     @property
     def note(self) -> str:
@@ -104,7 +112,9 @@ class Assignment:
     def _candidates(self, directions: int) -> int:
         if self.block.population is not None:
             return self.block.population
-        return (self.most_rows or self.block.rows) * _vertices(self, min(self.rank, directions))
+        return (self.most_rows or self.block.rows) * vertices_of_row(
+            self.block, min(self.rank, directions), self.rotations
+        )
 
     def work(self, proposal: Proposal) -> Work:
         """Return the proposal's candidates in pieces, each as dear as it was in the last step."""
@@ -119,7 +129,7 @@ class Assignment:
         """From now on score one candidate after the other, and no more than that can afford."""
         if self.tier.name != LoopTier.name:
             self.reason, self.tier, self.failed = reason, LoopTier(), True
-            _share_candidates([self], None)
+            share_candidates([self], None)
 
     def score(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         """Score a share of the candidates; step down to the loop, once and with a warning, when the tier fails."""
@@ -184,7 +194,8 @@ class Plan:
             table.add_row(
                 block.name,
                 block.subspace,
-                f"{assignment.most_rows} of {block.rows}" if assignment.most_rows else str(block.rows),
+                (f"{assignment.most_rows} of {block.rows}" if assignment.most_rows else str(block.rows))
+                + (f", 1 step in {assignment.period}" if assignment.period > 1 else ""),
                 str(min(assignment.rank, block.dim))
                 + (f" x {assignment.rotations}" if assignment.rotations > 1 else ""),
                 f"{self.last_candidates.get(block.name, 0):,}",
@@ -253,11 +264,12 @@ def make_plan(
     for block, (tier, reason, own), slowness in zip(blocks, chosen, agreed[1:], strict=True):
         if slowness > own:
             tier, reason = providers[slowness].offer(block), "another process can score it in no faster way"  # noqa: PLW2901
-        plan.assignments.append(Assignment(block, tier, tier.chunking(memory_budget), reason))
+        place = len(plan.assignments)
+        plan.assignments.append(Assignment(block, tier, tier.chunking(memory_budget), reason, place=place))
     approximated = any(a.tier.approximation() for a in plan.assignments)
     if any(block.group["response_grid"] for block in blocks) and not approximated:
         warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
-    _share_candidates(plan.assignments, max_candidates)
+    share_candidates(plan.assignments, max_candidates)
     return plan
 
 
@@ -392,33 +404,3 @@ def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def _share_candidates(assignments: list[Assignment], max_candidates: int | None) -> None:
-    """Give every block without an explicit rank as many directions as the step's budget allows."""
-    open_ended = [
-        a
-        for a in assignments
-        if a.block.group["rank"] is None and (max_candidates is not None or a.tier.affordable() is not None)
-    ]
-    for assignment in assignments:
-        assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
-        assignment.rotations = assignment.block.group["rotations"]
-        most = assignment.tier.affordable_rows()
-        assignment.most_rows = most if most is not None and most < assignment.block.rows else None
-    total_rows = sum(assignment.block.rows_in_play for assignment in open_ended)
-    for assignment in open_ended:
-        block = assignment.block
-        budget = max_candidates if max_candidates is not None else assignment.tier.affordable() or 1
-        share = max(1, budget * block.rows_in_play // total_rows)
-        ceiling = min(Subspace.full_rank, block.dim)
-        affordable = [
-            rank for rank in range(1, ceiling + 1) if block.rows_in_play * _vertices(assignment, rank) <= share
-        ]
-        assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
-        rows = max(1, share // _vertices(assignment, assignment.rank))
-        assignment.most_rows = rows if rows < block.rows else None
-
-
-def _vertices(assignment: Assignment, rank: int) -> int:
-    return vertices_of_row(assignment.block, rank, assignment.rotations)

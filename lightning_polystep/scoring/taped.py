@@ -202,6 +202,7 @@ class TapeTier(Tier):
 
     name: ClassVar[str] = "tape"
     reads_tape: ClassVar[bool] = True
+    fills_budget: ClassVar[bool] = True
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""

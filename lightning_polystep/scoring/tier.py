@@ -24,12 +24,14 @@ class Tier:
         takes_starts: Whether it scores candidates of several starts at once.
         reads_tape: Whether the commit pass has to be recorded for it.
         samples_by_importance: Whether it scores on the samples that importance sampling has chosen.
+        fills_budget: Whether what it affords is the budget of a whole step, which blocks divide by what they cost.
     """
 
     name: ClassVar[str]
     takes_starts: ClassVar[bool] = False
     reads_tape: ClassVar[bool] = False
     samples_by_importance: ClassVar[bool] = False
+    fills_budget: ClassVar[bool] = False
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""

@@ -120,7 +120,7 @@ def whitened_eigenbasis(moment: Tensor, whitening: float, floor: float = _SPAN_F
     try:
         # By one thread: with others its last bits change, and so would the run on a machine with other cores.
         torch.set_num_threads(1)
-        values, vectors = torch.linalg.eigh(moment)
+        values, vectors = _decomposed(moment)
     finally:
         torch.set_num_threads(threads)
     strongest = values[-1].clamp(min=torch.finfo(values.dtype).tiny)
@@ -130,6 +130,19 @@ def whitened_eigenbasis(moment: Tensor, whitening: float, floor: float = _SPAN_F
     values, vectors = values[keep], vectors[:, keep]
     scale = values.pow(1.0 - whitening).mean().rsqrt()
     return scale * vectors * values.pow(-whitening / 2)
+
+
+def _decomposed(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors, also of the few matrices with which LAPACK's iteration does not end.
+
+    Seen with inputs most of which are always 0: what breaks the tie of their eigenvalues is below all rounding.
+    """
+    try:
+        return torch.linalg.eigh(moment)
+    except torch.linalg.LinAlgError:
+        ramp = torch.linspace(0.0, 1.0, len(moment), dtype=moment.dtype, device=moment.device)
+        tiny = 16 * torch.finfo(moment.dtype).eps * moment.abs().amax()
+        return torch.linalg.eigh(moment + tiny * ramp.diag())
 
 
 def _known(statistics: InputStatistics | None) -> InputStatistics:

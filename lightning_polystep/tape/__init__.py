@@ -7,6 +7,7 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.execute import replays
+from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.frame import Blend, Parts
 from lightning_polystep.tape.fuse import Region
@@ -34,6 +35,7 @@ __all__ = [
     "Work",
     "compile_program",
     "elementwise",
+    "factors_of",
     "flows",
     "hold",
     "mixes_changes",

@@ -73,13 +73,15 @@ def _lstm_layer(inputs: Tensor, *arguments: Any) -> Any:
     reverse, batch_sizes, mode, _size, _layers, has_biases = arguments[6:12]
     if batch_sizes or mode != _LSTM:
         return NotImplemented
-    steps = inputs.unbind(0)
+    steps, samples, _ = inputs.shape
     if not has_biases:
         input_bias = hidden_bias = inputs.new_zeros(())
-    driven = [inputs_at @ input_weight.t() + input_bias for inputs_at in steps]
-    h, c, outputs = hidden.reshape(steps[0].shape[0], -1), cell.reshape(steps[0].shape[0], -1), []
-    for current in reversed(driven) if reverse else driven:
-        gates = current + (h @ hidden_weight.t() + hidden_bias)
+    driven = torch.addmm(input_bias, inputs.reshape(steps * samples, -1), input_weight.t())
+    each = driven.reshape(steps, samples, -1).unbind(0)
+    turned = hidden_weight.t()
+    h, c, outputs = hidden.reshape(samples, -1), cell.reshape(samples, -1), []
+    for current in reversed(each) if reverse else each:
+        gates = current + torch.addmm(hidden_bias, h, turned)
         entering, kept, new, shown = gates.chunk(4, 1)
         c = kept.sigmoid() * c + entering.sigmoid() * new.tanh()
         h = shown.sigmoid() * c.tanh()
@@ -110,8 +112,10 @@ ROUNDS = frozenset(DECOMPOSITIONS) - {aten.native_dropout.default}
 
 def decomposition_of(function: Any) -> Callable[..., Any] | None:
     """Return how an operation is said by simpler ones; None where it is recorded as it is."""
-    known = DECOMPOSITIONS.get(function)
-    return known if known is not None else _one_by_one(function)
+    known = DECOMPOSITIONS.get(function) or _one_by_one(function)
+    # From below autograd, as in what is written above, torch does not take these apart by itself.
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+    return function.decompose if known is None and composite else known
 
 
 def _one_by_one(function: Any) -> Callable[..., Any] | None:

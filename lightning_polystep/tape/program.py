@@ -23,6 +23,13 @@ from lightning_polystep.tape.tape import Operation, Ref, Tape, Unknown, substitu
 aten = torch.ops.aten
 
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.mv, aten.convolution}
+# Behind them what has changed may be as it was, so that a pair need not go on.
+_FORGETFUL = {
+    aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne, aten.sign, aten.round, aten.floor, aten.ceil, aten.trunc,
+    aten.heaviside, aten.relu, aten.clamp, aten.clamp_min, aten.clamp_max, aten.threshold, aten.hardtanh,
+    aten.hardsigmoid, aten.argmax, aten.argmin, aten.maximum, aten.minimum, aten.max_pool2d_with_indices, aten.max,
+    aten.min, aten.topk,
+}  # fmt: skip
 # A sum over samples: changes of samples add up.
 SUMS = {aten.sum, aten.mean}
 
@@ -48,12 +55,14 @@ class Step:
         stage: Of what its outputs are computed.
         level: Of stage ``SAMPLE``: how many products lie before it.
         sums_samples: Whether it takes samples together that had been apart until then.
+        thinned: Of stage ``SAMPLE``: whether pairs in which nothing changes may have been left out before it.
     """
 
     number: int
     stage: Stage
     level: int = 0
     sums_samples: bool = False
+    thinned: bool = False
 
 
 @dataclass(eq=False)
@@ -435,10 +444,12 @@ def _staged(
     home = program.home
     for index in changed:
         home.setdefault(index, (Stage.UNIT if program.unit is not None else Stage.WHOLE, 0))
-    steps = []
+    steps, forgotten, thinned = [], set[int](), set[int]()
     for number in relevant:
         operation = tape.operations[number]
         outputs = [o for o in operation.outputs if o is not None]
+        packet = getattr(operation.function, "overloadpacket", None)
+        forgets = packet in _FORGETFUL or any(i in forgotten for i in operation.operands)
         if number in local:
             step = Step(number, Stage.UNIT)
         else:
@@ -449,16 +460,22 @@ def _staged(
             ]
             to_samples = any(program.position(o, sample) is not None for o in outputs)
             level = 1
-            inner = [home[i][1] for i in operation.operands if i in changed and home[i][0] == Stage.SAMPLE]
+            inner = {i: home[i][1] for i in operation.operands if i in changed and home[i][0] == Stage.SAMPLE}
+            begins = packet in PRODUCTS and any(i in forgotten for i in inner)
+            forgets = forgets and not begins
             if inner:
-                packet = getattr(operation.function, "overloadpacket", None)
-                level = max(inner) + (1 if packet in PRODUCTS else 0)
+                level = max(inner.values()) + (1 if begins else 0)
             if sample is None or not (from_samples or to_samples):
                 step = Step(number, Stage.WHOLE)
             elif to_samples:
-                step = Step(number, Stage.SAMPLE, level)
+                thin = any(i in thinned or i in forgotten for i in operation.operands)
+                step = Step(number, Stage.SAMPLE, level, thinned=thin)
             else:
                 step = Step(number, Stage.WHOLE, level if inner else 1, sums_samples=True)
+        if forgets:
+            forgotten.update(outputs)
+        if step.thinned:
+            thinned.update(outputs)
         for o in outputs:
             home[o] = (step.stage, step.level if step.stage == Stage.SAMPLE else 0)
         steps.append(step)

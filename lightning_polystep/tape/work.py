@@ -24,6 +24,8 @@ _CHANGED = 0.4
 _TYPICAL_CHUNK = 256
 _TRANSCENDENTAL = {aten.exp, aten.log, aten.sigmoid, aten.tanh, aten._softmax, aten._log_softmax, aten.erf, aten.gelu}
 _PER_TRANSCENDENTAL = 10
+# A norm is several of them: moments, what is recorded beside what a unit adds, scale and shift.
+_NORMS, _PER_NORM = {aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm}, 10
 # Elementwise operations of a loop that take as long as one of torch, and the share of pairs that differ from others.
 _FUSED, _CHANGED_KINDS = 1.4, 0.35
 
@@ -64,7 +66,7 @@ class Work(NamedTuple):
                 largest = max((tape.values[o].tensor.numel() for o in operation.outputs if o is not None), default=1)
                 if segment.stage == Stage.UNIT:
                     elements, largest = elements / units, largest // units
-                elif segment.stage == Stage.SAMPLE:
+                elif segment.stage == Stage.SAMPLE and step.thinned:
                     elements = elements * (_CHANGED_KINDS if fused else _CHANGED)
                     largest = int(largest * _CHANGED_KINDS)
                 candidate += elements / (_FUSED if fused else 1)
@@ -81,6 +83,8 @@ def _elements(tape: Tape, operation: Operation) -> float:
         elements += elements * tape.values[operation.operands[-2]].tensor.shape[-1] / _PRODUCTS_PER_ELEMENT
     elif packet in _TRANSCENDENTAL:
         elements *= _PER_TRANSCENDENTAL
+    elif packet in _NORMS:
+        elements *= _PER_NORM
     elif packet is aten.convolution:
         weight = tape.values[operation.operands[1]].tensor
         elements += elements * math.prod(weight.shape[1:]) / _PRODUCTS_PER_ELEMENT

@@ -212,3 +212,23 @@ def test_loud_rows_come_back_and_do_not_grow():
         move(proposal, (side / side.sum(-1, keepdim=True))) for side in (1.0 - ahead.float(), ahead.float())
     )
     assert float(inward.norm() / outward.norm()) > 100
+
+
+def test_a_moment_that_lapack_gives_up_on_is_decomposed_all_the_same(monkeypatch):
+    """As it does, rarely, with a layer most of whose inputs are always 0."""
+    inputs = torch.zeros(64, 12, dtype=torch.float64)
+    inputs[:, 3], inputs[:, 7] = torch.randn(64).double(), 2 * torch.randn(64).double()
+    moment = inputs.T @ inputs / 64
+    expected = whitened_eigenbasis(moment, 0.35)
+    eigh, calls = torch.linalg.eigh, []
+
+    def fails_once(matrix):
+        calls.append(matrix)
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails_once)
+    found = whitened_eigenbasis(moment, 0.35)
+    assert len(calls) == 2
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-9, atol=1e-9)

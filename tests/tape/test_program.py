@@ -27,17 +27,18 @@ def test_a_network_of_two_layers_has_units_then_samples_then_a_number():
     assert {Stage.UNIT, Stage.SAMPLE, Stage.WHOLE} == set(stages)
 
 
-def test_each_product_behind_begins_a_level():
+@pytest.mark.parametrize(("activation", "first", "last"), [(torch.sign, 3, 1), (torch.relu, 3, 1), (torch.tanh, 1, 1)])
+def test_each_product_behind_begins_a_level_where_a_change_may_have_gone(activation, first, last):
     layers, x = [nn.Linear(4, 4) for _ in range(4)], torch.randn(7, 4)
 
     def run():
         h = x
         for layer in layers:
-            h = torch.tanh(layer(h))
+            h = activation(layer(h))
         return h.square().mean()
 
-    assert compiled(run, layers[0].weight)[1].levels == 3
-    assert compiled(run, layers[3].weight)[1].levels == 1
+    assert compiled(run, layers[0].weight)[1].levels == first
+    assert compiled(run, layers[3].weight)[1].levels == last
 
 
 def test_samples_that_are_normalised_together_are_not_apart():

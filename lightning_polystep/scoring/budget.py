@@ -1,0 +1,98 @@
+"""Score: how many candidates of each block a step affords, where nobody has said how many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_polystep.subspaces import SUBSPACES, Subspace, vertices_of_row
+
+if TYPE_CHECKING:
+    from lightning_polystep.scoring.plan import Assignment
+
+# Fewer directions of a row say too little about it: rather fewer rows are probed.
+_SMALLEST_RANK = 4
+
+
+def share_candidates(assignments: Sequence[Assignment], max_candidates: int | None) -> None:
+    """Give every block without an explicit rank as many directions as the step's budget allows.
+
+    Args:
+        assignments: All blocks; their ranks, rows and periods are set.
+        max_candidates: Candidates per step; by default what each tier affords.
+    """
+    for assignment in assignments:
+        assignment.rank = assignment.block.group["rank"] or SUBSPACES[assignment.block.subspace].full_rank
+        assignment.rotations = assignment.block.group["rotations"]
+        assignment.most_rows, assignment.period = None, 1
+    free = [assignment for assignment in assignments if assignment.block.group["rank"] is None]
+    filling = [a for a in free if max_candidates is None and a.tier.fills_budget]
+    _share_by_rows([a for a in free if a not in filling], max_candidates)
+    for assignment, share in zip(filling, fill([_wanted_share(a) for a in filling]), strict=True):
+        _afford(assignment, share)
+
+
+def fill(wanted: Sequence[float]) -> list[float]:
+    """Divide 1 among those who want some of it: alike, but nobody gets more than wanted, and others get what is left.
+
+    Args:
+        wanted: By each.
+
+    Example:
+        >>> fill([0.1, 3.0, 7.0])
+        [0.1, 0.45, 0.45]
+    """
+    shares, left = [0.0] * len(wanted), 1.0
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    for taken, place in enumerate(order):
+        shares[place] = min(wanted[place], left / (len(order) - taken))
+        left -= shares[place]
+    return shares
+
+
+def _wanted_share(assignment: Assignment) -> float:
+    """Return which part of a step's budget all directions of all rows would take."""
+    rows = assignment.tier.affordable_rows()
+    if rows is not None:
+        return assignment.block.rows_in_play / rows
+    ceiling = min(SUBSPACES[assignment.block.subspace].full_rank, assignment.block.dim)
+    candidates = assignment.block.rows_in_play * _vertices(assignment, ceiling)
+    return candidates / (assignment.tier.affordable() or math.inf)
+
+
+def _afford(assignment: Assignment, share: float) -> None:
+    """Probe what a share of the budget pays for; a block that it does not pay for at each step takes turns."""
+    rows = assignment.tier.affordable_rows()
+    if rows is None:
+        _afford_candidates(assignment, share * (assignment.tier.affordable() or math.inf))
+        return
+    _take_rows(assignment, share * rows)
+
+
+def _share_by_rows(open_ended: Sequence[Assignment], max_candidates: int | None) -> None:
+    counted = [a for a in open_ended if max_candidates is not None or a.tier.affordable() is not None]
+    total_rows = sum(assignment.block.rows_in_play for assignment in counted)
+    for assignment in counted:
+        budget = max_candidates if max_candidates is not None else assignment.tier.affordable() or 1
+        _afford_candidates(assignment, max(1, budget * assignment.block.rows_in_play // total_rows), turns=False)
+
+
+def _afford_candidates(assignment: Assignment, candidates: float, *, turns: bool = True) -> None:
+    rows_in_play = assignment.block.rows_in_play
+    ceiling = min(SUBSPACES[assignment.block.subspace].full_rank if turns else Subspace.full_rank, assignment.block.dim)
+    affordable = [rank for rank in range(1, ceiling + 1) if rows_in_play * _vertices(assignment, rank) <= candidates]
+    assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
+    rows = candidates / _vertices(assignment, assignment.rank)
+    _take_rows(assignment, rows if turns else max(1, int(rows)))
+
+
+def _take_rows(assignment: Assignment, rows: float) -> None:
+    if rows < 1:
+        assignment.period = math.ceil(1 / rows)
+    most = max(1, int(rows))
+    assignment.most_rows = most if most < assignment.block.rows else None
+
+
+def _vertices(assignment: Assignment, rank: int) -> int:
+    return vertices_of_row(assignment.block, rank, assignment.rotations)
