@@ -4,7 +4,8 @@ Every method plays the same episodes: ``--episodes`` for each candidate, the sam
 at the next. After each step its current policy (the mean of CMA-ES) plays 100 held-out episodes; a run is solved once
 their mean reaches the registered threshold, and goes on to ``--last`` candidates, so that the last return is that of a
 policy trained on. All start from the same network, and move its parameters in the same units (1 / sqrt(inputs) of a
-layer). One setting per method, for all environments and policies, was chosen on seeds from 1000 on.
+layer): ``--radius`` is the step radius and the probe radius of ours, the standard deviation of the rivals' noise, and
+what their steps are a share of. One setting per method, for all policies, was chosen on seeds from 1000 on.
 
 * ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites.
 * openai-es: 8 antithetic Gaussian pairs, ranks of returns, Adam.
@@ -50,10 +51,9 @@ POLICIES: dict[str, tuple[Units, Weights]] = {
 # Registered, but for Pendulum, whose best controllers reach about -150.
 THRESHOLDS = {name: each.threshold if each.threshold is not None else -200.0 for name, each in ENVIRONMENTS.items()}
 HIDDEN, HELD_OUT = 16, 100
-OURS = {"lr": 1.0, "probe_radius": 1.0, "epsilon": 0.5, "momentum": 0.5}
-ES = {"sigma": 1.0, "lr": 0.5}
-ARS = {"sigma": 1.0, "lr": 1.0}
-CMA_SIGMA = 1.0
+OURS = {"epsilon": 0.5, "momentum": 0.5}
+# Step of OpenAI-ES and of ARS as a share of the radius at which candidates lie.
+ES_STEP, ARS_STEP = 1.0, 0.5
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Problem:
         seed: Of the run: its episodes and all that a method draws.
         episodes: Of each candidate.
         pairs: Candidates and their opposites of a step, or directions.
+        radius: How far candidates lie from the current policy.
         candidates: Rolled out so far.
         steps: Of the environment so far.
     """
@@ -73,6 +74,7 @@ class Problem:
     seed: int
     episodes: int
     pairs: int
+    radius: float = 1.0
     candidates: int = 0
     steps: int = 0
     first: Tensor = field(init=False)
@@ -132,7 +134,15 @@ class Counted(PolicySearch):
 def ours(problem: Problem) -> Iterator[Policy]:
     """Train by PolyStep, one particle for the whole policy."""
     search = problem.search
-    optimizer = PolyStep(search.parameters(), subspace="joint", rank=problem.pairs, seed=problem.seed, **OURS)  # type: ignore[arg-type]
+    optimizer = PolyStep(
+        search.parameters(),
+        problem.radius,
+        probe_radius=problem.radius,
+        subspace="joint",
+        rank=problem.pairs,
+        seed=problem.seed,
+        **OURS,  # type: ignore[arg-type]
+    )
     engine = Engine(search, optimizer, announce=None)
     for step in range(10**9):
         seeds = problem.seeds(step)
@@ -146,13 +156,13 @@ def openai_es(problem: Problem) -> Iterator[Policy]:
     first, second = torch.zeros_like(mean), torch.zeros_like(mean)
     for step in range(10**9):
         noise = _noise(problem, step)
-        returns = problem.returns(mean + ES["sigma"] * torch.cat([noise, -noise]), step)
+        returns = problem.returns(mean + problem.radius * torch.cat([noise, -noise]), step)
         ranks = returns.argsort().argsort().double() / (len(returns) - 1) - 0.5
         ranks = torch.where((returns == returns[0]).all(), 0.0, ranks)  # all alike say nothing
         gradient = (ranks[: problem.pairs] - ranks[problem.pairs :]) @ noise / problem.pairs
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
         unbiased = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
-        mean = mean + ES["lr"] * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        mean = mean + ES_STEP * problem.radius * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
         yield problem.policy(mean[None])
 
 
@@ -161,10 +171,11 @@ def ars(problem: Problem) -> Iterator[Policy]:
     mean, best = torch.zeros_like(problem.first), max(1, problem.pairs // 2)
     for step in range(10**9):
         noise = _noise(problem, step)
-        returns = problem.returns(mean + ARS["sigma"] * torch.cat([noise, -noise]), step).reshape(2, -1)
+        returns = problem.returns(mean + problem.radius * torch.cat([noise, -noise]), step).reshape(2, -1)
         kept = returns.amax(0).topk(best).indices
         spread = returns[:, kept].std().clamp(min=1e-8)
-        mean = mean + ARS["lr"] / (best * spread) * (returns[0, kept] - returns[1, kept]) @ noise[kept]
+        share = ARS_STEP * problem.radius / (best * spread)
+        mean = mean + share * (returns[0, kept] - returns[1, kept]) @ noise[kept]
         yield problem.policy(mean[None])
 
 
@@ -175,7 +186,7 @@ def cma_es(problem: Problem) -> Iterator[Policy]:
     options = {"popsize": 2 * problem.pairs, "seed": problem.seed + 1, "verbose": -9}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        strategy = cma.CMAEvolutionStrategy(np.zeros(len(problem.first)), CMA_SIGMA, options)
+        strategy = cma.CMAEvolutionStrategy(np.zeros(len(problem.first)), problem.radius, options)
         for step in range(10**9):
             asked = np.stack(strategy.ask())
             strategy.tell(list(asked), (-problem.returns(torch.from_numpy(asked), step)).tolist())
@@ -212,12 +223,12 @@ def run(method: Method, environment: str, policy: str, seed: int, options: argpa
         environment: Where.
         policy: Its kind, a name of ``POLICIES``.
         seed: Of the first network, the episodes and the method.
-        options: ``episodes``, ``pairs``, ``cap`` and ``last``.
+        options: ``episodes``, ``pairs``, ``radius``, ``cap`` and ``last``.
     """
     torch.manual_seed(seed)
     world = ENVIRONMENTS[environment]
     search = Counted(environment, PolicyNet((world.observations, HIDDEN, world.outputs), *POLICIES[policy]))
-    problem = Problem(search, seed, options.episodes, options.pairs)
+    problem = Problem(search, seed, options.episodes, options.pairs, options.radius)
     search.attach(problem)
     solved: tuple[int, int] | None = None
     best, value, started = -math.inf, -math.inf, time.process_time()
@@ -272,6 +283,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="seeds: --seed and those that follow")
     parser.add_argument("--episodes", type=int, default=4, help="of each candidate")
     parser.add_argument("--pairs", type=int, default=8, help="candidates of a step, half of them; directions of ours")
+    parser.add_argument("--radius", type=float, default=1.0, help="how far candidates lie, in units of the layers")
     parser.add_argument("--cap", type=int, default=4000, help="candidates after which a run counts as not solved")
     parser.add_argument("--last", type=int, default=0, help="candidates to which solved runs go on")
     options = parser.parse_args(arguments)

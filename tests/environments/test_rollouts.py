@@ -1,5 +1,7 @@
 """Rollouts: each candidate by itself, each action the network's, each return what the steps earn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,18 @@ def test_an_episode_is_gymnasiums_from_start_to_end():
     assert over
     assert total == float(rollouts(environment, Policy(network), torch.tensor([5])).returns)
     np.testing.assert_allclose(theirs.unwrapped.state, states[-1].numpy(), atol=1e-9)
+
+
+def test_an_environment_of_ones_own_is_a_few_lines_as_the_documentation_has_them():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    names = {}
+    exec(page.split("```python")[1].split("```")[0], names)
+    push_back = nn.Linear(2, 2)
+    with torch.no_grad():
+        push_back.weight.copy_(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
+        push_back.bias.zero_()
+    away = {"weight": torch.stack([push_back.weight.detach(), -push_back.weight.detach()])}
+    result = rollouts(names["MASS"], Policy(push_back, away), SEEDS)
+    assert bool((result.returns[0] > -60).all())
+    assert result.steps[0].tolist() == [200] * 3
+    assert bool((result.steps[1] < 200).all()), "pushed away, it leaves"
