@@ -1,9 +1,10 @@
-"""Data of the worked examples, held whole in memory."""
+"""Data of the worked examples, held whole in memory or drawn."""
 
 from datamodules.digits import Digits
+from datamodules.episodes import Episodes
 from datamodules.events import MNISTEvents
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
 
-__all__ = ["MNIST", "AssociativeRecall", "Digits", "MNISTEvents", "TensorImages"]
+__all__ = ["MNIST", "AssociativeRecall", "Digits", "Episodes", "MNISTEvents", "TensorImages"]

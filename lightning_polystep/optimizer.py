@@ -62,7 +62,8 @@ class PolyStep(HostedOptimizer):
             tape where a candidate changes one number of each sample. 0 scores each candidate exactly; None is 3 on the
             tape, and 0 in a stack.
         subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
-            "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own).
+            "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own), "joint" (all
+            parameters of the group are one particle, as for policies).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
         polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube"
             (2 ** d).
@@ -109,7 +110,7 @@ class PolyStep(HostedOptimizer):
         rotations: int = 1,
         radius_ratio: float = 1.0,
         response_grid: int | None = None,
-        subspace: Literal["inputs", "gaussian", "full", "flips"] = "inputs",
+        subspace: Literal["inputs", "gaussian", "full", "flips", "joint"] = "inputs",
         whitening: float = 0.35,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
         particle_dim: int | None = None,

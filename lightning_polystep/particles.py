@@ -34,6 +34,7 @@ class Block:
         shared: Whether its weight belongs to several modules.
         remark: Why the block is not treated in the fastest way, for the plan.
         scale: How far one unit of radius moves, for parameters whose natural scale is not 1.
+        scales: The same of each parameter, where one particle holds several (subspace "joint").
         constant: Whether it holds constants of neurons (:mod:`~lightning_polystep.constants`).
         bounds: What its values are kept within.
         lookups: Embeddings whose calls tell which of its rows a batch reads; empty where any row may matter.
@@ -54,6 +55,7 @@ class Block:
     shared: bool = False
     remark: str = ""
     scale: float = 1.0
+    scales: tuple[float, ...] = ()
     constant: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
     lookups: tuple[nn.Module, ...] = ()

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lightning_polystep.constants import constant_of
 from lightning_polystep.input_units import brought_together, changed, is_far_off, pulled_in, spreads_of
+from lightning_polystep.joining import joined
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.lookups import asked_for, lookups_of
 from lightning_polystep.particles import Block, InputStatistics
@@ -27,7 +28,6 @@ _MOST_SAMPLES = 8_192
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 _FULL_SPACE_DIM = 2
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
 # Directions in which a vector of constants of neurons is probed.
 _CONSTANTS_RANK = 4
 
@@ -41,7 +41,8 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
     """Cut every unfrozen parameter of the groups into blocks of particles; none is left out.
 
     Weights (with their biases) of ``nn.Linear`` and ungrouped ``nn.Conv2d`` become sites; every other parameter (leaks,
-    thresholds, norm scales, embeddings, recurrent weights) becomes a block of its own.
+    thresholds, norm scales, embeddings, recurrent weights) becomes a block of its own. In the subspace "joint" these
+    become one block per group, but for tables and constants of neurons.
 
     Args:
         module: The module that holds the parameters.
@@ -71,7 +72,7 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
         block.lookups, block.padding = lookups_of([(modules[prefix], last) for prefix, _, last in places])
         taken.update(block.parameters)
         blocks.append(block)
-    return blocks
+    return joined(blocks)
 
 
 def _site_block(
@@ -119,9 +120,11 @@ def is_binary(module: nn.Module) -> bool:
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
     constant = constant_of(owner, attribute, parameter)
+    is_table, wants_inputs = isinstance(owner, nn.Embedding | nn.EmbeddingBag), group["subspace"] in {"inputs", "flips"}
+    remark = _UNSPANNED if wants_inputs else ""
     if group["subspace"] == "full":
         # A particle is in one row of a table: rows are read, or are padding.
-        divided = parameter[0].numel() if isinstance(owner, _TABLES) else parameter.numel()
+        divided = parameter[0].numel() if is_table else parameter.numel()
         dim = _largest_divisor(divided, group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
     elif constant is not None:
@@ -132,10 +135,12 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
-    wants_inputs = group["subspace"] in {"inputs", "flips"}
-    remark = _UNSPANNED if wants_inputs else ""
-    if wants_inputs and parameter.dim() == 2 and subspace == "gaussian" and not isinstance(owner, _TABLES):
+    if wants_inputs and parameter.dim() == 2 and subspace == "gaussian" and not is_table:
         subspace, remark = "inputs", ""  # the tape may show what its rows are multiplied with
+    if group["subspace"] == "joint" and (constant is not None or is_table):
+        remark = "apart from the joint particle: " + ("a table" if is_table else "a constant has a scale of its own")
+    elif group["subspace"] == "joint":
+        subspace = "joint"
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)

@@ -2,7 +2,10 @@
 
 from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
+from models.episode_picture import EpisodePicture
 from models.moe_net import MoENet
+from models.policy_net import PolicyNet
+from models.policy_search import PolicySearch
 from models.quantised_mlp import Int8MLP, IntegerMLP
 from models.recall_net import RecallNet
 from models.slot_attention_net import SlotAttentionNet
@@ -13,9 +16,12 @@ from models.staircase_mlp import StaircaseMLP
 __all__ = [
     "BinaryMLP",
     "Classifier",
+    "EpisodePicture",
     "Int8MLP",
     "IntegerMLP",
     "MoENet",
+    "PolicyNet",
+    "PolicySearch",
     "RecallNet",
     "SlotAttentionNet",
     "SpikingConvNet",

@@ -6,10 +6,12 @@ from lightning_polystep.subspaces.flips import FlipSubspace
 from lightning_polystep.subspaces.full import FullSubspace
 from lightning_polystep.subspaces.gaussian import GaussianSubspace
 from lightning_polystep.subspaces.inputs import InputSubspace
+from lightning_polystep.subspaces.joint import JointSubspace
 from lightning_polystep.subspaces.protocol import Subspace
 
 SUBSPACES: dict[str, Subspace] = {
-    subspace.name: subspace for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace())
+    subspace.name: subspace
+    for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace(), JointSubspace())
 }
 
 
@@ -36,6 +38,7 @@ __all__ = [
     "FullSubspace",
     "GaussianSubspace",
     "InputSubspace",
+    "JointSubspace",
     "Subspace",
     "particle_dim",
     "vertices_of_row",

@@ -1,0 +1,48 @@
+"""One particle for all parameters of a group: blocks that are cut by layers become one."""
+
+from __future__ import annotations
+
+from lightning_polystep.particles import Block
+
+
+def joined(blocks: list[Block]) -> list[Block]:
+    r"""Make one block of one row of all blocks of the subspace "joint" that are in one parameter group.
+
+    A parameter keeps the scale that it has by itself, :math:`s = 1 / \sqrt D` with D the numbers in a row of its own
+    block, the bias included: a radius is then in units of pre-activation for inputs about 1, whatever the sizes.
+
+    Args:
+        blocks: Of any subspaces; those of others stay as they are.
+
+    Returns:
+        The blocks, each joint one in the place of its first part.
+
+    Example:
+        >>> import torch
+        >>> from lightning_polystep import PolyStep
+        >>> from lightning_polystep.sites import find_blocks
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        >>> (block,) = find_blocks(network, PolyStep(network.parameters(), subspace="joint").param_groups)
+        >>> block.name, block.rows, block.dim
+        ('0 and 1 more', 1, 23)
+    """
+    parts: dict[int, list[Block]] = {}
+    for block in blocks:
+        if block.subspace == "joint":
+            parts.setdefault(id(block.group), []).append(block)
+    whole = {id(members[0]): _join(members) for members in parts.values()}
+    return [whole.get(id(block), block) for block in blocks if block.subspace != "joint" or id(block) in whole]
+
+
+def _join(parts: list[Block]) -> Block:
+    parameters = tuple(parameter for part in parts for parameter in part.parameters)
+    return Block(
+        name=parts[0].name if len(parts) == 1 else f"{parts[0].name} and {len(parts) - 1} more",
+        parameters=parameters,
+        parameter_names=tuple(name for part in parts for name in part.parameter_names),
+        group=parts[0].group,
+        rows=1,
+        dim=sum(parameter.numel() for parameter in parameters),
+        subspace="joint",
+        scales=tuple(part.scale / part.dim**0.5 for part in parts for _ in part.parameters),
+    )
