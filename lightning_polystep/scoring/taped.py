@@ -107,7 +107,7 @@ class Recording:
             return loss
 
         with probe.isolated():
-            probe.run(evaluate)
+            probe.rerun(evaluate)
 
     def clear(self) -> None:
         """Forget the tape, and with it the activations of the batch."""

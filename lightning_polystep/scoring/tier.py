@@ -23,12 +23,14 @@ class Tier:
         name: What the plan calls it.
         takes_starts: Whether it scores candidates of several starts at once.
         reads_tape: Whether the commit pass has to be recorded for it.
+        reruns_step: Whether it runs the user's step again, from where the commit pass began.
         samples_by_importance: Whether it scores on the samples that importance sampling has chosen.
     """
 
     name: ClassVar[str]
     takes_starts: ClassVar[bool] = False
     reads_tape: ClassVar[bool] = False
+    reruns_step: ClassVar[bool] = False
     samples_by_importance: ClassVar[bool] = False
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
