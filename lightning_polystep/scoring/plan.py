@@ -28,6 +28,8 @@ _SMALLEST_RANK = 4
 _LOOP_BUDGET = LoopTier().affordable() or 1
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
+# In numbers of few digits it may differ by some roundings.
+_ROUNDINGS = 2.0
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
 _FAR = 100.0
 # Directions and rows on which the error of an approximation is measured.
@@ -369,7 +371,7 @@ def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial
     it overlooked would show in nearly every candidate.
     """
     near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
-    relative, absolute = _AGREEMENT
+    relative, absolute = _agreement(tier)
     worst, loss = 0.0, probe.loss()
     for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
         try:
@@ -397,7 +399,7 @@ def _repeats(tier: Tier, probe: Probe) -> bool:
         return False
     if not bool(torch.isfinite(again)):
         return True  # no loss at all may be what the step says of a candidate
-    relative, absolute = _AGREEMENT
+    relative, absolute = _agreement(tier)
     return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute)
 
 
@@ -407,14 +409,20 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     Of an approximation it is what is approximated that has to agree.
     """
     exact = tier.exact()
+    relative, absolute = _agreement(tier)
     try:
         fast, slow = (_all_losses(each, trial, probe) for each in (exact, LoopTier()))
     except Exception as error:
         return _first_line(error)
-    relative, absolute = _AGREEMENT
     if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
         return None
     return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
+
+
+def _agreement(tier: Tier) -> tuple[float, float]:
+    """Return how far a tier may be from the loop, as a relative and an absolute tolerance."""
+    relative, absolute = _AGREEMENT
+    return max(relative, _ROUNDINGS * tier.rounding()), absolute
 
 
 def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:

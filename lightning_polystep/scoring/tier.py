@@ -83,6 +83,10 @@ class Tier:
         """Return the loss of the commit pass where it is known without running the step again; None elsewhere."""
         return None
 
+    def rounding(self) -> float:
+        """Return the relative error of the coarsest numbers that the step computes with; 0 if unknown."""
+        return 0.0
+
     def doubt(self) -> str:
         """Say what it may have overlooked, so that the plan compares more candidates with the loop; nothing usually."""
         return ""
