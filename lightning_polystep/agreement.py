@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -106,6 +106,16 @@ class Agreement:
         told = self.processes.sum({"marks": self._marks(step=0), "unfit": torch.tensor([float(not finite)])})
         self._check(told["marks"], step=0)
         return not bool(told["unfit"].any())
+
+    def by_any(self, names: list[str], own: Collection[str]) -> frozenset[str]:
+        """Return those of some names that any process has; all of them have to call it.
+
+        Args:
+            names: The same on all processes.
+            own: Those that this one has.
+        """
+        found = self.slowest([int(name in own) for name in names])
+        return frozenset(name for name, one in zip(names, found, strict=True) if one)
 
     def slowest(self, choices: Sequence[int]) -> list[int]:
         """Return, for each entry, the largest number that any process has."""

@@ -5,12 +5,14 @@ Beside Lightning's commands there is ``audit``, which prints the parameters that
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -18,6 +20,7 @@ from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
 from lightning_polystep.results import fit_record, write_results
+from lightning_polystep.values import ArgumentRangeError, ArgumentTypeError
 
 
 class PolyStepCLI(LightningCLI):
@@ -38,11 +41,16 @@ class PolyStepCLI(LightningCLI):
         return LightningCLI.subcommands() | {"audit": {"model", "datamodule"}}
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer."""
+        """Make model, data and trainer; a value that one of them refuses gets one sentence, not a traceback."""
         with warnings.catch_warnings():
             # Who writes an `optimizer` section means it to replace what the model would choose.
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except (ValueError, MisconfigurationException) as error:
+                if (refusal := refusal_in(error)) is None:
+                    raise
+                self._subcommand_parsers[self.config["subcommand"]].error(refusal)
 
     def _parse_ckpt_path(self) -> None:
         """Check the file of ``--ckpt_path``; what it says of classes is compared with the arguments, and not used.
@@ -81,6 +89,23 @@ class PolyStepCLI(LightningCLI):
     def _has_test_set(self) -> bool:
         data = self.datamodule if self.datamodule is not None else self.model
         return is_overridden("test_dataloader", data) and is_overridden("test_step", self.model)
+
+
+def refusal_in(error: Exception) -> str | None:
+    r"""Return the sentence by which a value was refused, also from among the types that a parser tried; else None.
+
+    Args:
+        error: What making an object has raised.
+
+    Example:
+        >>> refusal_in(ValueError("Errors:\n  - Expected a str\n  - Net(width=-1): it must be at least 1."))
+        'Net(width=-1): it must be at least 1.'
+        >>> refusal_in(ValueError("a fault in a constructor"))
+    """
+    if isinstance(error, ArgumentTypeError | ArgumentRangeError | MisconfigurationException):
+        return " ".join(str(error).split())
+    found = re.search(r"^\s*- (\w+\(\w+=.*)$", str(error), re.MULTILINE)
+    return found and found[1]
 
 
 # Values of --ckpt_path that stand for files which the Trainer knows.

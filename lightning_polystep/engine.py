@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
@@ -24,23 +24,22 @@ from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
 from lightning_polystep.lookups import follow_lookups, is_something, rows_to_probe
 from lightning_polystep.non_finite import HardInputs, noticing
+from lightning_polystep.pace import Pace
 from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.plan import Plan, make_plan
+from lightning_polystep.scoring.plan import Assignment, Plan, make_plan
+from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.providers import Evaluation, providers_of
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.sites import Observation
+from lightning_polystep.snapshot import Snapshot
 from lightning_polystep.step import observe, score
+from lightning_polystep.structure import Structure, warn_of_changes
 from lightning_polystep.tape import unrecorded
-
-
-def print_plan(plan: Plan) -> None:
-    """Print the plan to standard error."""
-    Console(stderr=True).print(plan.table())
 
 
 class Engine:
@@ -110,6 +109,7 @@ class Engine:
         self.optimizer = optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
+        self._pace = Pace(self.clock)
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
         self._max_candidates = max_candidates
@@ -129,10 +129,12 @@ class Engine:
         if evaluation != "auto":
             self._recognised.give_up("not asked for")
         self._adapters = adapters_for(module)
+        self._structure = Structure(module)
         self._health = Health(module)
         self._buffers = BufferWatch(module)
         self._recording = Recording()
         self._observing = False
+        self._before: Snapshot | None = None
         self._written_buffers: frozenset[str] = frozenset()
         self._shared_buffers: frozenset[str] = frozenset()
         self._warned: set[str] = set()
@@ -143,11 +145,16 @@ class Engine:
         optimizer.binding.agree = self._agree
 
     @contextmanager
-    def observing(self) -> Iterator[None]:
-        """Wrap the commit pass, the one run of the user's step that counts: no autograd, seeded noise, sites seen."""
-        self._follow_frozen_parameters()
+    def observing(self, code: Any = None) -> Iterator[None]:
+        """Wrap the commit pass, the one run of the user's step that counts: no autograd, seeded noise, sites seen.
+
+        Args:
+            code: What runs: a function, a method or a ``functools.partial``, which holds the batch.
+        """
+        self._follow_changes()
+        self._pace.tell(self.plan, quiet=self._announce is None)
         self._buffers = BufferWatch(self.module)
-        self.start_pass()
+        self._adapters.start()
         with (
             self.verb("observe"),
             self._health.looking(),
@@ -159,6 +166,7 @@ class Engine:
             self._recognised.capturing(),
         ):
             self._observing = True
+            self._remember(code)
             try:
                 with self._recording.recording() if self._wants_tape else nullcontext():
                     yield
@@ -180,9 +188,22 @@ class Engine:
         if isinstance(loss, Tensor):
             self._recording.ends_in(loss)
 
-    def start_pass(self) -> None:
-        """Take note that the code that probes will run again starts now; :meth:`observing` does so by itself."""
+    def start_pass(self, code: Any = None) -> None:
+        """Take note that probes will run this code again from here; :meth:`observing` does so by itself."""
         self._adapters.start()
+        with unrecorded():
+            self._remember(code)
+
+    def _remember(self, code: Any) -> None:
+        """Remember what everything is where the step begins, if it may be run again from there."""
+        plan = self.plan
+        skip = (Metric,) if plan is not None and not plan.live_metrics else ()
+        self._before = Snapshot.of_step(self.module, code, skip) if plan is None or plan.reruns_step else None
+
+    def moved(self, parameters: Iterable[Tensor]) -> None:
+        """Take note that an optimizer has moved parameters while the step goes on, as in manual optimization."""
+        if self._before is not None:
+            self._before.accept(parameters)
 
     @torch.no_grad()
     def probe(
@@ -264,12 +285,8 @@ class Engine:
         # A step's directions come from its first shard, however many there are.
         self._inputs.learn(most=1 if pending is None else None)
         self._written_buffers |= self._buffers.written(self.module)
-        probe = Probe(
-            self.module,
-            self._adapters.rewound(evaluate),
-            self._noise_key(),
-            mute=self._silenced,
-        )
+        rewound, key = self._adapters.rewound(evaluate), self._noise_key()
+        probe = Probe(self.module, rewound, key, mute=self._silenced, before=self._before)
         plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
@@ -285,11 +302,7 @@ class Engine:
                 pending.incumbents[index] += on_grid(weight * assignment.incumbent(loss).to(losses))
                 pending.seconds[index] += time.perf_counter() - started
             if self._count_changed_pairs:
-                self.optimizer.binding.changed_pairs = {
-                    proposal.block.name: changed
-                    for proposal in pending.proposals
-                    if (changed := assignments[proposal.block].tier.changed_pairs(proposal)) is not None
-                }
+                self.optimizer.binding.changed_pairs = plan.changed_pairs(pending.proposals)
         pending.weight += weight
         self.optimizer.binding.pending = pending
         for proposal in pending.proposals:
@@ -336,7 +349,7 @@ class Engine:
         Returns:
             The loss before the step.
         """
-        with self.observing():
+        with self.observing(closure):
             loss = guards.check_loss(closure())
         self.ends_in(loss)
         self.optimizer.zero_grad()
@@ -359,11 +372,15 @@ class Engine:
         progress = self.optimizer.progress
         return self.optimizer.seed, progress.step, self._inputs.own_batch
 
-    def _follow_frozen_parameters(self) -> None:
-        """Plan afresh when parameters were frozen, unfrozen or added since the last plan, as fine-tuning does."""
-        groups = self.optimizer.param_groups
+    def _follow_changes(self) -> None:
+        """Plan afresh when parameters were frozen, unfrozen or added since the last plan, or parts were replaced."""
+        groups, changes = self.optimizer.param_groups, self._structure.changes()
         trainable = frozenset(p for group in groups for p in group["params"] if p.requires_grad)
-        if trainable != self._planned_for:
+        if changes:
+            warn_of_changes(changes, self.module, groups, planned=self.plan is not None)
+            self._adapters = adapters_for(self.module)
+            self._recognised = Recognised(self.module) if self._evaluation == "auto" else self._recognised
+        if trainable != self._planned_for or changes:
             names = self._adapters.held()
             held = {parameter for name, parameter in self.module.named_parameters() if name in names}
             self._blocks = self.optimizer.blocks(self.module, held)
@@ -394,29 +411,16 @@ class Engine:
         self.optimizer.binding.loaded_tiers = {}
         if self._agreement.sharded:
             names = [name for name, _ in self.module.named_buffers()]
-            written = self._agreement.slowest([int(name in self._written_buffers) for name in names])
-            self._shared_buffers = frozenset(name for name, one in zip(names, written, strict=True) if one)
+            self._shared_buffers = self._agreement.by_any(names, self._written_buffers)
         trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
-        self.plan.sampling = self._sampling(self.plan)
+        if self.optimizer.importance_sampling:
+            self.plan.note_sampling(squares=self._recognised.squares)
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
-        probed = [assignment for assignment in self.plan.assignments if assignment.block.trainable]
-        self.plan.last_candidates = {a.block.name: a.candidates(statistics.get(a.block.name)) for a in probed}
+        self.plan.count_candidates(statistics)
         statistics.update(known)
         if self._announce is not None:
             self._announce(self.plan)
         return self.plan
-
-    def _sampling(self, plan: Plan) -> str:
-        """Return what the plan says about the samples on which candidates are scored; nothing where it is all."""
-        if not self.optimizer.importance_sampling:
-            return ""
-        others = [a.block.name for a in plan.assignments if not a.tier.samples_by_importance]
-        squares = self._recognised.squares
-        if squares or len(others) == len(plan.assignments):
-            reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
-            warnings.warn(guards.NO_IMPORTANCE_SAMPLING.format(reason), stacklevel=4)
-            return f"importance sampling: none, {reason}"
-        return "samples: by importance" + (f"; all of them for {', '.join(others)}" if others else "")
 
     def _start(self, plan: Plan) -> Pending:
         """Return the candidates of a step, with what a checkpoint from the middle of it had gathered."""
@@ -425,14 +429,17 @@ class Engine:
     def _propose(self, plan: Plan) -> Pending:
         proposals = [
             self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
-            for assignment in plan.assignments
-            if assignment.block.trainable
-            and assignment.is_due(self.optimizer.progress.step)
-            and is_something(self._in_play(assignment.block))
+            for assignment in self._due(plan)
+            if is_something(self._in_play(assignment.block))
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
         return self._shared(pending, plan)
+
+    def _due(self, plan: Plan) -> list[Assignment]:
+        """Return the blocks that this step probes."""
+        step = self.optimizer.progress.step
+        return [each for each in plan.assignments if each.block.trainable and each.is_due(step)]
 
     def _shared(self, pending: Pending, plan: Plan) -> Pending:
         """Say which candidates of a step this process scores."""
@@ -447,16 +454,8 @@ class Engine:
 
     def _loaded_pending(self, plan: Plan) -> Pending | None:
         """Return what a checkpoint from the middle of an accumulation window had gathered, once."""
-        state, self.optimizer.binding.loaded = self.optimizer.binding.loaded, None
-        if state is None:
-            return None
-        blocks = [a.block for a in plan.assignments if a.block.trainable]
-        try:
-            whole = Pending.restored(state, blocks)
-        except KeyError as error:
-            of_one = state.get("blocks") == {}
-            reason = guards.ONE_PROCESS if of_one else f"{error.args[0]!r} is probed in only one of the two runs"
-            warnings.warn(guards.LOST_WINDOW.format(reason), stacklevel=4)
+        whole = self.optimizer.binding.take_loaded([assignment.block for assignment in self._due(plan)])
+        if whole is None:
             return None
         # The costs of all processes will be summed, so one of them holds what is there already.
         return self._shared(whole if self._agreement.layout.rank == 0 else whole.emptied(), plan)

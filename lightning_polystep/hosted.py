@@ -141,6 +141,23 @@ class Binding:
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
 
+    def take_loaded(self, blocks: list[Block]) -> Pending | None:
+        """Return what a checkpoint had gathered for the next step, once; None, with a warning, if it does not fit.
+
+        Args:
+            blocks: Those that this step probes.
+        """
+        state, self.loaded = self.loaded, None
+        if state is None:
+            return None
+        try:
+            return Pending.restored(state, blocks)
+        except KeyError as error:
+            of_one = state.get("blocks") == {}
+            reason = guards.ONE_PROCESS if of_one else f"{error.args[0]!r} is probed in only one of the two runs"
+            warnings.warn(guards.LOST_WINDOW.format(reason), stacklevel=5)
+            return None
+
 
 class HostedOptimizer(Optimizer):
     r"""Base of every optimizer that learns from the losses of candidates, which an engine finds by forward passes.

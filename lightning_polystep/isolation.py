@@ -1,67 +1,23 @@
-"""Probes leave no trace: logging muted, metrics muted, every plain attribute and buffer of the module put back."""
+"""Probes leave no trace: logging and metrics muted, tensors put back (``snapshot.py`` finds all that there are)."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 # nn.Module's own tables: parameters are handled by the scoring tiers, hooks and children are not data.
-_MODULE_TABLES = frozenset(vars(nn.Module())) - {"training"}
+MODULE_TABLES = frozenset(vars(nn.Module())) - {"training"}
 # Larger tensors are watched by version counter instead of being copied at every step.
 _LARGEST_COPY_BYTES = 16 * 2**20
 
 
 class ProbeSideEffectError(RuntimeError):
     """A probe changed something that cannot be put back."""
-
-
-class Snapshot:
-    """The plain attributes and buffers of a module tree, to be put back after probing.
-
-    Containers (those of Python, nested), NumPy arrays and torch generators are restored in place, so that other
-    references to them stay valid. Tensors and arrays up to 16 MiB are copied. Larger tensors are only watched, and a
-    change is an error; larger arrays, and objects of other types, are left alone.
-
-    Args:
-        module: Root of the tree.
-        skip: Types of submodules to leave out, because they cannot change.
-
-    Raises:
-        ProbeSideEffectError: From :meth:`restore`, when a watched large tensor was written.
-
-    Example:
-        >>> net = nn.BatchNorm1d(2)
-        >>> net.seen = [1]
-        >>> before = Snapshot(net)
-        >>> net.seen.append(2)
-        >>> net.note = "new"
-        >>> _ = net.running_mean.add_(1.0)
-        >>> before.restore()
-        >>> net.seen, hasattr(net, "note"), net.running_mean.tolist()
-        ([1], False, [0.0, 0.0])
-    """
-
-    def __init__(self, module: nn.Module, skip: tuple[type[nn.Module], ...] = ()) -> None:
-        modules = [m for m in module.modules() if not isinstance(m, skip)]
-        self._attributes = [(m, _remember_attributes(m)) for m in modules]
-        self._buffers = [_remember(_buffers(m)) for m in modules if m._buffers]
-
-    def restore(self) -> None:
-        """Put everything back as it was."""
-        for module, attributes in self._attributes:
-            for name in [n for n in vars(module) if n not in attributes and n not in _MODULE_TABLES]:
-                del vars(module)[name]
-            for name, put_back in attributes.items():
-                vars(module)[name] = put_back()
-        for put_back in self._buffers:
-            put_back()
 
 
 class TensorState:
@@ -98,7 +54,7 @@ class TensorState:
                 table[name] = put_back()
 
 
-def _buffers(module: nn.Module) -> dict[str, Tensor | None]:
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """Return a module's own buffers; compiled ones keep theirs in a table that is no dict."""
     return dict(module._buffers.items()) if isinstance(module, torch.jit.ScriptModule) else module._buffers
 
@@ -107,7 +63,7 @@ def _tensor_attributes(module: nn.Module) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if name not in _MODULE_TABLES and (value is None or isinstance(value, Tensor))
+        if name not in MODULE_TABLES and (value is None or isinstance(value, Tensor))
     ]
 
 
@@ -115,103 +71,55 @@ def _transient_buffers(module: nn.Module) -> list[str]:
     return [name for name in module._buffers if name in module._non_persistent_buffers_set]
 
 
-def _remember_attributes(module: nn.Module) -> dict[str, Callable[[], Any]]:
-    return {name: _remember(value) for name, value in vars(module).items() if name not in _MODULE_TABLES}
+def _remember(value: Tensor | None) -> Callable[[], Tensor | None]:
+    """Return a function that brings a tensor back to what it is now, and returns it."""
+    remembered = None if value is None else remember_tensor(value)
 
-
-def _remember(value: Any) -> Callable[[], Any]:
-    """Return a function that brings the value back to what it is now, keeping its identity."""
-    if isinstance(value, Tensor):
-        return _remember_tensor(value)
-    # By exact type: a subclass of the user's own may hold more than its items.
-    remember = _REMEMBER.get(type(value))
-    return remember(value) if remember is not None else lambda: value
-
-
-def _remember_mapping(box: Any) -> Callable[[], Any]:
-    entries = {key: _remember(entry) for key, entry in box.items()}
-
-    def put_back() -> Any:
-        before = {key: entry() for key, entry in entries.items()}
-        box.clear()
-        box.update(before)
-        return box
+    def put_back() -> Tensor | None:
+        if remembered is not None:
+            remembered[0]()
+        return value
 
     return put_back
 
 
-def _remember_items(box: Any) -> Callable[[], Any]:
-    remembered = [_remember(item) for item in box]
-    fill = box.update if isinstance(box, set) else box.extend
+def remember_tensor(tensor: Tensor, *, whole: bool = False) -> tuple[Callable[[], None], Tensor | None] | None:
+    """Return what puts a tensor back as it is now, and the copy that it uses; None for what cannot be written.
 
-    def put_back() -> Any:
-        before = [item() for item in remembered]
-        box.clear()
-        fill(before)
-        return box
+    Args:
+        tensor: Any tensor.
+        whole: Whether it is copied whatever its size; otherwise one above 16 MiB is watched.
+    """
+    if tensor.is_inference() or _is_expanded(tensor) or (isinstance(tensor, nn.Parameter) and not whole):
+        return None
+    if not whole and not is_small(tensor.numel() * tensor.element_size()):
+        return _watch_tensor(tensor), None
+    # Another name for the same memory: a step may give the tensor other memory (`p.data = ...`).
+    strided = tensor.layout is torch.strided
+    memory, copy = tensor.detach(), tensor.detach().clone()
 
-    return put_back
-
-
-def _remember_tuple(box: tuple[Any, ...]) -> Callable[[], Any]:
-    remembered = [_remember(item) for item in box]
-
-    def put_back() -> Any:
-        for item in remembered:
-            item()
-        return box
-
-    return put_back
-
-
-def _remember_array(array: np.ndarray[Any, Any]) -> Callable[[], Any]:
-    if not array.flags.writeable or array.nbytes > _LARGEST_COPY_BYTES:
-        return lambda: array
-    copy = array.copy()
-
-    def put_back() -> Any:
-        array[...] = copy
-        return array
-
-    return put_back
-
-
-def _remember_generator(generator: torch.Generator) -> Callable[[], Any]:
-    state = generator.get_state()
-    return lambda: generator.set_state(state)
-
-
-_REMEMBER: dict[type, Callable[[Any], Callable[[], Any]]] = {
-    **dict.fromkeys((list, deque, set), _remember_items),
-    **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _remember_mapping),
-    tuple: _remember_tuple,
-    np.ndarray: _remember_array,
-    torch.Generator: _remember_generator,
-}
-
-
-def _remember_tensor(tensor: Tensor) -> Callable[[], Tensor]:
-    if tensor.is_inference() or isinstance(tensor, nn.Parameter) or _is_expanded(tensor):
-        return lambda: tensor
-    if not _is_small(tensor):
-        return _watch_tensor(tensor)
-    copy = tensor.detach().clone()
-
-    def put_back() -> Tensor:
-        # Always by value: native kernels may write without advancing the version counter.
+    def put_back() -> None:
         with torch.no_grad():
-            if tensor.shape != copy.shape:
-                tensor.resize_(copy.shape)
-            tensor.copy_(copy)
-        return tensor
+            if strided and (tensor.shape != copy.shape or tensor.data_ptr() != memory.data_ptr()):
+                tensor.data = memory
+            # By value: native kernels, and `tensor.data`, write without advancing the version counter. What has not
+            # changed is not written, because it may be memory that only can be read.
+            if not strided or not _holds(tensor, copy):
+                tensor.copy_(copy)
 
-    return put_back
+    return put_back, copy
 
 
-def _watch_tensor(tensor: Tensor) -> Callable[[], Tensor]:
+def _holds(tensor: Tensor, copy: Tensor) -> bool:
+    if torch.equal(tensor, copy):
+        return True
+    return bool(((tensor == copy) | ((tensor != tensor) & (copy != copy))).all())  # noqa: PLR0124 - NaN equals NaN here
+
+
+def _watch_tensor(tensor: Tensor) -> Callable[[], None]:
     version = tensor._version
 
-    def check() -> Tensor:
+    def check() -> None:
         if tensor._version != version:
             size = tensor.numel() * tensor.element_size() / 2**20
             msg = (
@@ -219,9 +127,46 @@ def _watch_tensor(tensor: Tensor) -> Callable[[], Tensor]:
                 "keep state that the step updates in tensors below 16 MiB, or update it in on_train_batch_end."
             )
             raise ProbeSideEffectError(msg)
-        return tensor
 
     return check
+
+
+# Names that are replaced for a while, by the table of attributes that holds them.
+_REPLACED: dict[int, list[str]] = {}
+
+
+def replaced_names(table: dict[str, Any]) -> Sequence[str]:
+    """Return the attributes of an object that :func:`replaced` has replaced at the moment.
+
+    Args:
+        table: Of the object, ``vars(...)``.
+    """
+    return _REPLACED.get(id(table), ())
+
+
+@contextmanager
+def replaced(entries: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Replace attributes of objects while the body runs.
+
+    Args:
+        entries: Objects, each with the name of its attribute and what takes its place.
+    """
+    before = [(vars(target), name, vars(target).get(name, _MISSING), value) for target, name, value in entries]
+    for table, name, _, value in before:
+        table[name] = value
+        _REPLACED.setdefault(id(table), []).append(name)
+    try:
+        yield
+    finally:
+        for table, name, original, _ in reversed(before):
+            names = _REPLACED[id(table)]
+            names.remove(name)
+            if not names:
+                del _REPLACED[id(table)]
+            if original is _MISSING:
+                table.pop(name, None)
+            else:
+                table[name] = original
 
 
 @contextmanager
@@ -232,17 +177,8 @@ def silenced(targets: Iterable[tuple[Any, str]], replacement: Callable[..., Any]
         targets: Pairs of an object and the name of its method.
         replacement: What is called instead.
     """
-    replaced = [(vars(target), name, vars(target).get(name, _MISSING)) for target, name in targets]
-    for table, name, _ in replaced:
-        table[name] = replacement
-    try:
+    with replaced([(target, name, replacement) for target, name in targets]):
         yield
-    finally:
-        for table, name, original in reversed(replaced):
-            if original is _MISSING:
-                del table[name]
-            else:
-                table[name] = original
 
 
 _MISSING = object()
@@ -302,7 +238,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _is_comparable(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and _is_small(tensor)
+    return tensor.layout is torch.strided and is_small(tensor.numel() * tensor.element_size())
 
 
 def _is_expanded(tensor: Tensor) -> bool:
@@ -312,5 +248,6 @@ def _is_expanded(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _is_small(tensor: Tensor) -> bool:
-    return tensor.numel() * tensor.element_size() <= _LARGEST_COPY_BYTES
+def is_small(size: int) -> bool:
+    """Tell whether so many bytes are copied rather than watched."""
+    return size <= _LARGEST_COPY_BYTES

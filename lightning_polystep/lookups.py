@@ -106,13 +106,8 @@ def is_read_elsewhere(block: Block, used: Tensor, probe: Probe) -> bool:
     others = torch.ones(len(table), dtype=torch.bool, device=table.device).index_fill_(0, used.to(table.device), False)
     if not bool(others.any()):
         return False
-    before = table.detach().clone()
     draw = generator(0, 0, f"elsewhere/{block.name}")
-    moved = torch.randn(before.shape[1:], generator=draw).to(before)
+    moved = probe.start_of(table)
+    moved[others] += torch.randn(moved.shape[1:], generator=draw).to(moved)
     with probe.isolated():
-        try:
-            usual = probe.loss()
-            table[others] += moved
-            return not torch.equal(usual, probe.loss())
-        finally:
-            table.copy_(before)
+        return not torch.equal(probe.loss(), probe.loss({table: moved}))

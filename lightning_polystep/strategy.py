@@ -37,7 +37,7 @@ from lightning_polystep.adoption import ForeignOptimizer, adopt_all, note_found_
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoint_strategy import CheckpointStrategy
-from lightning_polystep.engine import Engine, print_plan
+from lightning_polystep.engine import Engine
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.interruption import FinishBatchFirst
@@ -46,6 +46,7 @@ from lightning_polystep.layout_strategy import StartMethod
 from lightning_polystep.loaders import forget_order, keep_order, replayable
 from lightning_polystep.parallel import Size
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
+from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.providers import Evaluation
 from lightning_polystep.stepping import UNKNOWN_OPTIMIZER, Stepping
 
@@ -306,7 +307,7 @@ class PolyStepStrategy(CheckpointStrategy):
         self._samples = _batch_size(args)
         self._batch = fingerprint(args) if self.layout.candidates.size > 1 else 0
         step = partial(self._forward, partial(self._module.training_step, *args, **kwargs))
-        with trainer_guards.NoStopIteration("training_step"), self._replays.step(step), self._observing():
+        with trainer_guards.NoStopIteration("training_step"), self._replays.step(step), self._observing(step):
             try:
                 output = self._replays.run()
                 if self._module.automatic_optimization:
@@ -334,10 +335,10 @@ class PolyStepStrategy(CheckpointStrategy):
             return super().predict_step(*args, **kwargs)
 
     @contextmanager
-    def _observing(self) -> Iterator[None]:
+    def _observing(self, code: Callable[[], Any]) -> Iterator[None]:
         with ExitStack() as stack:
             for engine in self.engines:
-                stack.enter_context(engine.observing())
+                stack.enter_context(engine.observing(code))
             yield
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -374,6 +375,8 @@ class PolyStepStrategy(CheckpointStrategy):
         codes = self._weight_codes(index)
         with trainer_guards.NoStopIteration("the step"):
             result = super().optimizer_step(ours, closure, model, **kwargs)
+        for engine in self.engines:
+            engine.moved(p for group in ours.param_groups for p in group["params"])
         self._log_report(index, codes)
         return result
 
@@ -393,9 +396,9 @@ class PolyStepStrategy(CheckpointStrategy):
         A returned loss is for the optimizer that steps alone: no backward call has spread it to the others. Outside a
         training step, in a hook, the closure is the commit pass.
         """
-        commit = nullcontext() if self._replays.running else self._observing()
+        commit = nullcontext() if self._replays.running else self._observing(closure)
         with commit, self._replays.closure(partial(self._forward, closure)):
-            engine.start_pass()
+            engine.start_pass(closure)
             loss = self._replays.run()
             if self._replays.backwards == 0:
                 self._gather(loss_of(loss), self._replays.returned(), [engine])

@@ -17,6 +17,10 @@ class ArgumentTypeError(TypeError, ValueError):
     """An argument is of a type that makes no sense; whoever expects a value out of range catches it as well."""
 
 
+class ArgumentRangeError(ValueError):
+    """An argument is of the right type, and out of range."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What an argument may be.
@@ -46,7 +50,7 @@ class Rule:
 
         Raises:
             ArgumentTypeError: When it is of the wrong type.
-            ValueError: When it is out of range.
+            ArgumentRangeError: When it is out of range.
         """
         if (self.optional and value is None) or (isinstance(value, str) and value in self.others):
             return
@@ -54,9 +58,9 @@ class Rule:
         if not _OF_KIND[self.kind](value):
             raise ArgumentTypeError(f"{told}; it must be a {self.kind}, and this is of type {type(value).__name__}.")
         if self.kind in {"number", "whole number"} and not math.isfinite(value):
-            raise ValueError(f"{told}, and finite.")
+            raise ArgumentRangeError(f"{told}, and finite.")
         if not self.allowed(value):
-            raise ValueError(f"{told}.")
+            raise ArgumentRangeError(f"{told}.")
 
 
 def check(owner: str, values: Mapping[str, Any], rules: Iterable[Rule]) -> None:
@@ -69,12 +73,12 @@ def check(owner: str, values: Mapping[str, Any], rules: Iterable[Rule]) -> None:
 
     Raises:
         ArgumentTypeError: When one is of the wrong type.
-        ValueError: When one is out of range.
+        ArgumentRangeError: When one is out of range.
 
     Example:
         >>> check("Engine", {"max_candidates": -5}, [at_least("max_candidates", 1)])
         Traceback (most recent call last):
-        ValueError: Engine(max_candidates=-5): it must be at least 1.
+        lightning_polystep.values.ArgumentRangeError: Engine(max_candidates=-5): it must be at least 1.
     """
     for rule in rules:
         if rule.name in values:

@@ -43,6 +43,11 @@ MISTAKES = [
     ("--optimiser.lr=3", "--optimiser.lr is no option: did you mean '--optimizer.lr'?"),
     ("--trainer.maxepochs=3", "--trainer.maxepochs is no option: did you mean '--trainer.max_epochs'?"),
     ("--nonsense=3", "--nonsense is no option."),
+    ("--optimizer.lr=-1", "PolyStep(lr=-1.0): the step radius must be at least 0."),
+    ("--optimizer.lr=.inf", "PolyStep(lr=inf): the step radius must be at least 0, and finite."),
+    ("--optimizer.momentum=1", "PolyStep(momentum=1.0): the memory must be in [0, 1)."),
+    ("--trainer.strategy.max_candidates=-5", "PolyStepStrategy(max_candidates=-5): it must be at least 1, or None."),
+    ("--trainer.max_epochs=-5", "`max_epochs` must be a non-negative integer or -1. You passed in -5."),
 ]
 
 

@@ -13,11 +13,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from lightning_polystep.isolation import (
     BufferWatch,
     ProbeSideEffectError,
-    Snapshot,
     TensorState,
     metrics_muted,
     silenced,
 )
+from lightning_polystep.snapshot import Snapshot
 
 LARGE = 17 * 2**20 // 4
 DEQUE_LENGTH = 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.interop.adapters import Adapter, modules_of
+from lightning_polystep.isolation import replaced
 from lightning_polystep.tape import hold, unrecorded
 
 # What Brevitas names the submodules that compute a scale and a zero point, in every quantiser of weights and
@@ -114,17 +115,8 @@ class BrevitasAdapter(Adapter):
     def _with_forwards(self, make: Callable[[str, nn.Module], Callable[..., Any]]) -> Iterator[None]:
         """Give every statistics module another forward; a commit pass that probes (manual steps) nests the two."""
         parts = self._statistics()
-        before = {part: vars(part).get("forward") for part in parts.values()}
-        for name, part in parts.items():
-            vars(part)["forward"] = make(name, part)
-        try:
+        with replaced([(part, "forward", make(name, part)) for name, part in parts.items()]):
             yield
-        finally:
-            for part, forward in before.items():
-                if forward is None:
-                    del vars(part)["forward"]
-                else:
-                    vars(part)["forward"] = forward
 
     def _recording(self, name: str, part: nn.Module) -> Callable[..., Any]:
         is_scale = name.endswith("scaling_impl")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_polystep.functional.quantisers import activation_scale
 from lightning_polystep.interop.adapters import Adapter
@@ -45,6 +45,7 @@ class FollowingScales(Adapter):
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._scales: dict[QuantisedWeight, Tensor | None] = {}
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -61,8 +62,15 @@ class FollowingScales(Adapter):
             yield
 
     def probing(self) -> AbstractContextManager[None]:
-        """Freeze all scales."""
+        """Freeze all scales, at what the commit pass has made of them."""
+        weights = (part for part in self._module.modules() if isinstance(part, QuantisedWeight))
+        self._scales = {part: part.weight_scale for part in weights if part.follow}
         return frozen_scales()
+
+    def rewind(self) -> None:
+        """Give weights the scales of the commit pass, not those that it began with."""
+        for part, scale in self._scales.items():
+            part.weight_scale = scale
 
     def _measuring(self, quantiser: QuantActivation) -> Any:
         def measure(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -22,6 +22,7 @@ class LoopTier(Tier):
     """Write each candidate into the parameters, run the step, and put the parameters back bit for bit."""
 
     name: ClassVar[str] = "loop"
+    reruns_step: ClassVar[bool] = True
 
     def affordable(self) -> int | None:
         """Return how many candidates a step scores where no rank is asked for."""
@@ -40,17 +41,11 @@ class LoopTier(Tier):
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
         block = proposal.block
-        originals = [parameter.detach().clone() for parameter in block.parameters]
-        incumbent = block.join(originals)
+        incumbent = block.join([probe.start_of(parameter) for parameter in block.parameters])
         losses = []
-        try:
+        with probe.evaluating():
             for row, displacement in zip(*proposal.displacements(start, stop), strict=True):
                 candidate = incumbent.clone()
                 candidate[row] += displacement
-                for parameter, value in zip(block.parameters, block.split(candidate), strict=True):
-                    parameter.copy_(value)
-                losses.append(probe.loss())
-        finally:
-            for parameter, original in zip(block.parameters, originals, strict=True):
-                parameter.copy_(original)
+                losses.append(probe.loss(dict(zip(block.parameters, block.split(candidate), strict=True))))
         return torch.stack(losses)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -19,12 +17,19 @@ from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.scoring.budget import share_candidates
 from lightning_polystep.scoring.chunks import Chunking, is_out_of_memory
 from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.plan_table import plan_table, plan_text
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.repeatable import difference
 from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
 from lightning_polystep.subspaces import SUBSPACES, Subspace, vertices_of_row
+from lightning_polystep.tape import NotOnTapeError
 
+# Candidates of a step that the loop affords.
+_LOOP_BUDGET = LoopTier().affordable() or 1
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
 _AGREEMENT = (1e-3, 1e-5)
+# In numbers of few digits it may differ by some roundings.
+_ROUNDINGS = 2.0
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
 _FAR = 100.0
 # Directions and rows on which the error of an approximation is measured.
@@ -68,8 +73,11 @@ class Assignment:
         rotations: Independently rotated polytopes per particle.
         most_rows: Rows probed per step, or None for all.
         period: It is probed once in so many steps.
-        failed: Whether the tier that the plan chose has failed.
+        failed: Whether the tier that the plan chose has failed for good.
         place: Among the blocks of the plan.
+        stumbled: Whether it could not take some batch, which was scored one candidate at a time.
+        peers: All assignments of the plan, which share the budget.
+        planned: Candidates per step that the plan gave it.
     """
 
     block: Block
@@ -82,6 +90,9 @@ class Assignment:
     period: int = 1
     failed: bool = False
     place: int = 0
+    stumbled: bool = False
+    peers: list[Assignment] = field(default_factory=list, repr=False)
+    planned: int = 0
 
     def __post_init__(self) -> None:
         # Memory that runs out on one process halves its chunks, but not the pieces that all processes count in.
@@ -129,7 +140,9 @@ class Assignment:
         """From now on score one candidate after the other, and no more than that can afford."""
         if self.tier.name != LoopTier.name:
             self.reason, self.tier, self.failed = reason, LoopTier(), True
-            share_candidates([self], None)
+            # What the plan gave to those that have failed is the most that they get; with the loop, they share less.
+            failed = [each for each in self.peers or [self] if each.failed]
+            share_candidates(failed, min(_LOOP_BUDGET, sum(each.planned for each in failed) or _LOOP_BUDGET))
 
     def score(self, proposal: Proposal, probe: Probe, share: range) -> Tensor:
         """Score a share of the candidates; step down to the loop, once and with a warning, when the tier fails."""
@@ -140,14 +153,25 @@ class Assignment:
         except Exception as error:
             if self.tier.name == LoopTier.name or is_out_of_memory(error):
                 raise
-            reason = f"{self.tier.name} failed: {_first_line(error)}"
+            return self._stumble(error, proposal, probe, share)
+
+    def _stumble(self, error: Exception, proposal: Proposal, probe: Probe, share: range) -> Tensor:
+        """Score by the loop what the tier cannot take: this batch, where that is cheap, else all from now on."""
+        reason = f"{self.tier.name} failed: {_first_line(error)}"
+        is_cheap = sum(each.planned for each in self.peers) <= _LOOP_BUDGET
+        for_now = isinstance(error, NotOnTapeError) and is_cheap
+        if not (for_now and self.stumbled):
+            how_long = "on this batch and on others like it" if for_now else "from now on"
             warnings.warn(
-                f"{self.block.name}: {reason}. Scoring it one candidate at a time from now on; docs/design.md, "
+                f"{self.block.name}: {reason}. Scoring it one candidate at a time {how_long}; docs/design.md, "
                 "section 2, says what the tape cannot carry.",
-                stacklevel=2,
+                stacklevel=4,
             )
-            self.step_down(reason)
-            return self._run(proposal, probe, share)
+        self.stumbled = True
+        if for_now:
+            return score_by(LoopTier(), proposal, probe, share.start, share.stop)
+        self.step_down(reason)
+        return self._run(proposal, probe, share)
 
     def incumbent(self, loss: Tensor) -> Tensor:
         """Return the incumbent's loss as the tier computes losses, a scalar.
@@ -171,6 +195,8 @@ class Plan:
         last_candidates: Candidates of each block in the step that the plan was made for, by name.
         held: Trainable parameters that are not probed, each with the reason.
         sampling: On which samples candidates are scored; empty for all.
+        unrepeatable: That the step gives another loss when it runs again, where it has to; empty usually.
+        pace: What a step takes, once that was measured.
     """
 
     assignments: list[Assignment]
@@ -178,45 +204,59 @@ class Plan:
     last_candidates: dict[str, int] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     sampling: str = ""
+    unrepeatable: str = ""
+    pace: str = ""
+
+    @property
+    def reruns_step(self) -> bool:
+        """Whether the user's step is run again to score some block, or was in a step so far."""
+        return any(assignment.tier.reruns_step or assignment.stumbled for assignment in self.assignments)
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of a step, of all blocks."""
+        return sum(self.last_candidates.values())
+
+    def count_candidates(self, statistics: Mapping[str, InputStatistics]) -> None:
+        """Count what a step proposes.
+
+        Args:
+            statistics: What is known of each block's inputs, by name.
+        """
+        probed = [a for a in self.assignments if a.block.trainable]
+        self.last_candidates = {a.block.name: a.candidates(statistics.get(a.block.name)) for a in probed}
+
+    def changed_pairs(self, proposals: list[Proposal]) -> dict[str, float]:
+        """Estimate the share of pairs of candidate and sample that candidates change, of the blocks that can tell.
+
+        Args:
+            proposals: Those of a step, as they have just been scored.
+        """
+        tiers = {assignment.block: assignment.tier for assignment in self.assignments}
+        shares = {proposal.block.name: tiers[proposal.block].changed_pairs(proposal) for proposal in proposals}
+        return {name: share for name, share in shares.items() if share is not None}
+
+    def note_sampling(self, *, squares: bool) -> None:
+        """Say on which samples candidates are scored where importance sampling is asked for; warn where it is all.
+
+        Args:
+            squares: Whether the loss is one of squares, of which no sample is learnt for good.
+        """
+        others = [a.block.name for a in self.assignments if not a.tier.samples_by_importance]
+        if squares or len(others) == len(self.assignments):
+            reason = "the loss is no cross-entropy" if squares else "no block is scored as part of a stack"
+            warnings.warn(guards.NO_IMPORTANCE_SAMPLING.format(reason), stacklevel=5)
+            self.sampling = f"importance sampling: none, {reason}"
+        else:
+            self.sampling = "samples: by importance" + (f"; all of them for {', '.join(others)}" if others else "")
 
     def table(self) -> Table:
-        """Return the plan as a table: block, subspace, rows, rank, candidates per step, tier, and a note's number."""
-        table = Table(title="PolyStep plan", title_justify="left", caption_justify="left")
-        for column in ("block", "subspace"):
-            table.add_column(column, overflow="fold")
-        for column in ("rows", "rank", "candidates"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for column in ("scored by", "note"):
-            table.add_column(column, overflow="fold")
-        notes = list(dict.fromkeys(note for a in self.assignments if (note := a.note)))
-        for assignment in self.assignments:
-            block = assignment.block
-            table.add_row(
-                block.name,
-                block.subspace,
-                (f"{assignment.most_rows} of {block.rows}" if assignment.most_rows else str(block.rows))
-                + (f", 1 step in {assignment.period}" if assignment.period > 1 else ""),
-                str(min(assignment.rank, block.dim))
-                + (f" x {assignment.rotations}" if assignment.rotations > 1 else ""),
-                f"{self.last_candidates.get(block.name, 0):,}",
-                assignment.tier.name,
-                str(notes.index(assignment.note) + 1) if assignment.note else "",
-            )
-        lines = [f"{sum(self.last_candidates.values()):,} candidates per step"]
-        lines += [self.sampling] if self.sampling else []
-        lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
-        for reason in dict.fromkeys(self.held.values()):
-            names = [name for name, why in self.held.items() if why == reason]
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"not probed: {', '.join(names[:3])}{more} ({reason})")
-        table.caption = "\n".join(lines)
-        return table
+        """Return the plan as a table; see :func:`~lightning_polystep.scoring.plan_table.plan_table`."""
+        return plan_table(self)
 
     def __str__(self) -> str:
         """Return the table as plain text."""
-        console = Console(width=120, record=True, file=io.StringIO())
-        console.print(self.table())
-        return console.export_text()
+        return plan_text(self)
 
 
 ProposeTrial = Callable[[Block, int, int], Proposal]
@@ -270,6 +310,13 @@ def make_plan(
     if any(block.group["response_grid"] for block in blocks) and not approximated:
         warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
     share_candidates(plan.assignments, max_candidates)
+    for assignment in plan.assignments:
+        assignment.peers, assignment.planned = plan.assignments, assignment.most_candidates
+    if plan.reruns_step:
+        with probe.isolated():
+            plan.unrepeatable = difference(probe)
+        if plan.unrepeatable:
+            warnings.warn(plan.unrepeatable, stacklevel=4)
     return plan
 
 
@@ -339,7 +386,7 @@ def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial
     it overlooked would show in nearly every candidate.
     """
     near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
-    relative, absolute = _AGREEMENT
+    relative, absolute = _agreement(tier)
     worst, loss = 0.0, probe.loss()
     for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
         try:
@@ -367,7 +414,7 @@ def _repeats(tier: Tier, probe: Probe) -> bool:
         return False
     if not bool(torch.isfinite(again)):
         return True  # no loss at all may be what the step says of a candidate
-    relative, absolute = _AGREEMENT
+    relative, absolute = _agreement(tier)
     return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute)
 
 
@@ -377,14 +424,20 @@ def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
     Of an approximation it is what is approximated that has to agree.
     """
     exact = tier.exact()
+    relative, absolute = _agreement(tier)
     try:
         fast, slow = (_all_losses(each, trial, probe) for each in (exact, LoopTier()))
     except Exception as error:
         return _first_line(error)
-    relative, absolute = _AGREEMENT
     if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
         return None
     return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
+
+
+def _agreement(tier: Tier) -> tuple[float, float]:
+    """Return how far a tier may be from the loop, as a relative and an absolute tolerance."""
+    relative, absolute = _AGREEMENT
+    return max(relative, _ROUNDINGS * tier.rounding()), absolute
 
 
 def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_polystep.isolation import Snapshot, metrics_muted
+from lightning_polystep.isolation import metrics_muted
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.sites import not_recording
+from lightning_polystep.snapshot import Snapshot
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Probe:
         noise_key: (seed, step, micro-batch): all evaluations share the noise of the commit pass.
         live_metrics: Whether torchmetrics objects must work, because the loss depends on them.
         mute: Enters further silences around a whole scoring pass (Lightning's logging).
+        before: What everything was when the commit pass began; None to run the step again from where it ended.
     """
 
     module: nn.Module
@@ -32,48 +34,81 @@ class Probe:
     noise_key: tuple[int, int, int]
     live_metrics: bool = False
     mute: Callable[[], AbstractContextManager[None]] = nullcontext
-    _snapshot: Snapshot | None = field(default=None, init=False, repr=False)
+    before: Snapshot | None = None
+    _isolated: bool = field(default=False, init=False, repr=False)
+    _after: Snapshot | None = field(default=None, init=False, repr=False)
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Silence logging and metrics, and put the module back at the end; all scoring happens inside."""
+        """Silence logging and metrics; all scoring happens inside."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(not_recording())
             stack.enter_context(self.mute())
             if not self.live_metrics:
                 stack.enter_context(metrics_muted(self.module))
-            # Taken after muting: the muted methods are attributes that a restore must keep.
-            self._snapshot = Snapshot(self.module, skip=() if self.live_metrics else (Metric,))
+            self._isolated = True
             try:
                 yield
             finally:
-                self._snapshot = None
+                self._isolated = False
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put everything back at the end that evaluations in the body leave behind.
+
+        Raises:
+            RuntimeError: Outside :meth:`isolated`.
+        """
+        if self._after is not None:
+            yield
+            return
+        if not self._isolated:
+            raise RuntimeError("Probe.run() belongs inside Probe.isolated().")
+        roots = (self.module, self.evaluate) if self.before is None else (*self.before.roots, *self.before.known())
+        # Taken after muting: the muted methods are attributes that a restore must keep.
+        own = () if self.live_metrics else (Metric,)
+        self._after = Snapshot(*roots, skip=own if self.before is None else self.before.skip, parameters=True)
+        try:
+            yield
+        finally:
+            after, self._after = self._after, None
+            after.restore()
 
     def run(self, forward: Callable[[], Tensor]) -> Tensor:
-        """Run one evaluation, of one candidate or of a batch of them, on the common noise; undo what it left behind.
+        """Run some code where the commit pass has ended, on its noise; undo what it left behind.
 
         Args:
             forward: Returns the loss or losses.
 
         Returns:
             The losses, float64, detached.
-
-        Raises:
-            RuntimeError: Outside :meth:`isolated`.
         """
-        if self._snapshot is None:
-            msg = "Probe.run() belongs inside Probe.isolated()."
-            raise RuntimeError(msg)
-        try:
-            with noise_frame(*self.noise_key):
-                return forward().detach().double()
-        finally:
-            self._snapshot.restore()
+        with self.evaluating(), noise_frame(*self.noise_key):
+            return forward().detach().double()
 
-    def loss(self) -> Tensor:
-        """Return the loss at the parameters that the module holds now, a float64 scalar."""
-        return self.run(lambda: as_scalar(self.evaluate()))
+    def loss(self, changed: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
+        """Return the loss of the user's step, a float64 scalar, run again from where the commit pass began.
+
+        Args:
+            changed: Parameters with the values that they have in this run; others are as it found them.
+        """
+        return self.rerun(lambda: as_scalar(self.evaluate()), changed)
+
+    def rerun(self, step: Callable[[], Tensor], changed: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
+        """Run the user's step again, as :meth:`loss` does, by code that calls it."""
+        with self.evaluating():
+            start = self.before or self._after
+            assert start is not None
+            start.restore()
+            for parameter, value in (changed or {}).items():
+                parameter.copy_(value)
+            with noise_frame(*self.noise_key):
+                return step().detach().double()
+
+    def start_of(self, parameter: Tensor) -> Tensor:
+        """Return a copy of what a parameter was when the commit pass began, which candidates move."""
+        return (parameter.detach() if self.before is None else self.before.value(parameter)).clone()
 
 
 def as_scalar(loss: Tensor) -> Tensor:

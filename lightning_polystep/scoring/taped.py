@@ -107,7 +107,7 @@ class Recording:
             return loss
 
         with probe.isolated():
-            probe.run(evaluate)
+            probe.rerun(evaluate)
 
     def clear(self) -> None:
         """Forget the tape, and with it the activations of the batch."""
@@ -336,6 +336,11 @@ class TapeTier(Tier):
         """Return the loss of the commit pass."""
         loss = self.recording.loss
         return None if loss is None else self.recording.taken().values[loss].tensor.detach().double().reshape(())
+
+    def rounding(self) -> float:
+        """Return the relative error of the coarsest numbers on the tape, such as those of bfloat16."""
+        kinds = {value.tensor.dtype for value in self.recording.taken().values}
+        return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
 
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""

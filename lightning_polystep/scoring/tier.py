@@ -23,6 +23,7 @@ class Tier:
         name: What the plan calls it.
         takes_starts: Whether it scores candidates of several starts at once.
         reads_tape: Whether the commit pass has to be recorded for it.
+        reruns_step: Whether it runs the user's step again, from where the commit pass began.
         samples_by_importance: Whether it scores on the samples that importance sampling has chosen.
         fills_budget: Whether what it affords is the budget of a whole step, which blocks divide by what they cost.
     """
@@ -30,6 +31,7 @@ class Tier:
     name: ClassVar[str]
     takes_starts: ClassVar[bool] = False
     reads_tape: ClassVar[bool] = False
+    reruns_step: ClassVar[bool] = False
     samples_by_importance: ClassVar[bool] = False
     fills_budget: ClassVar[bool] = False
 
@@ -82,6 +84,10 @@ class Tier:
     def known_loss(self) -> Tensor | None:
         """Return the loss of the commit pass where it is known without running the step again; None elsewhere."""
         return None
+
+    def rounding(self) -> float:
+        """Return the relative error of the coarsest numbers that the step computes with; 0 if unknown."""
+        return 0.0
 
     def doubt(self) -> str:
         """Say what it may have overlooked, so that the plan compares more candidates with the loop; nothing usually."""

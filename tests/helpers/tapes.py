@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_polystep.isolation import Snapshot
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import noise_frame
@@ -15,6 +14,7 @@ from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.sites import find_blocks
+from lightning_polystep.snapshot import Snapshot
 from lightning_polystep.tape import NotOnTapeError
 
 NOISE_KEY = (5, 0, 0)

@@ -354,3 +354,92 @@ def test_a_part_of_the_candidates_is_scored_as_in_the_whole(prepared):
         with prepared.probe.isolated():
             part = assignment.score(proposal, prepared.probe, range(3, 11))
         torch.testing.assert_close(part, expected[3:11], rtol=1e-12, atol=1e-14)
+
+
+# A step that leaves the tape on some batches.
+
+
+class Leaving(nn.Module):
+    """Its loss leaves torch on every second batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        self.batches = 0
+
+    def forward(self, inputs, targets):
+        self.batches += 1
+        loss = F.cross_entropy(self.network(inputs), targets)
+        return torch.tensor(float(loss)) if self.batches % 2 == 0 else loss
+
+
+def fitted(evaluation, steps=5, **options):
+    torch.manual_seed(0)
+    module, engine, counts, told = Leaving(), None, [], []
+    optimizer = PolyStep(module.parameters(), lr=0.1, seed=0, **options.pop("group", {}))
+    engine = Engine(module, optimizer, evaluation=evaluation, announce=None, **options)
+    for _ in range(steps):
+        inputs, targets = torch.randn(6, 4), torch.randint(3, (6,))
+        before = optimizer.progress.candidates
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            engine.step(lambda: module(inputs, targets))  # noqa: B023 - called before the next batch comes
+        counts.append(optimizer.progress.candidates - before)
+        told.append([str(each.message) for each in caught])
+    return module, engine, counts, told
+
+
+def test_a_batch_that_is_not_on_the_tape_is_scored_by_the_loop_and_the_next_one_from_the_tape():
+    module, engine, counts, told = fitted("auto", max_candidates=60)
+    assert len(set(counts)) == 1, "the budget is kept"
+    assert {assignment.tier.name for assignment in engine.plan.assignments} == {TAPE}
+    assert [len(each) for each in told] == [0, 2, 0, 0, 0], "each block says so once"
+    assert all("on this batch and on others like it; docs/design.md" in text for text in told[1])
+    other, *_ = fitted("loop", max_candidates=60)
+    for name, value in module.named_parameters():
+        torch.testing.assert_close(value, other.get_parameter(name), rtol=1e-4, atol=1e-5)
+    assert module.batches == 5
+
+
+@pytest.mark.parametrize("max_candidates", [None, 400])
+def test_where_the_loop_is_dear_all_blocks_that_fail_share_one_budget(max_candidates):
+    _, engine, counts, told = fitted("auto", max_candidates=max_candidates, group={"particle_dim": 1, "rotations": 8})
+    assert counts[0] > 256
+    assert {assignment.tier.name for assignment in engine.plan.assignments} == {LOOP}
+    assert all("from now on" in text for text in told[1])
+    assert 0 < counts[2] <= 256
+    assert counts[2] == counts[3] == counts[4]
+
+
+# Numbers of few digits.
+
+
+@pytest.mark.parametrize("precision", ["autocast", "all of it", "half"])
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_of_few_digits_do_not_send_a_network_to_the_loop(precision, seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    inputs, targets = torch.randn(32, 8), torch.randint(3, (32,))
+    if precision == "all of it":
+        network, inputs = network.bfloat16(), inputs.bfloat16()
+    kind = torch.float16 if precision == "half" else torch.bfloat16
+
+    def step():
+        with torch.autocast("cpu", dtype=kind, enabled=precision != "all of it"):
+            return F.cross_entropy(network(inputs), targets)
+
+    assignments, _ = planned(network, step)
+    assert {assignment.tier.name for assignment in assignments.values()} == {TAPE}
+
+
+def test_in_numbers_of_few_digits_what_a_tier_overlooks_is_noticed_all_the_same():
+    network, (inputs, targets) = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), vectors()
+
+    def step():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(network(inputs), targets)
+        return loss + 0.1 * float(network[0].weight.abs().sum())
+
+    assignments, _ = planned(network, step)
+    assert assignments["0"].tier.name == LOOP
+    assert assignments["2"].tier.name == TAPE

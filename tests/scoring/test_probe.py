@@ -1,6 +1,8 @@
 """A probe sees what the commit pass saw, on the same noise, and the module never notices."""
 
 import logging
+import math
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -96,24 +98,26 @@ def test_nothing_is_recorded_of_a_probe(step, inputs):
 
 
 def test_autograd_is_off_inside_and_as_before_outside(step, inputs):
-    seen = []
-    probe = Probe(step, lambda: (seen.append(torch.is_grad_enabled()), step(inputs))[1], (5, 0, 0))
+    seen = SimpleQueue()  # which probes do not put back, unlike a list
+    probe = Probe(step, lambda: (seen.put(torch.is_grad_enabled()), step(inputs))[1], (5, 0, 0))
     with probe.isolated():
         probe.loss()
-    assert seen == [False]
+    assert seen.qsize() == 1
+    assert seen.get() is False
     assert torch.is_grad_enabled()
     assert step.layer.weight.grad is None
 
 
 def test_metrics_are_live_only_where_asked(step, inputs):
-    values = []
-    probe = Probe(step, lambda: (values.append(float(step.mean(1.0))), step(inputs))[1], (5, 0, 0))
+    values = SimpleQueue()
+    probe = Probe(step, lambda: (values.put(float(step.mean(1.0))), step(inputs))[1], (5, 0, 0))
     for live in (False, True):
         probe.live_metrics = live
         with probe.isolated():
             probe.loss()
-    assert values[0] != values[0]
-    assert values[1] == 1.0
+    muted, live = values.get(), values.get()
+    assert math.isnan(muted)
+    assert live == 1.0
 
 
 def test_further_silences_hold_while_probing(step, inputs):

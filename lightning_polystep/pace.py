@@ -1,0 +1,89 @@
+"""What a step takes, measured on the first steps and told once; nothing is decided by it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lightning_polystep.clock import VerbClock
+
+if TYPE_CHECKING:
+    from lightning_polystep.scoring.plan import Plan
+
+# The first step makes the plan, the second still compiles.
+_FIRST, _LAST = 2, 5
+
+
+class Pace:
+    """Seconds per step, from the clock of an engine.
+
+    Args:
+        clock: Of the engine.
+
+    Example:
+        >>> clock = VerbClock()
+        >>> pace = Pace(clock)
+        >>> for step in range(6):
+        ...     clock.seconds["score"] = 9.0 + 0.5 * step
+        ...     told = pace.at_start_of_step(candidates=64)
+        >>> told
+        '0.5 s per step (100 % of it for 64 candidates), 8.3 min for 1,000 steps'
+    """
+
+    def __init__(self, clock: VerbClock) -> None:
+        self._clock = clock
+        self._steps = 0
+        self._before: dict[str, float] = {}
+
+    def at_start_of_step(self, candidates: int) -> str:
+        """Return what there is to tell as a step begins: once what a step takes, else nothing.
+
+        Args:
+            candidates: Of a step.
+        """
+        self._steps += 1
+        if self._steps == _FIRST + 1:
+            self._before = dict(self._clock.seconds)
+        if self._steps != _LAST + 1:
+            return ""
+        spent = {verb: now - self._before.get(verb, 0.0) for verb, now in self._clock.seconds.items()}
+        total = sum(spent.values())
+        share = 100 * spent.get("score", 0.0) / max(total, 1e-9)
+        seconds = total / (_LAST - _FIRST)
+        return (
+            f"{_rounded(seconds)} per step ({share:.0f} % of it for {candidates:,} candidates), "
+            f"{_rounded(1000 * seconds)} for 1,000 steps"
+        )
+
+    def tell(self, plan: Plan | None, *, quiet: bool) -> None:
+        """Print what a step takes as soon as that is known, and add it to the plan; a new plan is measured anew.
+
+        Args:
+            plan: That of the step that begins.
+            quiet: Whether to say nothing.
+        """
+        if plan is None:
+            self._steps = 0
+        elif pace := self.at_start_of_step(plan.candidates):
+            plan.pace = pace
+            if not quiet:
+                print_pace(pace)
+
+
+@rank_zero_only
+def print_pace(pace: str) -> None:
+    """Print what a step takes to standard error, on one process.
+
+    Args:
+        pace: What :meth:`Pace.at_start_of_step` returned.
+    """
+    print(f"PolyStep: {pace}", file=sys.stderr)
+
+
+def _rounded(seconds: float) -> str:
+    for unit, name in ((3600.0, "h"), (60.0, "min"), (1.0, "s")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"

@@ -1,0 +1,61 @@
+"""A step that gives another loss when it runs again is named where the loop has to run it."""
+
+import itertools
+import os
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_polystep import Engine, PolyStep
+
+HIDDEN = {"count": 0}
+
+
+def helper():
+    """State that the step's own code does not name."""
+    HIDDEN["count"] += 1
+    return HIDDEN["count"]
+
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 2), kind
+        self.stream, self.calls = itertools.count(1), 0
+
+    def forward(self, x):
+        self.calls += 1
+        number = {
+            "an iterator": lambda: next(self.stream),
+            "a helper's module": helper,
+            "the system": lambda: int.from_bytes(os.urandom(2), "little"),
+            "an attribute": lambda: self.calls,
+        }[self.kind]()
+        loss = self.layer(x).square().mean() * (1 + 0.1 * number)
+        return torch.tensor(float(loss))  # leaves torch, so that the loop has to score it
+
+
+@pytest.mark.parametrize("kind", ["an iterator", "a helper's module", "the system"])
+def test_what_is_not_put_back_is_noticed_when_the_plan_is_made(kind):
+    net, x = Net(kind), torch.randn(6, 3)
+    engine = Engine(net, PolyStep(net.parameters(), rank=1, seed=0), announce=None)
+    with pytest.warns(UserWarning, match="another loss when it runs again") as caught:
+        engine.step(lambda: net(x))
+    assert len(caught) == 1
+    assert "stream (an iterator)" in str(caught[0].message), "all that might be the cause is named"
+    assert "another loss" in " ".join(str(engine.plan).split())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.step(lambda: net(x))
+    assert net.calls == 2
+
+
+def test_what_is_put_back_is_not():
+    net, x = Net("an attribute"), torch.randn(6, 3)
+    engine = Engine(net, PolyStep(net.parameters(), rank=1, seed=0), announce=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.step(lambda: net(x))
+    assert engine.plan.unrepeatable == ""
