@@ -2,8 +2,9 @@
 
 from datamodules.digits import Digits
 from datamodules.events import MNISTEvents
+from datamodules.formulas import FormulaFile, RandomKSAT
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
 
-__all__ = ["MNIST", "AssociativeRecall", "Digits", "MNISTEvents", "TensorImages"]
+__all__ = ["MNIST", "AssociativeRecall", "Digits", "FormulaFile", "MNISTEvents", "RandomKSAT", "TensorImages"]

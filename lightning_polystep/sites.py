@@ -117,11 +117,15 @@ def is_binary(module: nn.Module) -> bool:
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
     constant = constant_of(owner, attribute, parameter)
-    if group["subspace"] == "full":
+    # A module may say itself how one of its own parameters is to be searched.
+    chosen = getattr(owner, "own_subspaces", {}).get(attribute)
+    if group["subspace"] == "full" and chosen is None:
         # A particle is in one row of a table: rows are read, or are padding.
         divided = parameter[0].numel() if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else parameter.numel()
         dim = _largest_divisor(divided, group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
+    elif chosen is not None:
+        rows, dim, subspace = parameter.shape[0], parameter[0].numel(), chosen
     elif constant is not None:
         # One particle: each by itself would take a step of its own whether it matters or not, and of all candidates of
         # a small network more than its weights.
@@ -131,6 +135,7 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
     remark = "not a Linear or Conv2d weight: no inputs to span" if group["subspace"] in {"inputs", "flips"} else ""
+    remark = "as its module asks" if chosen is not None else remark
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)

@@ -2,6 +2,7 @@
 
 from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
+from models.max_sat import MaxSAT
 from models.moe_net import MoENet
 from models.quantised_mlp import Int8MLP, IntegerMLP
 from models.recall_net import RecallNet
@@ -15,6 +16,7 @@ __all__ = [
     "Classifier",
     "Int8MLP",
     "IntegerMLP",
+    "MaxSAT",
     "MoENet",
     "RecallNet",
     "SlotAttentionNet",

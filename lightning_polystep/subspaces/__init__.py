@@ -7,9 +7,11 @@ from lightning_polystep.subspaces.full import FullSubspace
 from lightning_polystep.subspaces.gaussian import GaussianSubspace
 from lightning_polystep.subspaces.inputs import InputSubspace
 from lightning_polystep.subspaces.protocol import Subspace
+from lightning_polystep.subspaces.signs import SignSubspace
 
 SUBSPACES: dict[str, Subspace] = {
-    subspace.name: subspace for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace())
+    subspace.name: subspace
+    for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace(), SignSubspace())
 }
 
 
@@ -36,6 +38,7 @@ __all__ = [
     "FullSubspace",
     "GaussianSubspace",
     "InputSubspace",
+    "SignSubspace",
     "Subspace",
     "particle_dim",
     "vertices_of_row",
