@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_polystep.maxsat import WeightedCNF, random_ksat, read_formula
@@ -76,6 +77,11 @@ class FormulaDataModule(pl.LightningDataModule):
         """Serve the formula once."""
         return self._loader(1)
 
+    def transfer_batch_to_device(self, batch: WeightedCNF, device: torch.device, dataloader_idx: int) -> WeightedCNF:
+        """Leave the formula where it is: the objective reads its arrays on the CPU."""
+        del device, dataloader_idx
+        return batch
+
     def _loader(self, times: int) -> DataLoader[WeightedCNF]:
         if self.formula is None:
             raise RuntimeError("The formula is made in setup(): call it first, as the Trainer does.")
@@ -99,7 +105,7 @@ class RandomKSAT(FormulaDataModule):
         >>> data = RandomKSAT(variables=100, steps_per_epoch=3)
         >>> data.setup()
         >>> [formula.clauses for formula in data.train_dataloader()]
-        [427, 427, 427]
+        [426, 426, 426]
     """
 
     def __init__(

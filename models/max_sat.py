@@ -1,7 +1,5 @@
 """The LightningModule of MAX-SAT: one logit per variable, and no network."""
 
-from typing import Any
-
 import pytorch_lightning as pl
 from torch import Tensor
 
@@ -31,27 +29,20 @@ class MaxSAT(pl.LightningModule):
         True
     """
 
-    objective: UnsatisfiedWeight | None
-
     def __init__(
         self, sweeps: int = 10, acceptance: Acceptance = "metropolis", penalty: int | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.objective = None
+        # Of no formula yet; an optimizer may be made before the data is known, and holds its parameter.
+        self.objective = UnsatisfiedWeight(
+            WeightedCNF.of([]), seed=seed, sweeps=sweeps, acceptance=acceptance, penalty=penalty
+        )
 
     def take(self, formula: WeightedCNF) -> None:
-        """Make the objective of a formula; a second call with the same one changes nothing."""
-        if self.objective is not None and self.objective.formula is formula:
-            return
-        options: Any = self.hparams
-        self.objective = UnsatisfiedWeight(
-            formula,
-            seed=options.seed,
-            sweeps=options.sweeps,
-            acceptance=options.acceptance,
-            penalty=options.penalty,
-        )
+        """Begin with a formula; one with the same clauses changes nothing."""
+        if not self.objective.formula.equals(formula):
+            self.objective.take(formula)
 
     def setup(self, stage: str) -> None:
         """Take the formula of the data module, which is set up before the model.
@@ -90,7 +81,7 @@ class MaxSAT(pl.LightningModule):
         """Leave the choice to the strategy, or to the ``optimizer`` section of a LightningCLI configuration."""
 
     def _objective(self) -> UnsatisfiedWeight:
-        if self.objective is None:
+        if not self.objective.formula.clauses:
             raise ValueError("MaxSAT has no formula yet: call take(formula), or fit it with a data module.")
         return self.objective
 

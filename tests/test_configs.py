@@ -20,6 +20,9 @@ FEWER = {
 }
 
 # Where it is the point of the configuration.
+# What the test of a configuration tells, where it is no accuracy.
+FIGURES = {"maxsat_random.yaml": "test/satisfied"}
+
 TIERS = {"mnist_spiking.yaml": ["outcome", "outcome"], "mnist_events.yaml": ["incremental", "outcome"]}
 
 # The parameters of each network that have a true gradient: those of soft layers, and biases behind the last hard one.
@@ -76,7 +79,7 @@ def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
     assert record["candidates"] > 0
     assert record["skipped_batches"] == 0
     assert record["tested"] == "best checkpoint"
-    assert "test/accuracy" in record["test_metrics"]
+    assert FIGURES.get(ids(path), "test/accuracy") in record["test_metrics"]
     assert Path(cli.trainer.log_dir).resolve().is_relative_to(tmp_path), "a config must log below the current folder"
     # Nothing that ships may run on the slowest tier.
     tiers = [row["tier"] for row in record["plan"]]
@@ -90,7 +93,11 @@ def test_the_head_says_how_to_run_it(path):
     assert any(f"--config configs/{ids(path)}" in line for line in head if line.startswith("#"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=ids)
+# A formula has no network, whose layers could have a gradient.
+WITH_NETWORK = [path for path in CONFIGS if ids(path) != "maxsat_random.yaml"]
+
+
+@pytest.mark.parametrize("path", WITH_NETWORK, ids=ids)
 def test_the_audit_finds_no_gradient_through_hard_layers(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")  # so that no row of the table is folded

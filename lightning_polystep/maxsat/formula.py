@@ -95,6 +95,17 @@ class WeightedCNF:
             hard=np.zeros(len(rows), np.bool_) if hard is None else np.asarray(hard, np.bool_),
         )
 
+    def equals(self, other: WeightedCNF) -> bool:
+        """Tell whether another formula has the same clauses, in the same order, of as many variables.
+
+        Args:
+            other: The other one.
+        """
+        return self.variables == other.variables and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("literals", "starts", "weights", "hard")
+        )
+
     @property
     def clauses(self) -> int:
         """Number of clauses m."""

@@ -89,12 +89,23 @@ class UnsatisfiedWeight(nn.Module):
             raise ValueError(f"sweeps must be at least 1, got {sweeps}.")
         if acceptance not in {"metropolis", "heat_bath"}:
             raise ValueError(f"acceptance must be 'metropolis' or 'heat_bath', got {acceptance!r}.")
-        self.formula = formula
         self.sweeps = sweeps
         self.acceptance = acceptance
+        self.values = nn.Parameter(torch.empty(0))
+        self._options = (seed, penalty, coloured)
+        self.take(formula)
+
+    def take(self, formula: WeightedCNF) -> None:
+        """Begin anew with another formula, in the same parameter, so that an optimizer made before goes on to hold it.
+
+        Args:
+            formula: The formula.
+        """
+        seed, penalty, coloured = self._options
+        self.formula = formula
         self.search = Search(formula, penalty, coloured=coloured)
         first = torch.randint(0, 2, (formula.variables,), generator=generator(seed, 0, "first assignment"))
-        self.values = nn.Parameter(2.0 * first - 1.0)
+        self.values.data = (2.0 * first - 1.0).to(self.values)
         self.register_buffer("best", first.bool())
         # Hard clauses violated, soft weight; and sigma_0, which is 0 until the first step.
         self.register_buffer("best_rank", torch.tensor([torch.iinfo(torch.int64).max] * 2))

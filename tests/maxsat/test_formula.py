@@ -25,6 +25,8 @@ def test_costs_are_those_of_the_definition(formula):
 
 def test_what_it_says_of_itself():
     assert (FORMULA.variables, FORMULA.clauses, FORMULA.soft_weight) == (2, 4, 15)
+    assert FORMULA.equals(dataclasses.replace(FORMULA, weights=FORMULA.weights.copy()))
+    assert not FORMULA.equals(dataclasses.replace(FORMULA, weights=FORMULA.weights + 1))
     with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
         FORMULA.cost(np.zeros(3, bool))
 
