@@ -3,8 +3,18 @@
 from datamodules.digits import Digits
 from datamodules.episodes import Episodes
 from datamodules.events import MNISTEvents
+from datamodules.formulas import FormulaFile, RandomKSAT
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
 
-__all__ = ["MNIST", "AssociativeRecall", "Digits", "Episodes", "MNISTEvents", "TensorImages"]
+__all__ = [
+    "MNIST",
+    "AssociativeRecall",
+    "Digits",
+    "Episodes",
+    "FormulaFile",
+    "MNISTEvents",
+    "RandomKSAT",
+    "TensorImages",
+]

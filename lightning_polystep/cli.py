@@ -1,11 +1,13 @@
 """The command line: LightningCLI whose ``fit`` ends by testing the best checkpoint and writing ``results.json``.
 
-Beside Lightning's commands there is ``audit``, which prints the parameters that have a true gradient.
+Beside Lightning's commands there is ``audit``, which prints the parameters that have a true gradient, and ``solve``,
+which takes a file of clauses instead of a configuration.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
+from lightning_polystep.maxsat.command import main as solve
 from lightning_polystep.results import fit_record, write_results
 from lightning_polystep.values import ArgumentRangeError, ArgumentTypeError
 
@@ -157,12 +160,24 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+_DESCRIPTION = (
+    "Train, test and audit by forward passes alone (PolyStep). Beside the subcommands below: solve FILE looks for the "
+    "best assignment of a .cnf or .wcnf (solve --help)."
+)
+
+
 def main(args: list[str] | None = None) -> PolyStepCLI:
     """Run the command line.
 
     Args:
         args: Arguments; those of the process by default.
+
+    Raises:
+        SystemExit: From ``solve``, which ends with the status that MAX-SAT tools expect.
     """
+    arguments = sys.argv[1:] if args is None else args
+    if arguments[:1] == ["solve"]:
+        raise SystemExit(solve(arguments[1:]))
     return PolyStepCLI(
         LightningModule,
         LightningDataModule,
@@ -173,5 +188,6 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
         # A second run of the same command must not fail because the first left its config behind.
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
+        parser_kwargs={"description": _DESCRIPTION},
         args=args,
     )

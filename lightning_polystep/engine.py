@@ -19,6 +19,7 @@ from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.health import Health
 from lightning_polystep.hosted import HostedOptimizer, Pending
+from lightning_polystep.in_turn import IN_TURN, movers_of
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.isolation import BufferWatch
@@ -45,20 +46,15 @@ from lightning_polystep.tape import unrecorded
 class Engine:
     """Gathers the costs of candidates for :class:`PolyStep`, or another hosted optimizer.
 
-    In plain PyTorch one call makes one step::
-
-        engine = Engine(model, optimizer)
-        for x, y in loader:
-            loss = engine.step(lambda: criterion(model(x), y))
+    In plain PyTorch one call makes one step: ``loss = engine.step(lambda: criterion(model(x), y))``.
 
     Args:
         module: The module whose parameters the optimizer holds.
         optimizer: The optimizer.
         evaluation: ``"auto"``, ``"tape"`` (refuse what the tape cannot carry) or ``"loop"``.
         memory_budget: Bytes that the activations of a chunk of candidates may take; halved when memory runs out.
-        max_candidates: Candidates per step for parameter groups without ``rank``; by default what cost about a few
-            steps of a gradient.
-        processes: This process among others that train the same module; by default it is alone.
+        max_candidates: Candidates per step for groups without ``rank``; by default what cost a few steps of a gradient.
+        processes: This process among others; by default it is alone.
         check_replicas_every_n_steps: Steps from one comparison of all processes' parameters to the next.
         mute: Further silences around probes, as a function that returns a context manager.
         profile: Wraps each verb, for a profiler; called with the verb.
@@ -143,6 +139,7 @@ class Engine:
         optimizer.binding.verb = self.verb
         optimizer.binding.tiers = self._tiers
         optimizer.binding.agree = self._agree
+        optimizer.binding.movers = movers_of(module)
 
     @contextmanager
     def observing(self, code: Any = None) -> Iterator[None]:
@@ -394,6 +391,7 @@ class Engine:
         known = {name: replace(each) for name, each in statistics.items()}
         self._seen.settle(self._blocks, statistics)
         for block in self._blocks:
+            block.remark = IN_TURN if self.optimizer.moves_in_turn(block) else block.remark
             follow_lookups(block, None if self._agreement.sharded else self._seen.asked(block), probe)
         if self._recording.tape is None and self._evaluation != "loop":
             self._recording.record(probe)
@@ -439,11 +437,12 @@ class Engine:
     def _due(self, plan: Plan) -> list[Assignment]:
         """Return the blocks that this step probes."""
         step = self.optimizer.progress.step
-        return [each for each in plan.assignments if each.block.trainable and each.is_due(step)]
+        return [each for each in plan.assignments if self.optimizer.scores(each.block) and each.is_due(step)]
 
     def _shared(self, pending: Pending, plan: Plan) -> Pending:
         """Say which candidates of a step this process scores."""
         assignments = {assignment.block: assignment for assignment in plan.assignments}
+        pending.in_turn = [b for b in assignments if b.trainable and self.optimizer.moves_in_turn(b)]
         work = [assignments[proposal.block].work(proposal) for proposal in pending.proposals]
         pending.shares = divide(work, self._agreement.layout.candidates, self._agreement.balance.parts)
         pending.seconds = [0.0] * len(work)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_polystep import guards
+from lightning_polystep.in_turn import MovesInTurn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.step import null_candidates
 from lightning_polystep.tape import moving
@@ -32,6 +33,7 @@ class Pending:
         incumbents: The incumbent's summed losses, scored as each proposal's candidates are: scalars; empty if unknown.
         shares: Which candidates of each proposal this process scores.
         seconds: What that took, for each proposal.
+        in_turn: Blocks whose particles move one after the other: nothing is scored before they do.
         objections: Micro-batches that some process left out because the recognised stack did not explain their loss.
     """
 
@@ -41,6 +43,7 @@ class Pending:
     incumbents: list[Tensor] = field(default_factory=list)
     shares: list[range] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    in_turn: list[Block] = field(default_factory=list)
     objections: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class Binding:
         warned: Which warnings have been given, so that none is given twice.
         verb: Times the body under a verb.
         agree: Turns what this process has gathered into what all processes have.
+        movers: Parts of the module that move particles of their own one after the other, by parameter.
     """
 
     attached: bool = False
@@ -140,6 +144,7 @@ class Binding:
     warned: set[str] = field(default_factory=set)
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
+    movers: dict[nn.Parameter, MovesInTurn] = field(default_factory=dict)
 
     def take_loaded(self, blocks: list[Block]) -> Pending | None:
         """Return what a checkpoint had gathered for the next step, once; None, with a warning, if it does not fit.
@@ -234,6 +239,23 @@ class HostedOptimizer(Optimizer):
             among: Rows that matter for the batch; None for all.
         """
         raise NotImplementedError
+
+    def moves_in_turn(self, block: Block) -> bool:
+        """Tell whether a block's particles move one after the other, without being scored before.
+
+        Args:
+            block: One of :meth:`blocks`.
+        """
+        del block
+        return False
+
+    def scores(self, block: Block) -> bool:
+        """Tell whether candidates of a block are scored before it moves.
+
+        Args:
+            block: One of :meth:`blocks`.
+        """
+        return block.trainable and not self.moves_in_turn(block)
 
     def update(self, pending: Pending) -> dict[str, Tensor | float]:
         """Move the parameters.

@@ -14,8 +14,9 @@ from torch.optim.optimizer import ParamsT
 from lightning_polystep import guards
 from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
+from lightning_polystep.in_turn import Moved, Turn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.schedules import Schedule
+from lightning_polystep.schedules import Schedule, value_at
 from lightning_polystep.sites import find_blocks
 from lightning_polystep.step import Transported, adapt_reach, held_back, move, propose, transport
 from lightning_polystep.subspaces import SUBSPACES
@@ -188,14 +189,37 @@ class PolyStep(HostedOptimizer):
                 squared_norm += self._move(proposal, displacement).cpu()
             results.append(result)
         self._warn_of_transports(pending.proposals, results)
-        return {
-            "candidates": float(sum(proposal.candidates for proposal in pending.proposals)),
-            "cost_spread": torch.stack([result.spread for result in results]).mean(),
-            "effective_vertices": torch.stack([result.effective_vertices for result in results]).mean(),
-            "marginal_error": torch.stack([result.marginal_error for result in results]).max(),
-            "flat_rows": torch.stack([result.flat_rows for result in results]).mean(),
+        in_turn = [self._move_in_turn(block) for block in pending.in_turn]
+        squared_norm += sum(moved.squared_norm for moved in in_turn)
+        candidates = sum(proposal.candidates for proposal in pending.proposals)
+        report: dict[str, Tensor | float] = {
+            "candidates": float(candidates + sum(moved.candidates for moved in in_turn)),
             "step_norm": squared_norm.sqrt(),
         }
+        if results:
+            report |= {
+                "cost_spread": torch.stack([result.spread for result in results]).mean(),
+                "effective_vertices": torch.stack([result.effective_vertices for result in results]).mean(),
+                "marginal_error": torch.stack([result.marginal_error for result in results]).max(),
+                "flat_rows": torch.stack([result.flat_rows for result in results]).mean(),
+            }
+        return report
+
+    def moves_in_turn(self, block: Block) -> bool:
+        """Tell whether a block's particles move one after the other; at once do those that go to a barycentre."""
+        return block.parameters[0] in self.binding.movers and transport_of(block.group["transport"]).draws
+
+    def scores(self, block: Block) -> bool:
+        """Tell whether candidates of a block are scored before it moves."""
+        return block.trainable and not self.moves_in_turn(block)
+
+    def _move_in_turn(self, block: Block) -> Moved:
+        group, step = block.group, self.progress.step
+        turn = Turn(value_at(group["epsilon"], step), min(group["lr"], 1.0), self.seed, step, group["maximize"])
+        with self.binding.verb("move"):
+            moved = self.binding.movers[block.parameters[0]].move_in_turn(turn)
+        self.progress.candidates += moved.candidates
+        return moved
 
     def _warn_of_transports(self, proposals: Sequence[Proposal], results: Sequence[Transported]) -> None:
         """Say once which blocks' weights are not what their transport was asked for."""
@@ -219,7 +243,8 @@ class PolyStep(HostedOptimizer):
 
     def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
         block, reach = proposal.block, self.reach(proposal.block)
-        if block.constant:  # wider would be beyond what it can be: see `constants`
+        # Wider would be beyond what it can be: see `constants`.
+        if block.constant or not SUBSPACES[block.subspace].adapts_reach:
             return
         adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)

@@ -120,13 +120,17 @@ def is_binary(module: nn.Module) -> bool:
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:
     constant = constant_of(owner, attribute, parameter)
-    is_table, wants_inputs = isinstance(owner, nn.Embedding | nn.EmbeddingBag), group["subspace"] in {"inputs", "flips"}
-    remark = _UNSPANNED if wants_inputs else ""
-    if group["subspace"] == "full":
+    is_table = isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+    remark = _UNSPANNED if group["subspace"] in {"inputs", "flips"} else ""
+    # A module may say itself how one of its own parameters is to be searched.
+    chosen = getattr(owner, "own_subspaces", {}).get(attribute)
+    if group["subspace"] == "full" and chosen is None:
         # A particle is in one row of a table: rows are read, or are padding.
         divided = parameter[0].numel() if is_table else parameter.numel()
         dim = _largest_divisor(divided, group["particle_dim"] or _FULL_SPACE_DIM)
         rows, subspace = parameter.numel() // dim, "full"
+    elif chosen is not None:
+        rows, dim, subspace = parameter.shape[0], parameter[0].numel(), chosen
     elif constant is not None:
         # One particle: each by itself would take a step of its own whether it matters or not, and of all candidates of
         # a small network more than its weights.
@@ -135,12 +139,9 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
-    if wants_inputs and parameter.dim() == 2 and subspace == "gaussian" and not is_table:
-        subspace, remark = "inputs", ""  # the tape may show what its rows are multiplied with
-    if group["subspace"] == "joint" and (constant is not None or is_table):
-        remark = "apart from the joint particle: " + ("a table" if is_table else "a constant has a scale of its own")
-    elif group["subspace"] == "joint":
-        subspace = "joint"
+    if subspace == "gaussian" or group["subspace"] == "joint":
+        subspace, remark = _subspace_of(parameter, group["subspace"], subspace, constant is not None, is_table)
+    remark = "as its module asks" if chosen is not None else remark
     if isinstance(owner, torch.jit.ScriptModule):
         remark = "compiled by torch.jit, which hides its layers' inputs: compile after training"
     block = Block(name, (parameter,), (name,), group, rows, dim, subspace, remark=remark)
@@ -150,6 +151,22 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
             # On top of the budget that blocks share: a vector of constants is no reason to probe weights less.
             block.group = cast("dict[str, Any]", ChainMap({"rank": _CONSTANTS_RANK}, group))
     return block
+
+
+def _subspace_of(
+    parameter: nn.Parameter, wanted: str, subspace: str, is_constant: bool, is_table: bool
+) -> tuple[str, str]:
+    """Return the subspace of a parameter that no layer multiplies as a site does, and what the plan says of it."""
+    if wanted == "joint":
+        if is_constant or is_table:
+            apart = "a table" if is_table else "a constant has a scale of its own"
+            return subspace, f"apart from the joint particle: {apart}"
+        return "joint", ""
+    if wanted not in {"inputs", "flips"}:
+        return subspace, ""
+    if parameter.dim() == 2 and not is_table:
+        return "inputs", ""  # the tape may show what its rows are multiplied with
+    return subspace, _UNSPANNED
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

@@ -3,6 +3,7 @@
 from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
 from models.episode_picture import EpisodePicture
+from models.max_sat import MaxSAT
 from models.moe_net import MoENet
 from models.policy_net import PolicyNet
 from models.policy_search import PolicySearch
@@ -19,6 +20,7 @@ __all__ = [
     "EpisodePicture",
     "Int8MLP",
     "IntegerMLP",
+    "MaxSAT",
     "MoENet",
     "PolicyNet",
     "PolicySearch",

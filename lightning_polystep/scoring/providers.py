@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_polystep.scoring.by_rows import knows_rows, offer_rows
 from lightning_polystep.scoring.evaluate_many import offer_many
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.loop import LoopTier
@@ -47,6 +48,7 @@ def providers_of(
         return [tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
+    own += [Provider("by evaluate_rows", partial(offer_rows, module))] if knows_rows(module) else []
     # Of a module that does not say that it is a stack nobody needs to read that it is none.
     says_so = hasattr(module, "network") and hasattr(module, "criterion")
     stack = [Provider("as part of a stack", recognised.offer)] if says_so else []

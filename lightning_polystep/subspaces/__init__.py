@@ -8,10 +8,18 @@ from lightning_polystep.subspaces.gaussian import GaussianSubspace
 from lightning_polystep.subspaces.inputs import InputSubspace
 from lightning_polystep.subspaces.joint import JointSubspace
 from lightning_polystep.subspaces.protocol import Subspace
+from lightning_polystep.subspaces.signs import SignSubspace
 
 SUBSPACES: dict[str, Subspace] = {
     subspace.name: subspace
-    for subspace in (InputSubspace(), GaussianSubspace(), FullSubspace(), FlipSubspace(), JointSubspace())
+    for subspace in (
+        InputSubspace(),
+        GaussianSubspace(),
+        FullSubspace(),
+        FlipSubspace(),
+        JointSubspace(),
+        SignSubspace(),
+    )
 }
 
 
@@ -39,6 +47,7 @@ __all__ = [
     "GaussianSubspace",
     "InputSubspace",
     "JointSubspace",
+    "SignSubspace",
     "Subspace",
     "particle_dim",
     "vertices_of_row",

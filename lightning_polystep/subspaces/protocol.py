@@ -23,6 +23,7 @@ class Subspace(Protocol):
         has_radius: Whether candidates may be probed nearer or farther than they are.
         particle_dim: Dimension of a particle where the subspace decides it, else None.
         full_rank: Directions that are wanted per row and step where candidates are nearly free.
+        adapts_reach: Whether rows without a signal are probed wider.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Subspace(Protocol):
     particle_dim: ClassVar[int | None] = None
     # The rank that was measured best for rotated directions.
     full_rank: ClassVar[int] = 128
+    adapts_reach: ClassVar[bool] = True
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return how many directions the subspace could give this block now: by default D, all of a row's own."""

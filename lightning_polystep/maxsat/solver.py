@@ -1,0 +1,182 @@
+"""Anytime search: annealed runs from random assignments, each longer than the last, until the time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_polystep.kernels.clause_sweep import Draws
+from lightning_polystep.maxsat.formula import WeightedCNF
+from lightning_polystep.maxsat.search import Search
+from lightning_polystep.randomness import derive_seed
+from lightning_polystep.schedules import Exponential
+
+# Temperatures, in units of the spread of flips' costs, between which a run cools. Measured on random 3-SAT and 7-SAT,
+# weighted and not; docs/maxsat.md has the figures.
+HOT, COLD = 0.25, 0.04
+# The last temperature, in units of the least weight: a difference of one such weight is then hardly ever accepted.
+_COLDEST = 0.07
+# Literals that the first run visits, and sweeps of the first and of the longest.
+_FIRST_VISITS, _FEWEST, _MOST = 10**8, 12, 16_384
+# How much longer a run is than the one before, and temperatures in a run.
+_GROWTH, _STAGES = 4, 256
+# Kept for the end of a run: a sweep may take longer than the last one did.
+_MARGIN = 0.96
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search has found.
+
+    Args:
+        values: The best assignment, shape (n,), bool.
+        cost: Soft weight that it leaves unsatisfied.
+        violated: Hard clauses that it violates.
+        optimal: Whether there is provably none better, because nothing avoidable is unsatisfied.
+        contradiction: Whether there is provably no assignment that satisfies the hard clauses: one of them is empty.
+        sweeps: Sweeps made.
+    """
+
+    values: NDArray[np.bool_]
+    cost: int
+    violated: int
+    optimal: bool
+    contradiction: bool
+    sweeps: int
+
+    @property
+    def feasible(self) -> bool:
+        """Whether all hard clauses are satisfied."""
+        return not (self.violated or self.contradiction)
+
+
+class Solver:
+    """Looks for the assignment of least cost.
+
+    A run starts at a random assignment and cools geometrically; the variables move in turn, as with
+    ``transport="sample"`` (:class:`~lightning_polystep.maxsat.UnsatisfiedWeight`). Runs grow by a factor of four, so
+    that most of the time goes into the longest, and the last one is fitted into the time that is left. If a run ends
+    with a hard clause violated, the next one weighs hard clauses twice as much.
+
+    Args:
+        formula: The formula.
+        seed: Of all draws.
+        on_better: Called with each assignment that is better than all before and satisfies the hard clauses: its cost.
+        stopped: Asked after every stage of a run; True ends the search.
+
+    Example:
+        >>> from lightning_polystep.maxsat import WeightedCNF
+        >>> answer = Solver(WeightedCNF.of([[1, 2], [-1, 2], [-2]], weights=[1, 1, 5])).search(sweeps=20)
+        >>> answer.cost, answer.values.tolist()[1]
+        (1, False)
+    """
+
+    def __init__(
+        self,
+        formula: WeightedCNF,
+        seed: int = 0,
+        *,
+        on_better: Callable[[int], None] = lambda _cost: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.formula = formula
+        self._seed = seed
+        self._on_better = on_better
+        self._stopped = stopped
+        self._walk = Search(formula)
+        self._sweeps = 0
+        self._best = (np.zeros(formula.variables, np.bool_), formula.clauses + 1, 0)
+        soft = formula.weights[~formula.hard & (formula.weights > 0)]
+        self._least_weight = int(soft.min(initial=np.iinfo(np.int64).max))
+        empty = np.diff(formula.starts) == 0
+        self._unavoidable = int(formula.weights[empty & ~formula.hard].sum())
+
+    def search(self, seconds: float | None = None, sweeps: int | None = None) -> Answer:
+        """Search for some time, or for one run of so many sweeps, which draws the same whatever the machine.
+
+        Args:
+            seconds: How long, from now; above 0.
+            sweeps: Sweeps of the one run.
+
+        Raises:
+            ValueError: Unless exactly one of the two is given.
+        """
+        if (seconds is None) == (sweeps is None):
+            raise ValueError("Solver.search takes either seconds or sweeps.")
+        self._restart(0)
+        if sweeps is not None:
+            self._run(0, sweeps, None)
+            return self._answer()
+        end = time.perf_counter() + (seconds or 0.0)
+        run, length = 0, max(_FEWEST, min(100, _FIRST_VISITS // max(1, len(self.formula.literals))))
+        while not self._over() and time.perf_counter() < end:
+            began = time.perf_counter()
+            self._run(run, length, end)
+            now = time.perf_counter()
+            each = max(now - began, 1e-9) / length
+            if self._walk.violated:
+                self._weigh_hard_clauses_more()
+            run, length = run + 1, min(_GROWTH * length, _MOST)
+            if now + 1.5 * length * each > end:
+                length = max(1, int(_MARGIN * (end - now) / each))
+        return self._answer()
+
+    def _run(self, run: int, length: int, end: float | None) -> None:
+        """Cool once; if the time runs out before, faster."""
+        self._restart(run)
+        walk = self._walk
+        spread = walk.spread()
+        cold = min(COLD * spread, _COLDEST * self._least_weight)
+        schedule = Exponential(max(HOT * spread, cold), cold, steps=_STAGES)
+        per_stage = max(1, length // _STAGES)
+        began, done = time.perf_counter(), 0
+        while done < length and not self._over():
+            share = done / length
+            if end is not None:
+                share = max(share, (time.perf_counter() - began) / max(end - began, 1e-9))
+            if share >= 1:
+                break
+            self._sweep(schedule.at(round(share * _STAGES)), min(per_stage, length - done))
+            done += per_stage
+        if not self._over():
+            self._sweep(schedule.end, 1)
+
+    def _sweep(self, temperature: float, count: int) -> None:
+        seed = derive_seed(self._seed, 0, 0, "clause sweeps")
+        self._walk.sweep(Draws(temperature, True, 1.0, seed, range(self._sweeps, self._sweeps + count)))
+        self._sweeps += count
+        self._remember()
+
+    def _restart(self, run: int) -> None:
+        draw = np.random.Generator(np.random.PCG64(derive_seed(self._seed, run, 0, "first assignment")))
+        self._walk.go_to(draw.integers(0, 2, self.formula.variables, dtype=np.int8).astype(np.bool_))
+        self._remember()
+
+    def _weigh_hard_clauses_more(self) -> None:
+        try:
+            self._walk = Search(self.formula, 2 * self._walk.penalty)
+        except ValueError:  # as large as can be
+            return
+
+    def _remember(self) -> None:
+        walk, (_, violated, cost) = self._walk, self._best
+        if (walk.violated, walk.cost) < (violated, cost):
+            self._best = (walk.values.copy(), walk.violated, walk.cost)
+            if not walk.violated and not walk.contradiction:
+                self._on_better(walk.cost)
+
+    def _over(self) -> bool:
+        """Tell whether nothing better can be found, or nobody wants it any more."""
+        return self._optimal or self._walk.contradiction or self._stopped()
+
+    @property
+    def _optimal(self) -> bool:
+        return not self._best[1] and self._best[2] == self._unavoidable and not self._walk.contradiction
+
+    def _answer(self) -> Answer:
+        values, violated, cost = self._best
+        return Answer(values, cost, violated, self._optimal, self._walk.contradiction, self._sweeps)
