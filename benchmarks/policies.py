@@ -35,9 +35,9 @@ from torch import Tensor
 
 from benchmarks.common import finish, make_parser, median_and_spread, prepare, show
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.environments import ENVIRONMENTS, Policy, rollouts
 from lightning_polystep.randomness import derive_seed, generator
-from lightning_polystep.sites import find_blocks
 from models import PolicyNet, PolicySearch
 from models.policy_net import Units, Weights
 

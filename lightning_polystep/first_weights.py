@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_polystep.blocks import is_binary
 from lightning_polystep.interop.adapters import comes_from
 from lightning_polystep.isolation import metrics_muted
 from lightning_polystep.layers.lif import SpikingNeuron
@@ -19,7 +20,6 @@ from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.silence import Heard, first_tensor, is_neuron, listening, silent
-from lightning_polystep.sites import is_binary
 from lightning_polystep.snapshot import Snapshot
 
 # Neurons that fire less are driven harder, by factors of two, and those that fire more less hard, unless they then fire

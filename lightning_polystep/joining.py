@@ -20,7 +20,7 @@ def joined(blocks: list[Block]) -> list[Block]:
     Example:
         >>> import torch
         >>> from lightning_polystep import PolyStep
-        >>> from lightning_polystep.sites import find_blocks
+        >>> from lightning_polystep.blocks import find_blocks
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
         >>> (block,) = find_blocks(network, PolyStep(network.parameters(), subspace="joint").param_groups)
         >>> block.name, block.rows, block.dim

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep import guards
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.in_turn import Moved, Turn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.schedules import Schedule, value_at
-from lightning_polystep.sites import find_blocks
 from lightning_polystep.step import Transported, adapt_reach, held_back, move, propose, transport
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import Transport, transport_of

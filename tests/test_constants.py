@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.constants import Constant, constant_of
 from lightning_polystep.layers import LIF, RLIF, SpikeCount, Synaptic
-from lightning_polystep.sites import find_blocks
 from lightning_polystep.step import held_back, propose
 
 LEAK, FREE = (0.0, 1.0), (-math.inf, math.inf)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from lightning_polystep.agreement import Agreement
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.input_learning import InputLearning
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.parallel import Axis, Layout
 from lightning_polystep.processes import Processes
-from lightning_polystep.sites import find_blocks, observing
+from lightning_polystep.sites import observing
 
 
 class Shards(Processes):

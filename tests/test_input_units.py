@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.input_units import (
     brought_together,
     changed,
@@ -18,7 +19,7 @@ from lightning_polystep.input_units import (
     units,
     unpacked,
 )
-from lightning_polystep.sites import find_blocks, observing, update_statistics
+from lightning_polystep.sites import observing, update_statistics
 from lightning_polystep.subspaces import InputSubspace
 
 F64 = torch.float64

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.layers import LIF, QuantLinear, Sign
-from lightning_polystep.sites import find_blocks
 
 
 def network():

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.lookups import asked_for, is_something, rows_to_probe
-from lightning_polystep.sites import find_blocks, observing
+from lightning_polystep.sites import observing
 
 
 def table_of(module, **options):

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.layers import QuantLinear
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.randomness import generator
 from lightning_polystep.schedules import Linear
-from lightning_polystep.sites import find_blocks, update_statistics
+from lightning_polystep.sites import update_statistics
 from lightning_polystep.step import (
     adapt_reach,
     is_flat,

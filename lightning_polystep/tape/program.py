@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import torch
 
 from lightning_polystep.tape.axes import Labels
 from lightning_polystep.tape.flow import SHAPE_ONLY, Axes, Flow, is_elementwise, read
-from lightning_polystep.tape.tape import Operation, Ref, Tape, Unknown, substitute
+from lightning_polystep.tape.merging import merge_equal, renamed
+from lightning_polystep.tape.tape import Operation, Tape, Unknown
 
 aten = torch.ops.aten
 
@@ -126,7 +126,7 @@ class Program:
         """Return an operation that reads, of equal values, always the first."""
         known = tape.bound.setdefault(self, {})
         if number not in known:
-            known[number] = _renamed(tape.operations[number], self.same)
+            known[number] = renamed(tape.operations[number], self.same)
         return known[number]
 
     def holds_for(self, tape: Tape) -> bool:
@@ -150,12 +150,12 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     Raises:
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
     """
-    same, merged = _merge_equal(tape)
+    same, merged = merge_equal(tape)
     fractions = tape.fractions()
     loss, escapes = same.get(loss, loss), tape.escapes
     repeated = {number for number, _ in merged}
     first = [number for number in range(len(tape.operations)) if number not in repeated]
-    operations = {number: _renamed(tape.operations[number], same) for number in first}
+    operations = {number: renamed(tape.operations[number], same) for number in first}
     tape = Tape(
         tape.values,
         [operations.get(n, _NOTHING) for n in range(len(tape.operations))],
@@ -186,52 +186,6 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
 
 
 _NOTHING = Operation(None, (), {}, (), ())
-
-
-def _merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
-    """Find operations that do again what one before them has done, as a layer on the same inputs at each time."""
-    same, merged, seen = dict[int, int](), list[tuple[int, int]](), dict[Any, int]()
-    for number, operation in enumerate(tape.operations):
-        tags = getattr(operation.function, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags or None in operation.outputs:
-            continue
-        renamed = _renamed(operation, same)
-        key = (operation.function, _frozen(renamed.args), _frozen(renamed.kwargs), len(operation.outputs))
-        before = seen.setdefault(key, number)
-        if before != number:
-            merged.append((number, before))
-            same.update(
-                (mine, same.get(theirs, theirs))
-                for mine, theirs in zip(operation.outputs, tape.operations[before].outputs, strict=True)
-                if mine is not None and theirs is not None
-            )
-    return same, merged
-
-
-def _renamed(operation: Operation, same: Mapping[int, int]) -> Operation:
-    if not any(index in same for index in operation.operands):
-        return operation
-
-    def first(index: int) -> Ref:
-        return Ref(same.get(index, index))
-
-    return Operation(
-        operation.function,
-        substitute(operation.args, first),
-        substitute(operation.kwargs, first),
-        operation.outputs,
-        tuple(same.get(index, index) for index in operation.operands),
-    )
-
-
-def _frozen(arguments: Any) -> Any:
-    if isinstance(arguments, Ref):
-        return ("value", arguments.index)
-    if isinstance(arguments, tuple | list):
-        return tuple(map(_frozen, arguments))
-    if isinstance(arguments, dict):
-        return tuple((name, _frozen(argument)) for name, argument in sorted(arguments.items()))
-    return (type(arguments), str(arguments))
 
 
 def _between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[int]]:

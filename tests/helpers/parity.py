@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.layers import LIF, HardMoE, LastMembrane, SlotArgmaxAttention, SpikeCount, TimeFirst
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import InputStatistics, Proposal
@@ -26,7 +27,7 @@ from lightning_polystep.scoring.stack import Capture, NotAStackError, capturing
 from lightning_polystep.scoring.stack_tier import StackTier
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.scoring.tier import Tier
-from lightning_polystep.sites import Observation, find_blocks
+from lightning_polystep.sites import Observation
 from lightning_polystep.step import learn_inputs, observe, propose
 
 OUTCOME, INCREMENTAL = "outcome", "incremental"

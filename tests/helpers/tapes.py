@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.taped import Recording, TapeTier
-from lightning_polystep.sites import find_blocks
 from lightning_polystep.snapshot import Snapshot
 from lightning_polystep.tape import NotOnTapeError
 

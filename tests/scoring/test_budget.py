@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.scoring.budget import fill, share_candidates
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.scoring.tier import Tier
-from lightning_polystep.sites import find_blocks
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=9))

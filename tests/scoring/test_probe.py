@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.scoring.probe import Probe, as_scalar
-from lightning_polystep.sites import find_blocks, observing
+from lightning_polystep.sites import observing
 
 
 class Step(nn.Module):

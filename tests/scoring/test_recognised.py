@@ -4,10 +4,10 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.layers import Sign
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.stack import NotAStackError
-from lightning_polystep.sites import find_blocks
 
 
 class Net(nn.Module):

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_polystep.blocks import find_blocks
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.randomness import generator
-from lightning_polystep.sites import find_blocks, update_statistics
+from lightning_polystep.sites import update_statistics
 from lightning_polystep.step import move, propose
 from lightning_polystep.subspaces import InputSubspace
 from lightning_polystep.subspaces.inputs import whitened_eigenbasis

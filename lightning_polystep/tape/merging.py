@@ -1,0 +1,69 @@
+"""Observe: operations that a step does several times with the same operands are done once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
+
+
+def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
+    """Find operations that do again what one before them has done, as a layer on the same inputs at each time.
+
+    Args:
+        tape: Of a step.
+
+    Returns:
+        Values that are equal, each with the first of them; and the operations, each with the one that it repeats.
+    """
+    same, merged, seen = dict[int, int](), list[tuple[int, int]](), dict[Any, int]()
+    for number, operation in enumerate(tape.operations):
+        tags = getattr(operation.function, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags or None in operation.outputs:
+            continue
+        own = renamed(operation, same)
+        key = (operation.function, _frozen(own.args), _frozen(own.kwargs), len(operation.outputs))
+        before = seen.setdefault(key, number)
+        if before != number:
+            merged.append((number, before))
+            same.update(
+                (mine, same.get(theirs, theirs))
+                for mine, theirs in zip(operation.outputs, tape.operations[before].outputs, strict=True)
+                if mine is not None and theirs is not None
+            )
+    return same, merged
+
+
+def renamed(operation: Operation, same: Mapping[int, int]) -> Operation:
+    """Return an operation that reads, of equal values, always the first.
+
+    Args:
+        operation: The operation.
+        same: Values, each with the first of those that equal it.
+    """
+    if not any(index in same for index in operation.operands):
+        return operation
+
+    def first(index: int) -> Ref:
+        return Ref(same.get(index, index))
+
+    return Operation(
+        operation.function,
+        substitute(operation.args, first),
+        substitute(operation.kwargs, first),
+        operation.outputs,
+        tuple(same.get(index, index) for index in operation.operands),
+    )
+
+
+def _frozen(arguments: Any) -> Any:
+    if isinstance(arguments, Ref):
+        return ("value", arguments.index)
+    if isinstance(arguments, tuple | list):
+        return tuple(map(_frozen, arguments))
+    if isinstance(arguments, dict):
+        return tuple((name, _frozen(argument)) for name, argument in sorted(arguments.items()))
+    return (type(arguments), str(arguments))
