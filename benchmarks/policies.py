@@ -26,12 +26,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import finish, make_parser, median_and_spread, prepare, show
 from lightning_polystep import Engine, PolyStep
@@ -56,6 +57,31 @@ OURS = {"epsilon": 0.5, "momentum": 0.5}
 ES_STEP, ARS_STEP = 1.0, 0.5
 
 
+class Counted(PolicySearch):
+    """Tells what PolyStep rolls out, through a queue: a count of its own would be put back with all that probes change.
+
+    What the plan tries its tiers on counts too.
+    """
+
+    def __init__(self, environment: str, network: nn.Module) -> None:
+        super().__init__(environment, network)
+        self.told: SimpleQueue[tuple[int, int]] = SimpleQueue()
+
+    def evaluate_many(self, parameters: Any) -> Tensor:
+        """Roll out and tell of it."""
+        own = {name.removeprefix("network."): values for name, values in parameters.items()}
+        result = rollouts(self.environment, Policy(self.network, own), self.seeds)
+        self.told.put((result.returns.shape[0], int(result.steps.sum())))
+        return self._mean_cost(result, self.seeds)
+
+    def count(self, problem: Problem) -> None:
+        """Count what has been told."""
+        while not self.told.empty():
+            candidates, steps = self.told.get()
+            problem.candidates += candidates
+            problem.steps += steps
+
+
 @dataclass
 class Problem:
     """A policy to be found, and a count of what finding it has taken.
@@ -70,7 +96,7 @@ class Problem:
         steps: Of the environment so far.
     """
 
-    search: PolicySearch
+    search: Counted
     seed: int
     episodes: int
     pairs: int
@@ -115,22 +141,6 @@ class Problem:
 Method = Callable[[Problem], Iterator[Policy]]
 
 
-class Counted(PolicySearch):
-    """Counts the candidates that PolyStep rolls out; those on which the plan tries its tiers count too."""
-
-    def attach(self, problem: Problem) -> None:
-        """Say where to count."""
-        vars(self)["problem"] = problem
-
-    def evaluate_many(self, parameters: Any) -> Tensor:
-        """Roll out and count."""
-        own = {name.removeprefix("network."): values for name, values in parameters.items()}
-        result = rollouts(self.environment, Policy(self.network, own), self.seeds)
-        vars(self)["problem"].candidates += result.returns.shape[0]
-        vars(self)["problem"].steps += int(result.steps.sum())
-        return self._mean_cost(result, self.seeds)
-
-
 def ours(problem: Problem) -> Iterator[Policy]:
     """Train by PolyStep, one particle for the whole policy."""
     search = problem.search
@@ -147,6 +157,7 @@ def ours(problem: Problem) -> Iterator[Policy]:
     for step in range(10**9):
         seeds = problem.seeds(step)
         engine.step(lambda now=seeds: search.loss(now))  # type: ignore[misc]
+        search.count(problem)
         yield Policy(search.network)
 
 
@@ -229,7 +240,6 @@ def run(method: Method, environment: str, policy: str, seed: int, options: argpa
     world = ENVIRONMENTS[environment]
     search = Counted(environment, PolicyNet((world.observations, HIDDEN, world.outputs), *POLICIES[policy]))
     problem = Problem(search, seed, options.episodes, options.pairs, options.radius)
-    search.attach(problem)
     solved: tuple[int, int] | None = None
     best, value, started = -math.inf, -math.inf, time.process_time()
     for current in method(problem):
