@@ -92,10 +92,12 @@ def test_the_tape_refuses_what_it_cannot_carry():
     assert not assignments["0"].note, "outcomes were not asked for"
 
 
-def test_layers_that_are_never_called_say_so():
+def test_layers_that_are_never_called_say_so_where_no_tape_shows_their_inputs():
     (case,) = (case for case in CASES if case.name == "attention")
-    assignments, _ = plan_of_case(case)
-    out = assignments["attention.out_proj"]
+    out = plan_of_case(case)[0]["attention.out_proj"]
+    assert out.block.subspace == "inputs"
+    assert "not seen" not in out.note
+    out = plan_of_case(case, evaluation="loop")[0]["attention.out_proj"]
     assert out.block.subspace == "gaussian"
     assert "not seen" in out.note
 
