@@ -1,5 +1,6 @@
 """Several processes: the same bits on 1, 2 and 4 of them, by every launcher, and clear errors where they disagree."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -65,17 +66,16 @@ def test_a_shuffled_batch_stops_all_processes_in_its_step(tmp_path):
         assert rank.error.startswith("At step 2 rank(s) 1 saw another batch than rank 0")
 
 
-LEFT = {"calls": 0}  # outside of any module, whose attributes are put back after each probe
+CALLS = itertools.count(1)  # which a probe cannot put back, as it would a number
 
 
 class ShortOfMemory(Busy):
     """Rank 1 runs out of memory, once, while it scores the third step."""
 
     def training_step(self, batch, batch_idx):
-        if self.trainer.world_size > 1 and self.trainer.global_rank == 1 and self.trainer.global_step == 2:
-            LEFT["calls"] += 1
-            if LEFT["calls"] == 2:
-                raise torch.OutOfMemoryError("out of memory, brought about for a test")
+        third_of_rank_1 = self.trainer.global_rank == 1 and self.trainer.global_step == 2
+        if self.trainer.world_size > 1 and third_of_rank_1 and next(CALLS) == 2:
+            raise torch.OutOfMemoryError("out of memory, brought about for a test")
         return super().training_step(batch, batch_idx)
 
     def on_train_epoch_end(self):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Fewer directions of a row say too little about it: rather fewer rows are probed.
 _SMALLEST_RANK = 4
+# So many candidates a step has whatever they cost, as the loop has too: a network that wants no more is tiny.
+_FEW = 256
 
 
 def share_candidates(assignments: Sequence[Assignment], max_candidates: int | None) -> None:
@@ -29,7 +31,9 @@ def share_candidates(assignments: Sequence[Assignment], max_candidates: int | No
     free = [assignment for assignment in assignments if assignment.block.group["rank"] is None]
     filling = [a for a in free if max_candidates is None and a.tier.fills_budget]
     _share_by_rows([a for a in free if a not in filling], max_candidates)
-    for assignment, share in zip(filling, fill([_wanted_share(a) for a in filling]), strict=True):
+    wanted = [_wanted_share(assignment) for assignment in filling]
+    few = sum(map(_wanted_candidates, filling)) <= _FEW
+    for assignment, share in zip(filling, wanted if few else fill(wanted), strict=True):
         _afford(assignment, share)
 
 
@@ -56,9 +60,12 @@ def _wanted_share(assignment: Assignment) -> float:
     rows = assignment.tier.affordable_rows()
     if rows is not None:
         return assignment.block.rows_in_play / rows
+    return _wanted_candidates(assignment) / (assignment.tier.affordable() or math.inf)
+
+
+def _wanted_candidates(assignment: Assignment) -> int:
     ceiling = min(SUBSPACES[assignment.block.subspace].full_rank, assignment.block.dim)
-    candidates = assignment.block.rows_in_play * _vertices(assignment, ceiling)
-    return candidates / (assignment.tier.affordable() or math.inf)
+    return assignment.block.rows_in_play * _vertices(assignment, ceiling)
 
 
 def _afford(assignment: Assignment, share: float) -> None:
@@ -88,6 +95,7 @@ def _afford_candidates(assignment: Assignment, candidates: float, *, turns: bool
 
 
 def _take_rows(assignment: Assignment, rows: float) -> None:
+    rows *= 1 + 1e-9  # what is all of them but for rounding is all of them
     if rows < 1:
         assignment.period = math.ceil(1 / rows)
     most = max(1, int(rows))

@@ -307,7 +307,7 @@ class TapeTier(Tier):
 
     def _shifts_of_step(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
         """Return what :meth:`shifts` does, computed once for all chunks of a proposal."""
-        kept, key = self.recording.taken().arrays, (self.block.name, "shifts")
+        kept, key = self.recording.taken().arrays, (script.program, "shifts")
         if key not in kept or kept[key][0] is not proposal:
             kept[key] = proposal, self.shifts(script, proposal)
         shifts: dict[int, Tensor] = kept[key][1]

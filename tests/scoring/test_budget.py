@@ -76,6 +76,14 @@ def test_what_is_too_dear_for_every_step_takes_turns():
     assert due[0] != due[1]
 
 
+def test_a_tiny_network_has_all_its_candidates():
+    layers = nn.ModuleList([nn.Linear(2, 3), nn.Linear(3, 2)])
+    blocks = find_blocks(layers, PolyStep(layers.parameters(), seed=0).param_groups)
+    made = [Assignment(block, Priced(2), Chunking(1), place=place) for place, block in enumerate(blocks)]
+    share_candidates(made, None)
+    assert [(each.rank, each.most_rows, each.period) for each in made] == [(3, None, 1), (4, None, 1)]
+
+
 def test_rows_of_a_grid_are_bought_in_the_same_way():
     some, rare = Step([Priced(None, rows=10), Priced(None, rows=1)]).shared()
     assert (some.most_rows, some.period, some.rank) == (5, 1, 128)
