@@ -24,7 +24,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from statistics import median
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from benchmarks.common import finish, make_parser, median_and_spread, prepare, show
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.blocks import find_blocks
-from lightning_polystep.environments import ENVIRONMENTS, Policy, rollouts
+from lightning_polystep.environments import ENVIRONMENTS, Policy, Rollouts, rollouts
 from lightning_polystep.randomness import derive_seed, generator
 from models import PolicyNet, PolicySearch
 from models.policy_net import Units, Weights
@@ -67,12 +67,11 @@ class Counted(PolicySearch):
         super().__init__(environment, network)
         self.told: SimpleQueue[tuple[int, int]] = SimpleQueue()
 
-    def evaluate_many(self, parameters: Any) -> Tensor:
+    def candidates_rolled_out(self, parameters: Mapping[str, Tensor]) -> Rollouts:
         """Roll out and tell of it."""
-        own = {name.removeprefix("network."): values for name, values in parameters.items()}
-        result = rollouts(self.environment, Policy(self.network, own), self.seeds)
+        result = super().candidates_rolled_out(parameters)
         self.told.put((result.returns.shape[0], int(result.steps.sum())))
-        return self._mean_cost(result, self.seeds)
+        return result
 
     def count(self, problem: Problem) -> None:
         """Count what has been told."""

@@ -1,6 +1,8 @@
 """The LightningModule of MAX-SAT: one logit per variable, and no network."""
 
+import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_polystep.maxsat import UnsatisfiedWeight, WeightedCNF
@@ -61,8 +63,7 @@ class MaxSAT(pl.LightningModule):
         objective = self._objective()
         loss: Tensor = objective()
         if self._trainer is not None:
-            unsatisfied = batch.unsatisfied(objective.assignment())
-            self._log("train", loss, 1.0 - float(unsatisfied.mean()), int((unsatisfied & batch.hard).sum()))
+            self._log("train", loss, batch, batch.unsatisfied(objective.assignment()))
         return loss
 
     def validation_step(self, batch: WeightedCNF, batch_idx: int) -> None:
@@ -88,11 +89,12 @@ class MaxSAT(pl.LightningModule):
     def _log_best(self, stage: str, batch: WeightedCNF) -> None:
         objective = self._objective()
         objective()  # so that the current assignment is looked at too
-        best = objective.best.cpu().numpy()
-        cost, violated = batch.cost(best), batch.violated(best)
-        self._log(stage, float(cost + objective.search.penalty * violated), batch.satisfied_share(best), violated)
+        unsatisfied = batch.unsatisfied(objective.best.cpu().numpy())
+        cost, violated = batch.weights[unsatisfied & ~batch.hard].sum(), (unsatisfied & batch.hard).sum()
+        self._log(stage, float(int(cost) + objective.search.penalty * int(violated)), batch, unsatisfied)
 
-    def _log(self, stage: str, loss: Tensor | float, satisfied: float, violated: int) -> None:
+    def _log(self, stage: str, loss: Tensor | float, batch: WeightedCNF, unsatisfied: NDArray[np.bool_]) -> None:
+        # To find these clauses takes a pass through all of them: once for all figures.
         self.log(f"{stage}/loss", loss, batch_size=1)
-        self.log(f"{stage}/satisfied", satisfied, prog_bar=True, batch_size=1)
-        self.log(f"{stage}/violated", float(violated), batch_size=1)
+        self.log(f"{stage}/satisfied", 1.0 - float(unsatisfied.mean()), prog_bar=True, batch_size=1)
+        self.log(f"{stage}/violated", float((unsatisfied & batch.hard).sum()), batch_size=1)

@@ -62,8 +62,16 @@ class PolicySearch(pl.LightningModule):
         Args:
             parameters: Of this module, by name, (K, ...) each.
         """
+        return self._mean_cost(self.candidates_rolled_out(parameters), self.seeds)
+
+    def candidates_rolled_out(self, parameters: Mapping[str, Tensor]) -> Rollouts:
+        """Return the rollouts of K candidates on the episodes of the latest step.
+
+        Args:
+            parameters: Of this module, by name, (K, ...) each.
+        """
         own = {name.removeprefix("network."): values for name, values in parameters.items()}
-        return self._mean_cost(rollouts(self.environment, Policy(self.network, own), self.seeds), self.seeds)
+        return rollouts(self.environment, Policy(self.network, own), self.seeds)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch of episode seeds and log it."""

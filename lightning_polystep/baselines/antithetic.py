@@ -103,8 +103,7 @@ class AntitheticOptimizer(JointOptimizer):
             displacements: c z, then -c z, shape (2 n, D).
             losses: Shape (2 n,), float64.
         """
-        half = len(losses) // 2
-        finite = losses.reshape(2, half).isfinite().all(0)
+        half, finite = len(losses) // 2, _finite_pairs(losses)
         if not bool(finite.any()):
             return displacements.new_zeros(block.dim)
         shaped = self.shaping(losses.reshape(2, half)[:, finite].flatten()).reshape(2, -1)
@@ -113,7 +112,7 @@ class AntitheticOptimizer(JointOptimizer):
 
     def update_from(self, block: Block, displacements: Tensor, losses: Tensor) -> Tensor:
         """Return the move, shape (D,)."""
-        if not bool(losses.reshape(2, -1).isfinite().all(0).any()):
+        if not bool(_finite_pairs(losses).any()):
             return displacements.new_zeros(block.dim)
         gradient = self.estimate(block, displacements, losses)
         moves = []
@@ -123,3 +122,8 @@ class AntitheticOptimizer(JointOptimizer):
             pull = direction + group["weight_decay"] * parameter
             moves.append((-self.step_size(group) * pull).flatten())
         return torch.cat(moves)
+
+
+def _finite_pairs(losses: Tensor) -> Tensor:
+    """Tell which pairs have two finite losses, (n,)."""
+    return losses.reshape(2, -1).isfinite().all(0)

@@ -26,6 +26,10 @@ class Search:
         penalty: Weight of each hard clause, at least 1; None for the default.
         coloured: Visit variables colour by colour instead of by their numbers.
 
+    Attributes:
+        unavoidable: Weight of the empty soft clauses, which nothing satisfies.
+        contradiction: Whether an empty clause is hard.
+
     Raises:
         ValueError: When the penalties of all hard clauses sum to 2^62 or more.
 
@@ -49,7 +53,7 @@ class Search:
         self.penalty = penalty
         empty = np.diff(formula.starts) == 0
         self.contradiction = bool((empty & formula.hard).any())
-        self._unavoidable = int(formula.weights[empty & ~formula.hard].sum())
+        self.unavoidable = int(formula.weights[empty & ~formula.hard].sum())
         weights = np.where(hard, penalty, weights)
         self.layout = ClauseLayout.of(formula.variables, literals, starts, weights, int(hard.sum()), coloured=coloured)
         none = torch.zeros(formula.variables, dtype=torch.bool)
@@ -92,7 +96,7 @@ class Search:
     @property
     def penalised(self) -> int:
         """Weight of what is not satisfied, hard clauses at their penalty."""
-        return self._state.weight + self._unavoidable
+        return self._state.weight + self.unavoidable
 
     @property
     def violated(self) -> int:

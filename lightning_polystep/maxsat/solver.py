@@ -92,8 +92,6 @@ class Solver:
         self._best = (np.zeros(formula.variables, np.bool_), formula.clauses + 1, 0)
         soft = formula.weights[~formula.hard & (formula.weights > 0)]
         self._least_weight = int(soft.min(initial=np.iinfo(np.int64).max))
-        empty = np.diff(formula.starts) == 0
-        self._unavoidable = int(formula.weights[empty & ~formula.hard].sum())
 
     def search(self, seconds: float | None = None, sweeps: int | None = None) -> Answer:
         """Search for some time, or for one run of so many sweeps, which draws the same whatever the machine.
@@ -175,7 +173,7 @@ class Solver:
 
     @property
     def _optimal(self) -> bool:
-        return not self._best[1] and self._best[2] == self._unavoidable and not self._walk.contradiction
+        return not self._best[1] and self._best[2] == self._walk.unavoidable and not self._walk.contradiction
 
     def _answer(self) -> Answer:
         values, violated, cost = self._best

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_polystep.subspaces import SUBSPACES, Subspace, vertices_of_row
+from lightning_polystep.subspaces import SUBSPACES, Subspace, candidates_wanted, directions_wanted, vertices_of_row
 
 if TYPE_CHECKING:
     from lightning_polystep.scoring.plan import Assignment
@@ -32,7 +32,7 @@ def share_candidates(assignments: Sequence[Assignment], max_candidates: int | No
     filling = [a for a in free if max_candidates is None and a.tier.fills_budget]
     _share_by_rows([a for a in free if a not in filling], max_candidates)
     wanted = [_wanted_share(assignment) for assignment in filling]
-    few = sum(map(_wanted_candidates, filling)) <= _FEW
+    few = sum(candidates_wanted(assignment.block) for assignment in filling) <= _FEW
     for assignment, share in zip(filling, wanted if few else fill(wanted), strict=True):
         _afford(assignment, share)
 
@@ -60,21 +60,16 @@ def _wanted_share(assignment: Assignment) -> float:
     rows = assignment.tier.affordable_rows()
     if rows is not None:
         return assignment.block.rows_in_play / rows
-    return _wanted_candidates(assignment) / (assignment.tier.affordable() or math.inf)
-
-
-def _wanted_candidates(assignment: Assignment) -> int:
-    ceiling = min(SUBSPACES[assignment.block.subspace].full_rank, assignment.block.dim)
-    return assignment.block.rows_in_play * _vertices(assignment, ceiling)
+    return candidates_wanted(assignment.block) / (assignment.tier.affordable() or math.inf)
 
 
 def _afford(assignment: Assignment, share: float) -> None:
     """Probe what a share of the budget pays for; a block that it does not pay for at each step takes turns."""
     rows = assignment.tier.affordable_rows()
-    if rows is None:
+    if rows is not None:
+        _take_rows(assignment, share * rows)
+    else:
         _afford_candidates(assignment, share * (assignment.tier.affordable() or math.inf))
-        return
-    _take_rows(assignment, share * rows)
 
 
 def _share_by_rows(open_ended: Sequence[Assignment], max_candidates: int | None) -> None:
@@ -87,7 +82,7 @@ def _share_by_rows(open_ended: Sequence[Assignment], max_candidates: int | None)
 
 def _afford_candidates(assignment: Assignment, candidates: float, *, turns: bool = True) -> None:
     rows_in_play = assignment.block.rows_in_play
-    ceiling = min(SUBSPACES[assignment.block.subspace].full_rank if turns else Subspace.full_rank, assignment.block.dim)
+    ceiling = directions_wanted(assignment.block) if turns else min(Subspace.full_rank, assignment.block.dim)
     affordable = [rank for rank in range(1, ceiling + 1) if rows_in_play * _vertices(assignment, rank) <= candidates]
     assignment.rank = max([min(_SMALLEST_RANK, ceiling), *affordable[-1:]])
     rows = candidates / _vertices(assignment, assignment.rank)

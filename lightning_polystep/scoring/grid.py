@@ -23,13 +23,13 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.taped import FORWARDS, Recording, TapeTier, offer_tape
-from lightning_polystep.subspaces import SUBSPACES, vertices_of_row
+from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import Blend, mixes_changes
 
 # Where nothing else is asked for: one node on each side, and no change between them.
 _USUAL_NODES = 3
-# The outermost node, in parts of the largest shift of a sample.
-_ONLY, _OUTERMOST = 0.5, 1.0
+# Where the only node of a side is, in parts of the largest shift of a sample; of several the last is at that shift.
+_ONLY = 0.5
 # Nodes lie closer to 0, where most shifts are.
 _CROWDING = 1.7
 
@@ -47,7 +47,7 @@ def places_of(nodes: int) -> list[float]:
     each_side = (nodes - 1) // 2
     if each_side == 1:
         return [_ONLY]
-    return [_OUTERMOST * (place / each_side) ** _CROWDING for place in range(1, each_side + 1)]
+    return [(place / each_side) ** _CROWDING for place in range(1, each_side + 1)]
 
 
 def lay_nodes(shifts: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class GridTier(TapeTier):
         # Always the same rows together, so that no bit depends on who else scores.
         first, last = start // per_row // at_once * at_once, -(-stop // per_row)
         script = self.recording.script(self.block)
-        nodes, weights = lay_nodes(self.shifts(script, proposal)[script.products[0].made], self.nodes)
+        nodes, weights = lay_nodes(self.shifts_of_step(script, proposal)[script.products[0].made], self.nodes)
         blend, losses = Blend(weights.double()), []
         for places in torch.arange(first, last, device=proposal.rows.device).split(at_once):
             rows = proposal.rows[places].repeat_interleave(len(nodes))
@@ -158,9 +158,7 @@ def offer_from_tape(recording: Recording, block: Block) -> TapeTier:
 
 def _affords_all(tier: TapeTier) -> bool:
     """Tell whether all directions that are wanted of a block can be replayed."""
-    block = tier.block
-    rank = block.group["rank"] or min(SUBSPACES[block.subspace].full_rank, block.dim)
-    wanted = block.rows_in_play * vertices_of_row(block, rank, block.group["rotations"])
+    wanted = candidates_wanted(tier.block)
     return wanted <= (tier.affordable() or wanted)
 
 

@@ -277,7 +277,7 @@ class TapeTier(Tier):
             return 1
         return max(1, min(self.parts, program.samples // _FEWEST_SAMPLES))
 
-    def shifts(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
+    def _shifts_of_directions(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
         """Return what directions add to products at reach 1, (V, N): all rows share them."""
         tape, block, known = self.recording.taken(), self.block, dict[tuple[int, tuple[int, ...]], Tensor]()
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
@@ -298,18 +298,23 @@ class TapeTier(Tier):
         """Yield what candidates add to products."""
         vertex = candidates % proposal.vertices_per_row
         reach = proposal.reach[candidates // proposal.vertices_per_row]
-        for made, shifts in self._shifts_of_step(script, proposal).items():
+        for made, shifts in self.shifts_of_step(script, proposal).items():
             if parts is None or script.program.position(made, script.program.sample) is None:
                 own = shifts.index_select(0, vertex)
             else:
                 own = _cut(script.program, made, shifts, vertex, parts)
             yield made, (own if bool((reach == 1).all()) else own * reach[:, None])[:, :, None]
 
-    def _shifts_of_step(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
-        """Return what :meth:`shifts` does, computed once for all chunks of a proposal."""
+    def shifts_of_step(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
+        """Return what directions add to products at reach 1, (V, N), computed once for all chunks of a proposal.
+
+        Args:
+            script: What is replayed.
+            proposal: The candidates.
+        """
         kept, key = self.recording.taken().arrays, (script.program, "shifts")
         if key not in kept or kept[key][0] is not proposal:
-            kept[key] = proposal, self.shifts(script, proposal)
+            kept[key] = proposal, self._shifts_of_directions(script, proposal)
         shifts: dict[int, Tensor] = kept[key][1]
         return shifts
 

@@ -40,6 +40,17 @@ def vertices_of_row(block: Block, rank: int, rotations: int) -> int:
     return max(1, rank // dim) * rotations * POLYTOPES[block.group["polytope"]].count(dim)
 
 
+def directions_wanted(block: Block) -> int:
+    """Return how many directions of a row are worth probing, where nobody has said how many."""
+    return min(SUBSPACES[block.subspace].full_rank, block.dim)
+
+
+def candidates_wanted(block: Block) -> int:
+    """Return how many candidates all rows have together in all the directions that are wanted."""
+    rank = block.group["rank"] or directions_wanted(block)
+    return block.rows_in_play * vertices_of_row(block, rank, block.group["rotations"])
+
+
 __all__ = [
     "SUBSPACES",
     "FlipSubspace",
@@ -49,6 +60,8 @@ __all__ = [
     "JointSubspace",
     "SignSubspace",
     "Subspace",
+    "candidates_wanted",
+    "directions_wanted",
     "particle_dim",
     "vertices_of_row",
 ]

@@ -119,8 +119,7 @@ class Program:
             number: Its place on the tape.
             label: The label.
         """
-        pairs = zip(operation.operands, self.flows[number].mixed, strict=True)
-        return any(label in self.axes[index][position] for index, mixed in pairs for position in mixed)
+        return _mixes(self.axes, operation, self.flows[number], label)
 
     def operation(self, tape: Tape, number: int) -> Operation:
         """Return an operation that reads, of equal values, always the first."""
@@ -275,6 +274,12 @@ def _unit(labels: Labels, axes: Mapping[int, Axes], rows: Mapping[int, int | Non
     return axis[0] if len(axis) == 1 and not any(_twice(axes[index], axis[0]) for index in rows) else None
 
 
+def _mixes(axes: Mapping[int, Axes], operation: Operation, flow: Flow, label: int) -> bool:
+    """Tell whether an operation takes places of an axis with a label together."""
+    pairs = zip(operation.operands, flow.mixed, strict=True)
+    return any(label in axes[index][position] for index, mixed in pairs for position in mixed)
+
+
 def _twice(own: Axes, label: int) -> bool:
     return sum(axis.count(label) for axis in own) > 1
 
@@ -296,9 +301,8 @@ def _within_unit(
         operation, flow = tape.operations[number], flows[number]
         outputs = [o for o in operation.outputs if o is not None]
         stays = not any(index in spread for index in operation.operands)
-        for index, mixed in zip(operation.operands, flow.mixed, strict=True):
-            if _twice(axes[index], unit) or any(unit in axes[index][position] for position in mixed):
-                stays = False
+        if _mixes(axes, operation, flow, unit) or any(_twice(axes[index], unit) for index in operation.operands):
+            stays = False
         read = [o for o in outputs if o in needed]
         stays = stays and all(not _twice(axes[o], unit) and any(unit in axis for axis in axes[o]) for o in read)
         if stays:
@@ -360,11 +364,7 @@ class _Parts:
             outputs = [o for o in operation.outputs if o is not None and o in self.needed]
             if any(_twice(self.axes[index], label) for index in (*operation.operands, *outputs)):
                 return False
-            mixes = any(
-                label in self.axes[index][position]
-                for index, mixed in zip(operation.operands, flow.mixed, strict=True)
-                for position in mixed
-            )
+            mixes = _mixes(self.axes, operation, flow, label)
             enters, leaves = self._enters(operation, label), [self._holds(o, label) for o in outputs]
             if mixes and (not is_sum_over_samples(operation) or any(leaves)):
                 return False
