@@ -40,6 +40,7 @@ class Block:
         lookups: Embeddings whose calls tell which of its rows a batch reads; empty where any row may matter.
         padding: The row that is never trained, or None.
         usual_rows: How many rows a batch reads, about; None for all.
+        competes: Whether its rows are the scores of a softmax: what all of them would do alike is left out.
         population: How many candidates a step has, where the optimizer says so; None leaves it to the plan.
     """
 
@@ -62,6 +63,7 @@ class Block:
     padding: int | None = None
     usual_rows: int | None = None
     population: int | None = None
+    competes: bool = False
 
     @property
     def has_bias(self) -> bool:

@@ -81,6 +81,7 @@ def _polystep_record(strategy: PolyStepStrategy) -> dict[str, Any]:
                 "rank": min(assignment.rank, assignment.block.dim),
                 "tier": assignment.tier.name,
                 "note": assignment.note,
+                "error": assignment.error,
             }
             for engine in strategy.engines
             if engine.plan is not None

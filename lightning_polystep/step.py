@@ -269,7 +269,9 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
 
     The factor :math:`\sqrt d` (d the particle's dimension) makes the step radius independent of d; a row that was
     probed :math:`r_i` times wider moves as much wider. If it was so because it is loud, it does only where that makes
-    it less so: steps in proportion to a row's size would else let it grow without end.
+    it less so: steps in proportion to a row's size would else let it grow without end. Of rows that compete, as the
+    scores of a softmax, the mean move is taken away: a candidate moves one row against all others, but what all of them
+    do alike changes nothing that the loss sees.
 
     Args:
         proposal: The candidates.
@@ -284,6 +286,8 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
         directions, weights = directions[:, :half], weights[..., :half] - weights[..., half:]
     barycentre = torch.einsum("rgv,gvD->rD", weights, directions)
     moved = math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre
+    if proposal.block.competes:
+        moved = moved - moved.mean(0)
     if proposal.louder is None or proposal.outward is None:
         return moved
     grows = (moved * proposal.outward).sum(1, keepdim=True) > 0

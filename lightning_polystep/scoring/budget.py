@@ -59,7 +59,7 @@ def _wanted_share(assignment: Assignment) -> float:
     """Return which part of a step's budget all directions of all rows would take."""
     rows = assignment.tier.affordable_rows()
     if rows is not None:
-        return assignment.block.rows_in_play / rows
+        return assignment.block.rows_in_play * assignment.tier.most_repeats / rows
     return candidates_wanted(assignment.block) / (assignment.tier.affordable() or math.inf)
 
 
@@ -67,7 +67,7 @@ def _afford(assignment: Assignment, share: float) -> None:
     """Probe what a share of the budget pays for; a block that it does not pay for at each step takes turns."""
     rows = assignment.tier.affordable_rows()
     if rows is not None:
-        _take_rows(assignment, share * rows)
+        _take_rows(assignment, share * rows / assignment.tier.repeat(share * rows / assignment.block.rows_in_play))
     else:
         _afford_candidates(assignment, share * (assignment.tier.affordable() or math.inf))
 

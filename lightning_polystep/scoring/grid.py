@@ -23,7 +23,6 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.taped import FORWARDS, Recording, TapeTier, offer_tape
-from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import Blend, mixes_changes
 
 # Where nothing else is asked for: one node on each side, and no change between them.
@@ -151,15 +150,11 @@ def offer_from_tape(recording: Recording, block: Block) -> TapeTier:
         NotOfferedError: Where the tape does not carry it.
     """
     plain, nodes = offer_tape(recording, block), block.group["response_grid"]
-    if nodes == 0 or (nodes is None and _affords_all(plain)) or not _shifts_one_number(recording, block):
+    if nodes == 0 or (nodes is None and plain.affords_all()):
+        return plain
+    if not _shifts_one_number(recording, block):
         return plain
     return GridTier(block, recording, nodes=nodes or _USUAL_NODES)
-
-
-def _affords_all(tier: TapeTier) -> bool:
-    """Tell whether all directions that are wanted of a block can be replayed."""
-    wanted = candidates_wanted(tier.block)
-    return wanted <= (tier.affordable() or wanted)
 
 
 def _shifts_one_number(recording: Recording, block: Block) -> bool:

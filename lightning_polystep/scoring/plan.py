@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -74,6 +75,7 @@ class Assignment:
         most_rows: Rows probed per step, or None for all.
         period: It is probed once in so many steps.
         failed: Whether the tier that the plan chose has failed for good.
+        error: By how much costs are off that are approximated, as a share of their spread.
         place: Among the blocks of the plan.
         stumbled: Whether it could not take some batch, which was scored one candidate at a time.
         peers: All assignments of the plan, which share the budget.
@@ -89,6 +91,7 @@ class Assignment:
     most_rows: int | None = None
     period: int = 1
     failed: bool = False
+    error: float | None = None
     place: int = 0
     stumbled: bool = False
     peers: list[Assignment] = field(default_factory=list, repr=False)
@@ -299,13 +302,17 @@ def make_plan(
             _choose_tier(block, probe, propose_trial, providers, (known_tiers or {}).get(block.name))
             for block in blocks
         ]
-    agreed = agree([int(plan.live_metrics), *(slowness for _, _, slowness in chosen)])
+    agreed = agree([int(plan.live_metrics), *(choice.slowness for choice in chosen)])
     plan.live_metrics = bool(agreed[0])
-    for block, (tier, reason, own), slowness in zip(blocks, chosen, agreed[1:], strict=True):
-        if slowness > own:
-            tier, reason = providers[slowness].offer(block), "another process can score it in no faster way"  # noqa: PLW2901
-        place = len(plan.assignments)
-        plan.assignments.append(Assignment(block, tier, tier.chunking(memory_budget), reason, place=place))
+    for place, (block, choice, slowness) in enumerate(zip(blocks, chosen, agreed[1:], strict=True)):
+        if slowness > choice.slowness:
+            reason = "another process can score it in no faster way"
+            choice = _Choice(providers[slowness].offer(block), reason, slowness)  # noqa: PLW2901
+        block.competes = choice.tier.competes()
+        chunking = choice.tier.chunking(memory_budget)
+        plan.assignments.append(
+            Assignment(block, choice.tier, chunking, choice.reason, error=choice.error, place=place)
+        )
     approximated = any(a.tier.approximation() for a in plan.assignments)
     if any(block.group["response_grid"] for block in blocks) and not approximated:
         warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
@@ -335,31 +342,50 @@ def _loss_needs_metrics(probe: Probe) -> bool:
         return not bool(torch.isnan(probe.loss()))
 
 
+class _Choice(NamedTuple):
+    """How a block is scored, why in no faster way, its place among the providers, and how far costs are off."""
+
+    tier: Tier
+    reason: str
+    slowness: int
+    error: float | None = None
+
+
 def _choose_tier(
     block: Block, probe: Probe, propose_trial: ProposeTrial, providers: Sequence[Provider], known: str | None
-) -> tuple[Tier, str, int]:
-    """Return the fastest tier that takes a block, why it is not a faster one, and its place among the providers."""
+) -> _Choice:
+    """Return the fastest tier that takes a block."""
     if probe.live_metrics:
-        return LoopTier(), "the loss depends on a torchmetrics object", len(providers) - 1
+        return _Choice(LoopTier(), "the loss depends on a torchmetrics object", len(providers) - 1)
+    offers, reasons = _offers(block, providers)
+    for slowness, tier in offers:
+        if tier.name == known:
+            return _Choice(tier, "; ".join([*reasons, "as before the resume"]), slowness)
+    for slowness, tier in offers:
+        if tier.name == LoopTier.name:
+            return _Choice(tier, "; ".join(reasons), slowness)
+        problem, notes = _compared(tier, block, probe, propose_trial)
+        off = None
+        if problem is None and tier.approximation():
+            off, problem = _approximation(tier, block, propose_trial, probe)
+            notes = [tier.approximation()]
+        if problem is None:
+            return _Choice(tier, "; ".join([*reasons, *notes]), slowness, off)
+        if problem not in reasons and not providers[slowness].optional:
+            reasons.append(f"not {providers[slowness].name}: {problem}")
+    raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
+
+
+def _offers(block: Block, providers: Sequence[Provider]) -> tuple[list[tuple[int, Tier]], list[str]]:
+    """Return the tiers that are offered for a block, each with its place, and why others are not."""
     reasons: list[str] = []
     offers = list[tuple[int, Tier]]()
     for slowness, provider in enumerate(providers):
         try:
             offers.append((slowness, provider.offer(block)))
         except NotOfferedError as error:
-            reasons.append(f"not {provider.name}: {error}")
-    for slowness, tier in offers:
-        if tier.name == known:
-            return tier, "; ".join([*reasons, "as before the resume"]), slowness
-    for slowness, tier in offers:
-        if tier.name == LoopTier.name:
-            return tier, "; ".join(reasons), slowness
-        problem, notes = _compared(tier, block, probe, propose_trial)
-        if problem is None:
-            return tier, "; ".join([*reasons, *notes]), slowness
-        if problem not in reasons:
-            reasons.append(f"not {providers[slowness].name}: {problem}")
-    raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
+            reasons += [] if provider.optional else [f"not {provider.name}: {error}"]
+    return offers, reasons
 
 
 def _compared(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> tuple[str | None, Sequence[str]]:
@@ -369,7 +395,7 @@ def _compared(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTria
     far = replace(near, probe_radius=_FAR * near.probe_radius)
     problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
     if problem is None:
-        return None, _approximation(tier, block, propose_trial, probe)
+        return None, ()
     if not _repeats(tier, probe):
         return None, [_NO_REFERENCE]
     flipped = None if doubt or not tier.reads_tape else _flipped(tier, block, probe, propose_trial)
@@ -444,14 +470,12 @@ def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:
     return score_by(tier, trial, probe, 0, trial.candidates)
 
 
-def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> list[str]:
-    """Return what a tier approximates, and by how much its costs are off; nothing where it is exact."""
-    if not tier.approximation():
-        return []
-    trial = propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS)
-    costs, exact = (_all_losses(each, trial, probe) for each in (tier, tier.exact()))
+def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> tuple[float, str | None]:
+    """Return how far approximated costs are off, as a share of their spread, and why they are not worth having."""
+    trial, loss = propose_trial(block, _TRIAL_RANK, _TRIAL_ROWS), tier.incumbent(probe.loss())
+    costs, exact = (_all_losses(each, trial, probe) - loss for each in (tier, tier.exact()))
     off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)
-    return [f"{tier.approximation()}, costs off by {100 * float(off):.2g} % of their spread"]
+    return float(off), tier.verdict(trial, costs, exact) or None
 
 
 def _first_line(error: BaseException) -> str:

@@ -75,12 +75,21 @@ def _lines(plan: Plan, notes: list[str]) -> list[str]:
     """Return what stands below the table: what a step does and takes, and every obstacle with its cure."""
     lines = [f"{plan.candidates:,} candidates per step{_evaluations(plan)}", *_shares(plan)]
     lines += [line for line in (plan.pace, plan.sampling) if line]
-    lines += [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+    lines += [f"{number}. {note}{_errors(plan, note)}" for number, note in enumerate(notes, start=1)]
     for reason in dict.fromkeys(plan.held.values()):
         names = [name for name, why in plan.held.items() if why == reason]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"not probed: {', '.join(names[:3])}{more} ({reason})")
     return [*lines, plan.unrepeatable] if plan.unrepeatable else lines
+
+
+def _errors(plan: Plan, note: str) -> str:
+    """Say by how much costs are off of the blocks that have a note."""
+    errors = [100 * a.error for a in plan.assignments if a.note == note and a.error is not None]
+    if not errors:
+        return ""
+    least, most = (f"{error:.2g}" for error in (min(errors), max(errors)))
+    return f", costs off by {least if least == most else f'{least} to {most}'} % of their spread"
 
 
 def _evaluations(plan: Plan) -> str:

@@ -18,6 +18,7 @@ from lightning_polystep.scoring.by_rows import knows_rows, offer_rows
 from lightning_polystep.scoring.evaluate_many import offer_many
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.loop import LoopTier
+from lightning_polystep.scoring.node_perturbation import offer_nodes
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import Provider
@@ -39,17 +40,18 @@ def providers_of(
         evaluation: ``"auto"`` for all; ``"tape"`` or ``"loop"`` for that one.
     """
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
+    nodes = Provider("by node perturbation", partial(offer_nodes, recording), optional=True)
     tape = Provider("from the tape", partial(offer_from_tape, recording))
     if evaluation == "loop":
         return [loop]
     for entry in entry_points(group=RULES):
         entry.load()
     if evaluation == "tape":
-        return [tape]
+        return [nodes, tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
     own += [Provider("by evaluate_rows", partial(offer_rows, module))] if knows_rows(module) else []
     # Of a module that does not say that it is a stack nobody needs to read that it is none.
     says_so = hasattr(module, "network") and hasattr(module, "criterion")
     stack = [Provider("as part of a stack", recognised.offer)] if says_so else []
-    return [*own, *added, *stack, tape, loop]
+    return [*own, *added, *stack, nodes, tape, loop]

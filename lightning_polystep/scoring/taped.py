@@ -17,7 +17,9 @@ from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Tier
+from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import (
+    Entries,
     NotOnTapeError,
     Parts,
     Program,
@@ -28,6 +30,7 @@ from lightning_polystep.tape import (
     Tape,
     Work,
     compile_program,
+    entries_of,
     replay,
     schedule,
     shifted_products,
@@ -79,6 +82,7 @@ class Recording:
     tape: Tape | None = None
     loss: int | None = None
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
+    _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
     _collects: bool = field(default=False, repr=False)
 
@@ -143,10 +147,27 @@ class Recording:
         if known is None:
             if len(self._scripts) >= _MOST_PROGRAMS:
                 self._scripts.clear()
+                self._entries.clear()
             known = self._scripts[key] = self._read(block, rows, fuse=key not in self._volatile)
         if isinstance(known, NotOnTapeError):
             raise known
         return known
+
+    def entries(self, block: Block) -> tuple[Entries, Script] | None:
+        """Return the products through which a block reaches the loss, and how shifts of them are replayed.
+
+        None where it reaches the loss in other ways too.
+        """
+        tape, script = self.taken(), self.script(block)
+        if script.program not in self._entries:
+            entries = entries_of(tape, script.program, [tape.leaves.get(id(p)) for p in block.parameters])
+            if entries is None:
+                self._entries[script.program] = None
+            else:
+                shifted, fuse = {entry.made for entry in entries.products}, script.fused is not script.plain
+                behind = self._scheduled(entries.behind, [], shifted, alone=True, fuse=fuse)
+                self._entries[script.program] = entries, behind
+        return self._entries[script.program]
 
     def _read(self, block: Block, rows: dict[int, int | None], *, fuse: bool) -> Script | NotOnTapeError:
         tape = self.taken()
@@ -155,11 +176,16 @@ class Recording:
             program = compile_program(tape, rows, self.loss)
         except NotOnTapeError as error:
             return error
-        on_cpu = all(parameter.device.type == "cpu" for parameter in block.parameters)
         products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
+        shifted = {product.made for product in products} if alone else set[int]()
+        return self._scheduled(program, products, shifted, alone=alone, fuse=fuse and _on_cpu(block))
+
+    def _scheduled(
+        self, program: Program, products: list[Shifted], shifted: set[int], *, alone: bool, fuse: bool
+    ) -> Script:
+        tape = self.taken()
         plain = schedule(tape, program, fuse=False)
-        shifted = {product.made for product in products} if alone else set()
-        fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse and on_cpu else plain
+        fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse else plain
         statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
         work = Work.of(tape, program, fused)
         return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)
@@ -347,6 +373,10 @@ class TapeTier(Tier):
         kinds = {value.tensor.dtype for value in self.recording.taken().values}
         return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
 
+    def competes(self) -> bool:
+        """Tell whether the rows are the scores of a softmax, as the tape shows."""
+        return self.recording.script(self.block).program.competes(self.recording.taken())
+
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
         places = self.recording.script(self.block).program.escapes
@@ -361,11 +391,20 @@ class TapeTier(Tier):
         work = self.work()
         return min(_MOST_CANDIDATES, max(1, int(self.parts * FORWARDS * work.forward / work.candidate)))
 
+    def affords_all(self) -> bool:
+        """Tell whether all directions that are wanted of the block can be replayed."""
+        wanted = candidates_wanted(self.block)
+        return wanted <= (self.affordable() or wanted)
+
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once: as many as leave values in the cache."""
         widest = self.work().widest // self.parts
         most = min(_CHUNK_NUMBERS, memory_budget // 64) // max(1, widest)
         return Chunking(min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, most)))
+
+
+def _on_cpu(block: Block) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in block.parameters)
 
 
 # A part of a batch holds at least so many samples: fewer say nothing about a direction.

@@ -47,6 +47,20 @@ class Tier:
         """Return how many rows a step probes where candidates of a row are nearly free; None for all of them."""
         return None
 
+    @property
+    def most_repeats(self) -> int:
+        """How many times a row is worth looking at in a step, where each look says something else."""
+        return 1
+
+    def repeat(self, most: float) -> int:
+        """Look at each row as many times as can be paid for; return how many that is.
+
+        Args:
+            most: What can be paid for.
+        """
+        del most
+        return 1
+
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once.
 
@@ -81,6 +95,17 @@ class Tier:
         """Say what is approximated; nothing where nothing is."""
         return ""
 
+    def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
+        """Say why what it approximates is worth more than the approximation; nothing where it is not.
+
+        Args:
+            trial: Some candidates.
+            costs: By how much they change the loss, as approximated.
+            exact: The same exactly.
+        """
+        del trial, costs, exact
+        return ""
+
     def known_loss(self) -> Tensor | None:
         """Return the loss of the commit pass where it is known without running the step again; None elsewhere."""
         return None
@@ -88,6 +113,10 @@ class Tier:
     def rounding(self) -> float:
         """Return the relative error of the coarsest numbers that the step computes with; 0 if unknown."""
         return 0.0
+
+    def competes(self) -> bool:
+        """Tell whether the rows are known to be the scores of a softmax, in which what all do alike cancels."""
+        return False
 
     def doubt(self) -> str:
         """Say what it may have overlooked, so that the plan compares more candidates with the loop; nothing usually."""
@@ -109,7 +138,9 @@ class Provider(NamedTuple):
     Args:
         name: For the plan's notes.
         offer: Returns the tier that scores a block, or raises :class:`NotOfferedError`.
+        optional: Whether it is no news that it is not offered.
     """
 
     name: str
     offer: Callable[[Block], Tier]
+    optional: bool = False

@@ -6,10 +6,11 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
-from lightning_polystep.tape.frame import Blend, Parts
+from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
@@ -21,7 +22,10 @@ from lightning_polystep.tape.tape import Tape
 from lightning_polystep.tape.work import Work
 
 __all__ = [
+    "Apart",
     "Blend",
+    "Entries",
+    "Entry",
     "Flow",
     "NotOnTapeError",
     "Parts",
@@ -35,11 +39,13 @@ __all__ = [
     "Work",
     "compile_program",
     "elementwise",
+    "entries_of",
     "factors_of",
     "flows",
     "hold",
     "mixes_changes",
     "moving",
+    "patches",
     "replay",
     "replays",
     "schedule",

@@ -68,6 +68,35 @@ class Blend(NamedTuple):
         return totals.reshape(vertices, len(flat), -1).transpose(0, 1).reshape(-1, *changes.shape[2:])
 
 
+class Apart(NamedTuple):
+    """Candidates that change one sample only: of each that is replayed there is one for each sample.
+
+    Args:
+        samples: How many there are.
+    """
+
+    samples: int
+
+    def of_candidates(self, rows: Tensor) -> Tensor:
+        """Return the row of each candidate.
+
+        Args:
+            rows: Of what is replayed, (R,).
+        """
+        return rows.repeat_interleave(self.samples)
+
+    def totals(self, changes: Tensor) -> Tensor:
+        """Return the change of each candidate.
+
+        Args:
+            changes: Of what is replayed, on each sample, (R, N, ...).
+
+        Returns:
+            Shape (R * N, ...).
+        """
+        return changes.flatten(0, 1)
+
+
 @njit(cache=True, nogil=True)
 def add_up(changes: NDArray[Any], members: NDArray[Any], totals: NDArray[Any]) -> None:
     """Add to the total of each candidate the changes of the pairs that stand for its samples; -1 for none."""

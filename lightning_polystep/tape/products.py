@@ -164,6 +164,9 @@ def _filters(frame: Frame, operation: Operation) -> Result | None:
     if inputs in home or frame.program.position(inputs, frame.program.unit) is not None:
         return None
     out, _ = frame.recorded(made)
+    shift = frame.shifts.get(made)
+    if shift is not None:
+        return out + shift
     if weight in home:
         change = frame.values[weight] - frame.recorded(weight)[0]
         if change.shape[1] != 1:

@@ -30,6 +30,8 @@ _FORGETFUL = {
     aten.hardsigmoid, aten.argmax, aten.argmin, aten.maximum, aten.minimum, aten.max_pool2d_with_indices, aten.max,
     aten.min, aten.topk,
 }  # fmt: skip
+# Where numbers that compete are set against one another: what is added to all of them alike changes nothing.
+_COMPETITIONS = {aten._log_softmax, aten._softmax, aten.logsumexp}
 # A sum over samples: changes of samples add up.
 SUMS = {aten.sum, aten.mean}
 
@@ -120,6 +122,14 @@ class Program:
             label: The label.
         """
         return _mixes(self.axes, operation, self.flows[number], label)
+
+    def competes(self, tape: Tape) -> bool:
+        """Tell whether units are the scores of a softmax, which no product has taken together before."""
+        return self.unit is not None and any(
+            getattr(tape.operations[step.number].function, "overloadpacket", None) in _COMPETITIONS
+            and self.mixes(self.operation(tape, step.number), step.number, self.unit)
+            for step in self.steps
+        )
 
     def operation(self, tape: Tape, number: int) -> Operation:
         """Return an operation that reads, of equal values, always the first."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Blend, Frame, Parts, difference, pick
+from lightning_polystep.tape.frame import Apart, Blend, Frame, Parts, difference, pick
 from lightning_polystep.tape.fuse import Region, run
 from lightning_polystep.tape.pairs import next_level, pairs_of, with_samples_first
 from lightning_polystep.tape.program import Program, Stage
@@ -25,7 +25,7 @@ def replay(
     changed: Mapping[int, Tensor],
     shifts: Mapping[int, Tensor] | None = None,
     parts: Parts | None = None,
-    blend: Blend | None = None,
+    blend: Blend | Apart | None = None,
 ) -> Tensor:
     """Return the loss of each candidate.
 
@@ -38,7 +38,7 @@ def replay(
             place.
         shifts: Of products of stage ``UNIT``, by what they make, what a candidate adds to its unit, (K, ..., 1).
         parts: On which samples each candidate is scored; by default on all.
-        blend: Of which of those that are replayed candidates are mixtures; by default they are these candidates.
+        blend: What candidates are made of those that are replayed; by default they are these.
 
     Returns:
         Shape (K,).
@@ -111,7 +111,7 @@ def _only_for_shifts(frame: Frame, operation: Operation) -> bool:
     )
 
 
-def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation, blend: Blend | None) -> None:
+def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation, blend: Blend | Apart | None) -> None:
     """Add the changes of a candidate's samples to what was recorded of their sum."""
     index, made = operation.operands[0], operation.outputs[0]
     assert made is not None

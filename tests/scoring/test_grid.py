@@ -183,7 +183,8 @@ def test_the_plan_says_so():
     engine.step(lambda: F.cross_entropy(net(x), y))
     first = engine.plan.assignments[0]
     assert isinstance(first.tier, GridTier)
-    assert "interpolated between 3 responses, costs off by" in first.note
+    assert "interpolated between 3 responses" in first.note
+    assert first.error > 0
     assert first.most_rows is None
 
 

@@ -371,7 +371,9 @@ class Leaving(nn.Module):
 
     def forward(self, inputs, targets):
         self.batches += 1
-        loss = F.cross_entropy(self.network(inputs), targets)
+        loss = F.mse_loss(
+            self.network(inputs), F.one_hot(targets, 3).float()
+        )  # scores of a softmax only the tape knows
         return torch.tensor(float(loss)) if self.batches % 2 == 0 else loss
 
 

@@ -21,11 +21,13 @@ def names(module, evaluation):
 def test_the_fastest_come_first_and_the_loop_last():
     stack = nn.Module()
     stack.network, stack.criterion = nn.Linear(2, 2), nn.CrossEntropyLoss()
-    assert names(nn.Linear(2, 2), "auto") == ["from the tape", "loop"]
-    assert names(stack, "auto") == ["as part of a stack", "from the tape", "loop"]
+    assert names(nn.Linear(2, 2), "auto") == ["by node perturbation", "from the tape", "loop"]
+    assert names(stack, "auto") == ["as part of a stack", "by node perturbation", "from the tape", "loop"]
 
 
-@pytest.mark.parametrize(("evaluation", "expected"), [("tape", ["from the tape"]), ("loop", ["loop"])])
+@pytest.mark.parametrize(
+    ("evaluation", "expected"), [("tape", ["by node perturbation", "from the tape"]), ("loop", ["loop"])]
+)
 def test_one_way_is_taken_when_asked_for(evaluation, expected):
     assert names(nn.Linear(2, 2), evaluation) == expected
 

@@ -1,0 +1,152 @@
+"""Score: where the rows of a block enter a step: products of what was recorded with what the parameters became.
+
+Between a parameter and its product may lie whatever works on parameters alone, as a mask, a constraint or a quantiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_polystep.tape.execute import execute
+from lightning_polystep.tape.frame import Frame
+from lightning_polystep.tape.program import Program, Stage, Step
+from lightning_polystep.tape.tape import Operation, Tape
+
+aten = torch.ops.aten
+
+
+class Entry(NamedTuple):
+    """A product that a block's rows enter.
+
+    Args:
+        made: What it makes.
+        inputs: What the rows are multiplied with: (N, D), or images.
+        weight: The value whose rows they are then; None where only a bias enters.
+        bias: Likewise the bias; None where it has none, or one of another block.
+        window: Of a convolution stride, padding and dilation; None of a matrix product.
+        kernel: Of a convolution the size of a filter.
+    """
+
+    made: int
+    inputs: int
+    weight: int | None
+    bias: int | None
+    window: tuple[tuple[int, ...], ...] | None = None
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for products of the same rows and inputs: a candidate shifts them alike."""
+        return self[1:]
+
+
+class Entries(NamedTuple):
+    """How a block's rows enter a step, and what lies behind.
+
+    Args:
+        products: All of them.
+        before: The operations on parameters alone, in their order.
+        behind: The program without these.
+    """
+
+    products: list[Entry]
+    before: list[Step]
+    behind: Program
+
+    def rows_as_multiplied(self, tape: Tape, rows: Tensor, changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return by how much candidates change what the products multiply, (K, D) or (K, 1) by value.
+
+        Args:
+            tape: Of the step.
+            rows: The unit of each candidate, (K,).
+            changed: What the parameters are for them.
+        """
+        everyone = torch.arange(len(rows), device=rows.device)
+        frame = Frame(tape, self.behind, Stage.UNIT, everyone, rows, values=dict(changed))
+        for step in self.before:
+            execute(frame, self.behind.operation(tape, step.number))
+        wanted = {index for each in self.products for index in (each.weight, each.bias) if index is not None}
+        return {index: (frame.values[index] - frame.recorded(index)[0]).flatten(1) for index in sorted(wanted)}
+
+
+def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -> Entries | None:
+    """Find the products through which a block's parameters reach the loss; None where they do in other ways too.
+
+    Args:
+        tape: Of the structure that the program was read off.
+        program: The program.
+        parameters: The values of the block's parameters; None for one that the step does not use.
+    """
+    if program.unit is None or program.sample is None:
+        return None
+    alone = {index for index in parameters if index is not None}  # what depends on parameters alone
+    products, before, behind = list[Entry](), list[Step](), list[Step]()
+    for step in program.steps:
+        operation = program.operation(tape, step.number)
+        own = [index for index in operation.operands if index in alone]
+        if not own:
+            behind.append(step)
+            continue
+        if step.stage != Stage.UNIT:
+            return None
+        entry = _entry(tape, program, operation, alone)
+        if entry is not None:
+            products.append(entry)
+            behind.append(step)
+            continue
+        made = [index for index in operation.outputs if index is not None]
+        changes_only = all(index in alone for index in operation.operands if index in program.home)
+        if not changes_only or any(program.position(index, program.sample) is not None for index in made):
+            return None
+        alone.update(made)
+        before.append(step)
+    return Entries(products, before, replace(program, steps=behind)) if products else None
+
+
+def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) -> Entry | None:
+    """Return an operation as a product that rows enter; None where it is none."""
+    packet = getattr(operation.function, "overloadpacket", None)
+    made = operation.outputs[0] if operation.outputs else None
+    if packet not in {aten.mm, aten.addmm, aten.convolution} or made is None or operation.kwargs:
+        return None
+    if packet is aten.convolution:
+        (inputs, weight, *added), (stride, padding, dilation, transposed, _, groups) = (
+            operation.operands,
+            operation.args[3:9],
+        )
+        plain = not transposed and groups == 1
+        window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(tape.values[weight].tensor.shape[2:])
+    else:
+        *added, inputs, weight = operation.operands
+        plain, window, kernel = True, None, ()
+    bias = added[0] if added else None
+    of_others = any(index in program.home and index not in alone for index in (weight, bias, inputs))
+    of_rows = program.position(inputs, program.unit) is None and program.axes[made][1] == (program.unit,)
+    if not plain or inputs in alone or of_others or not of_rows or program.position(inputs, program.sample) != 0:
+        return None
+    return Entry(made, inputs, weight if weight in alone else None, bias if bias in alone else None, window, kernel)
+
+
+def patches(tape: Tape, entry: Entry) -> Tensor:
+    """Return what a row is multiplied with at each place, (N, D, P).
+
+    Args:
+        tape: Of the step.
+        entry: The product.
+    """
+    inputs = tape.values[entry.inputs].tensor
+    if entry.window is None:
+        return inputs[:, :, None]
+    stride, padding, dilation = entry.window
+    if len(entry.kernel) == 1:  # as an image of one row
+        inputs, kernel = inputs[:, :, None], (1, *entry.kernel)
+        unfolded = functional.unfold(inputs, kernel, (1, *dilation), (0, *padding), (1, *stride))
+    else:
+        unfolded = functional.unfold(inputs, entry.kernel, dilation, padding, stride)
+    return unfolded
