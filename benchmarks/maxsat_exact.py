@@ -57,6 +57,7 @@ def optimum(formula: WeightedCNF, seconds: float) -> tuple[int | None, float]:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_solve_exactly, args=(formula, theirs), daemon=True)
     process.start()
+    ours.recv()  # it has been imported: from now on its time counts
     found: tuple[int | None, float] = ours.recv() if ours.poll(seconds) else (None, seconds)
     process.kill()
     process.join()
@@ -67,6 +68,7 @@ def _solve_exactly(formula: WeightedCNF, answer: Any) -> None:
     from pysat.examples.rc2 import RC2Stratified  # noqa: PLC0415 - an extra
     from pysat.formula import WCNF  # noqa: PLC0415
 
+    answer.send("ready")
     began, problem = time.process_time(), WCNF()
     for clause in range(formula.clauses):
         row = formula.literals[formula.starts[clause] : formula.starts[clause + 1]].tolist()
