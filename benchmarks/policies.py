@@ -5,7 +5,8 @@ at the next. After each step its current policy (the mean of CMA-ES) plays 100 h
 their mean reaches the registered threshold, and goes on to ``--last`` candidates, so that the last return is that of a
 policy trained on. All start from the same network, and move its parameters in the same units (1 / sqrt(inputs) of a
 layer): ``--radius`` is the step radius and the probe radius of ours, the standard deviation of the rivals' noise, and
-what their steps are a share of. One setting per method, for all policies, was chosen on seeds from 1000 on.
+what their steps are a share of; 1 where a policy chooses and 2 where it gives a number, which has to reach the largest
+one. One setting per method, for all policies, was chosen on seeds from 1000 on.
 
 * ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites.
 * openai-es: 8 antithetic Gaussian pairs, ranks of returns, Adam.
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from benchmarks.common import finish, make_parser, median_and_spread, prepare, show
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.blocks import find_blocks
-from lightning_polystep.environments import ENVIRONMENTS, Policy, Rollouts, rollouts
+from lightning_polystep.environments import ENVIRONMENTS, Policy, Rollouts, environment_named, rollouts
 from lightning_polystep.randomness import derive_seed, generator
 from models import PolicyNet, PolicySearch
 from models.policy_net import Units, Weights
@@ -49,12 +50,14 @@ POLICIES: dict[str, tuple[Units, Weights]] = {
     "int8": ("int8", "int8"),
     "binary": ("sign", "binary"),
 }
-# Registered, but for Pendulum, whose best controllers reach about -150.
-THRESHOLDS = {name: each.threshold if each.threshold is not None else -200.0 for name, each in ENVIRONMENTS.items()}
+# Where none is registered: Pendulum's best controllers reach about -150.
+THRESHOLDS = {"Pendulum-v1": -200.0}
 HIDDEN, HELD_OUT = 16, 100
 OURS = {"epsilon": 0.5, "momentum": 0.5}
 # Step of OpenAI-ES and of ARS as a share of the radius at which candidates lie.
 ES_STEP, ARS_STEP = 1.0, 0.5
+# How far candidates lie where a policy chooses an action, and where it gives a number.
+CHOICE_RADIUS, NUMBER_RADIUS = 1.0, 2.0
 
 
 class Counted(PolicySearch):
@@ -233,18 +236,27 @@ def run(method: Method, environment: str, policy: str, seed: int, options: argpa
         environment: Where.
         policy: Its kind, a name of ``POLICIES``.
         seed: Of the first network, the episodes and the method.
-        options: ``episodes``, ``pairs``, ``radius``, ``cap`` and ``last``.
+        options: ``episodes``, ``pairs``, ``radius``, ``cap``, ``last`` and ``every``.
+
+    Raises:
+        ValueError: If nothing tells when the environment is solved.
     """
     torch.manual_seed(seed)
-    world = ENVIRONMENTS[environment]
+    world = environment_named(environment)
     search = Counted(environment, PolicyNet((world.observations, HIDDEN, world.outputs), *POLICIES[policy]))
-    problem = Problem(search, seed, options.episodes, options.pairs, options.radius)
+    radius = options.radius or (CHOICE_RADIUS if world.actions else NUMBER_RADIUS)
+    problem = Problem(search, seed, options.episodes, options.pairs, radius)
+    threshold = THRESHOLDS.get(environment, world.threshold)
+    if threshold is None:
+        raise ValueError(f"{environment} has no registered threshold, so nothing tells when it is solved.")
     solved: tuple[int, int] | None = None
     best, value, started = -math.inf, -math.inf, time.process_time()
-    for current in method(problem):
+    for number, current in enumerate(method(problem), 1):
+        if number % options.every and problem.candidates < options.cap:
+            continue
         value = problem.held_out(current)
         best = max(best, value)
-        if solved is None and value >= THRESHOLDS[environment]:
+        if solved is None and value >= threshold:
             solved = problem.candidates, problem.steps
         if problem.candidates >= (options.cap if solved is None else max(options.last, solved[0])):
             break
@@ -286,14 +298,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments."""
     parser = make_parser(__doc__)
-    parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS)[:3])
+    parser.add_argument(
+        "--environments", nargs="+", default=list(ENVIRONMENTS)[:3], help="ours, compiled, or gymnasium's (slower)"
+    )
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--runs", type=int, default=5, help="seeds: --seed and those that follow")
     parser.add_argument("--episodes", type=int, default=4, help="of each candidate")
     parser.add_argument("--pairs", type=int, default=8, help="candidates of a step, half of them; directions of ours")
-    parser.add_argument("--radius", type=float, default=1.0, help="how far candidates lie, in units of the layers")
+    parser.add_argument("--radius", type=float, help="how far candidates lie, in units of the layers (default: 1 or 2)")
     parser.add_argument("--cap", type=int, default=4000, help="candidates after which a run counts as not solved")
+    parser.add_argument("--every", type=int, default=1, help="steps from one held-out check to the next")
     parser.add_argument("--last", type=int, default=0, help="candidates to which solved runs go on")
     options = parser.parse_args(arguments)
     if options.quick:

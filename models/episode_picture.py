@@ -1,7 +1,8 @@
 """A picture of an episode, after the test."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_polystep.environments import Policy, record
+from lightning_polystep.environments import Environment, GymnasiumEnvironment, Policy, record
 from models.policy_search import PolicySearch
 
 if TYPE_CHECKING:
@@ -68,17 +69,37 @@ def draw_episode(search: PolicySearch, path: Path, moments: int = 10, seed: int 
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - only pictures need it
 
-    states, _ = record(search.environment, Policy(search.network), seed)
-    chosen = torch.linspace(0, len(states) - 1, moments).round().long()
     figure = Figure(figsize=(1.6 * moments, 1.9), layout="constrained")
-    for axes, step in zip(figure.subplots(1, moments, squeeze=False)[0], chosen.tolist(), strict=True):
-        _DRAWINGS[search.environment.name](axes, states[step].tolist())
+    for axes, (step, draw) in zip(
+        figure.subplots(1, moments, squeeze=False)[0], _moments(search, moments, seed), strict=True
+    ):
+        draw(axes)
         axes.set_title(str(step), fontsize=8, color=_INK)
         axes.set_aspect("equal")
         axes.axis("off")
-    figure.suptitle(f"{search.environment.name}, {len(states) - 1} steps", fontsize=9, color=_INK)
+    figure.suptitle(f"{search.environment.name}, {step} steps", fontsize=9, color=_INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _moments(search: PolicySearch, moments: int, seed: int) -> "Iterator[tuple[int, Callable[[Axes], Any]]]":
+    """Yield the steps of moments, and what draws each: our drawing of the state, or gymnasium's own picture."""
+    environment, policy = search.environment, Policy(search.network)
+    if isinstance(environment, GymnasiumEnvironment):
+        for step, frame in environment.frames(policy, seed, moments):
+            yield step, partial(_frame, frame)
+    elif isinstance(environment, Environment):
+        states, _ = record(environment, policy, seed)
+        for step in torch.linspace(0, len(states) - 1, moments).round().long().tolist():
+            yield step, partial(_drawn, _DRAWINGS[environment.name], states[step].tolist())
+
+
+def _drawn(drawing: "Callable[[Axes, State], Any]", state: State, axes: "Axes") -> None:
+    drawing(axes, state)
+
+
+def _frame(frame: Any, axes: "Axes") -> None:
+    axes.imshow(frame)
 
 
 def _cart_pole(axes: "Axes", state: State) -> None:

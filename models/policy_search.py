@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_polystep.environments import ENVIRONMENTS, Policy, Rollouts, rollouts
+from lightning_polystep.environments import Policy, Rollouts, environment_named, rollouts
 
 
 class PolicySearch(pl.LightningModule):
@@ -20,11 +20,13 @@ class PolicySearch(pl.LightningModule):
     ``{train,val,test}/length`` in steps.
 
     Args:
-        environment: A name of ``lightning_polystep.environments.ENVIRONMENTS``.
+        environment: A name of ``lightning_polystep.environments.ENVIRONMENTS``, whose dynamics are compiled, or what
+            else gymnasium registers, "LunarLander-v3", which it plays itself, slower.
         network: A :class:`~models.PolicyNet`, or what else :class:`~lightning_polystep.environments.Policy` takes.
 
     Raises:
         ValueError: If the environment is unknown, or the network does not fit it.
+        ModuleNotFoundError: If the environment is gymnasium's, and gymnasium or what it needs is not installed.
 
     Example:
         >>> import torch
@@ -37,11 +39,7 @@ class PolicySearch(pl.LightningModule):
     def __init__(self, environment: str, network: nn.Module) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["network"])
-        if environment not in ENVIRONMENTS:
-            raise ValueError(
-                f"PolicySearch: environment must be one of {', '.join(ENVIRONMENTS)}, got {environment!r}."
-            )
-        self.environment = ENVIRONMENTS[environment]
+        self.environment = environment_named(environment)
         self.network = network
         Policy(network).check(self.environment)
         self.seeds = torch.zeros(0, dtype=torch.int64)

@@ -15,6 +15,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
 
 # What else makes a test of a slow configuration short.
 FEWER = {
+    "lunar_lander.yaml": ["--data.batch_size=1", "--data.val_episodes=2", "--data.test_episodes=2"],
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
     "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
 }
@@ -25,21 +26,27 @@ TIERS = {
     "cartpole.yaml": ["evaluate_many"],
     "mnist_events.yaml": ["incremental", "outcome"],
     "mnist_spiking.yaml": ["outcome", "outcome"],
+    "lunar_lander.yaml": ["evaluate_many"],
     "mountain_car.yaml": ["evaluate_many"],
+    "pendulum.yaml": ["evaluate_many"],
 }
+
+# What of the extras it needs.
+NEEDS = {"lunar_lander.yaml": ("gymnasium", "Box2D")}
+
+POLICIES = ("acrobot.yaml", "cartpole.yaml", "lunar_lander.yaml", "mountain_car.yaml", "pendulum.yaml")
 
 # What the test measures, where it is no accuracy.
 MEASURES = {
-    **dict.fromkeys(("acrobot.yaml", "cartpole.yaml", "mountain_car.yaml"), "test/return"),
+    **dict.fromkeys(POLICIES, "test/return"),
     "maxsat_random.yaml": "test/satisfied",
 }
 
 # The parameters of each network that have a true gradient: those of soft layers, and biases behind the last hard one.
 WITH_GRADIENT = {
-    "acrobot.yaml": "",
+    **dict.fromkeys(POLICIES, ""),
     "associative_recall.yaml": r"1\.(v_proj|out_proj)\..*|2\..*",
     "digits_baseline.yaml": "",
-    "cartpole.yaml": "",
     "digits_spiking.yaml": "",
     "mnist_attention.yaml": ".*",
     "mnist_conv_spiking.yaml": r"7\..*",
@@ -51,7 +58,6 @@ WITH_GRADIENT = {
     "mnist_spiking.yaml": "",
     "mnist_staircase.yaml": r"5\..*",
     "mnist_tfc.yaml": r"8\.bias",
-    "mountain_car.yaml": "",
 }
 
 
@@ -67,6 +73,8 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=ids)
 def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
+    for needed in NEEDS.get(ids(path), ()):
+        pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)  # configs log into folders relative to where they are run
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     arguments = ["fit", "--config", str(path)]
@@ -112,6 +120,8 @@ WITH_NETWORK = [path for path in CONFIGS if ids(path) != "maxsat_random.yaml"]
 
 @pytest.mark.parametrize("path", WITH_NETWORK, ids=ids)
 def test_the_audit_finds_no_gradient_through_hard_layers(path, tmp_path, monkeypatch, capsys):
+    for needed in NEEDS.get(ids(path), ()):
+        pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")  # so that no row of the table is folded
     arguments = ["audit", "--config", str(path)]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_polystep.environments.protocol import Environment
+from lightning_polystep.environments.protocol import World
 from lightning_polystep.functional import quantise_weight
 from lightning_polystep.kernels.bisection import bisect
 from lightning_polystep.layers import QuantLinear, StepFunction
@@ -90,7 +90,7 @@ class Policy:
             bias = values("bias", linear.bias)
         return torch.cat([weight, bias[..., None]], dim=2).flatten(1).double().cpu()
 
-    def check(self, environment: Environment) -> None:
+    def check(self, environment: World) -> None:
         """Refuse an environment with other observations or actions.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numba
 import numpy as np
@@ -14,6 +14,34 @@ from torch import Tensor
 
 # Of the sequence that splitmix64 counts in, and of its two rounds of mixing.
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+class World(Protocol):
+    """What policies and their rollouts need to know of an environment, however its episodes are played."""
+
+    @property
+    def name(self) -> str:
+        """As gymnasium registers it."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps after which an episode ends."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Mean return at which it counts as solved; None where none is registered."""
+
+    @property
+    def actions(self) -> int:
+        """How many there are to choose from; 0 where an action is numbers."""
+
+    @property
+    def observations(self) -> int:
+        """How many numbers a policy sees."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a policy returns."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ says.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_polystep.environments.policy import Arrays, Policy
-from lightning_polystep.environments.protocol import Environment, compiled
+from lightning_polystep.environments.protocol import Environment, World, compiled
 
 
 class Rollouts(NamedTuple):
@@ -31,7 +31,8 @@ class Rollouts(NamedTuple):
     steps: Tensor
 
 
-def rollouts(environment: Environment, policy: Policy, seeds: Tensor) -> Rollouts:
+@singledispatch
+def rollouts(environment: World, policy: Policy, seeds: Tensor) -> Rollouts:
     r"""Roll out every candidate from the same starts.
 
     .. math:: R_{kn} = \sum_{t < T} r(s_t, \pi_k(s_t)), \qquad s_0 = \mathrm{start}(\mathit{seed}_n)
@@ -40,12 +41,15 @@ def rollouts(environment: Environment, policy: Policy, seeds: Tensor) -> Rollout
     is the action; a number is the policy's output times the largest action, kept within it.
 
     Args:
-        environment: What is controlled.
+        environment: What is controlled: compiled (:class:`~lightning_polystep.environments.Environment`) or gymnasium's
+            (:class:`~lightning_polystep.environments.GymnasiumEnvironment`). Other kinds may be registered
+            (``rollouts.register``).
         policy: K candidates π_k.
         seeds: Of the N episodes, (N,), int64; all candidates share them (common random numbers).
 
     Raises:
         ValueError: If the policy does not fit the environment.
+        TypeError: If nobody has said how to play such an environment.
 
     Example:
         >>> from torch import nn
@@ -55,6 +59,12 @@ def rollouts(environment: Environment, policy: Policy, seeds: Tensor) -> Rollout
         >>> rollouts(ENVIRONMENTS["MountainCar-v0"], policy, torch.tensor([1, 2])).returns[0]
         tensor([-200., -200.], dtype=torch.float64)
     """
+    raise TypeError(f"rollouts: nothing is registered for a {type(environment).__name__}: {environment.name}.")
+
+
+@rollouts.register
+def _(environment: Environment, policy: Policy, seeds: Tensor) -> Rollouts:
+    """Play by compiled dynamics."""
     policy.check(environment)
     starts = environment.starts(seeds).numpy()
     shape = (policy.candidates, len(starts))

@@ -20,6 +20,11 @@ def test_it_runs_and_search_beats_descent():
     shares = [found[way]["median"] for way in ("random", "majority", "greedy", "ours")]
     assert shares == sorted(shares)
     assert shares[-1] <= 1.0
+    assert found["greedy"]["median"] < found["probSAT tuned"]["median"] <= 1.0
+    for way in ("ours", "probSAT published", "probSAT tuned"):
+        path = [share["median"] for _, share in found["paths"][way]]
+        assert path == sorted(path)
+        assert path[-1] == found[way]["median"]
 
 
 def test_the_majority_of_signs():

@@ -6,6 +6,7 @@ from torch import nn
 
 from datamodules import Episodes
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.environments import gymnasium_environment
 from models import PolicyNet, PolicySearch
 from tests.helpers.ranks import fit
 from tests.helpers.resume import run_rest, run_whole
@@ -87,7 +88,6 @@ def test_two_processes_divide_the_candidates_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "network", "message"),
     [
-        ("CartPole", PolicyNet((4, 2)), "environment must be one of CartPole-v1"),
         ("Acrobot-v1", PolicyNet((4, 2)), "Acrobot-v1 gives 6 observations and takes 3 outputs"),
         ("CartPole-v1", nn.LSTM(4, 2), "a policy is a Linear"),
     ],
@@ -95,3 +95,27 @@ def test_two_processes_divide_the_candidates_to_the_same_bits(tmp_path):
 def test_what_does_not_fit_is_refused_at_once(environment, network, message):
     with pytest.raises(ValueError, match=message):
         PolicySearch(environment, network)
+
+
+def test_an_unknown_environment_is_refused_with_gymnasium_and_without():
+    with pytest.raises(
+        (ValueError, ModuleNotFoundError), match=r"^gymnasium makes no CartPole|^CartPole has no compiled"
+    ):
+        PolicySearch("CartPole", PolicyNet((4, 2)))
+
+
+@pytest.mark.parametrize("units", ["tanh", "sign"])
+def test_environments_of_gymnasium_are_a_tier_too(units):
+    pytest.importorskip("gymnasium", minversion="1.1")
+    ends = []
+    for evaluation in ("auto", "loop"):
+        torch.manual_seed(0)
+        search = PolicySearch("Acrobot-v1", PolicyNet((6, 5, 3), units))
+        search.environment = gymnasium_environment("Acrobot-v1")
+        engine = engine_of(search, evaluation=evaluation)
+        for step in range(2):
+            engine.step(lambda s=search, n=step: s.loss(torch.arange(2) + n))
+        (assignment,) = engine.plan.assignments
+        assert assignment.tier.name == ("evaluate_many" if evaluation == "auto" else "loop")
+        ends.append(torch.cat([parameter.flatten() for parameter in search.parameters()]))
+    assert torch.equal(*ends)
