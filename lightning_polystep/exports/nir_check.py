@@ -70,43 +70,38 @@ def _check_snntorch(graph: nir.NIRGraph, inputs: Tensor, network: nn.Module, our
     except AssertionError as error:
         warnings.warn(f"snnTorch's reader does not take this graph ({error}), so it is not compared.", stacklevel=3)
         return []
+    for part in read.modules():
+        if isinstance(part, nn.Flatten):  # NIR knows no batches. One by one, samples would be multiplied otherwise.
+            part.start_dim += 1
     nodes = {name: f"lif_{name.replace('.', '_')}" for name in ours}
-    theirs: dict[str, list[Tensor]] = {name: [] for name in ours}
+    steps = graph.metadata.get("num_steps")
     with torch.no_grad(), listening(read, list(nodes.values())) as heard:
-        for sample in _as_steps(network, inputs).unbind(0 if _constant(graph) else 1):
-            utils.reset(read)
-            run_steps(read, sample, int(graph.metadata["num_steps"]) if _constant(graph) else None)
-            for name, node in nodes.items():
-                theirs[name].append(torch.stack(heard[node]))
-                heard[node].clear()
+        utils.reset(read)
+        run_steps(read, _as_steps(network, inputs), None if steps is None else int(steps))
     return [
-        compare(f"spikes of layer {name} in snnTorch", spikes, torch.stack(theirs[name], 1))
+        compare(f"spikes of layer {name} in snnTorch", spikes, torch.stack(heard[nodes[name]]))
         for name, spikes in ours.items()
     ]
 
 
-def run_steps(reader: Callable[..., Any], sample: Tensor, num_steps: int | None) -> Tensor:
-    """Run a network that ``nirtorch`` has built on one sample, step by step from rest.
+def run_steps(reader: Callable[..., Any], inputs: Tensor, num_steps: int | None) -> Tensor:
+    """Run a network that ``nirtorch`` has built, step by step from rest.
 
     Args:
         reader: From an input, and the state that it returned at the step before, to an output, alone or with a state.
-        sample: Without the axis of the batch, which its Flatten does not know; time first, or constant.
+        inputs: Time first, or constant; without the axis of the batch where its Flatten does not know it.
         num_steps: T, for a constant input.
 
     Returns:
         Outputs, time first.
     """
     state, outputs = None, list[Tensor]()
-    for current in sample.unbind() if num_steps is None else [sample] * num_steps:
+    for current in inputs.unbind() if num_steps is None else [inputs] * num_steps:
         output = reader(current) if state is None else reader(current, state)
         if isinstance(output, tuple):
             output, state = output
         outputs.append(output)
     return torch.stack(outputs)
-
-
-def _constant(graph: nir.NIRGraph) -> bool:
-    return "num_steps" in graph.metadata
 
 
 def _as_steps(network: nn.Module, inputs: Tensor) -> Tensor:
