@@ -1,7 +1,8 @@
 """The command line: LightningCLI whose ``fit`` ends by testing the best checkpoint and writing ``results.json``.
 
-Beside Lightning's commands there is ``audit``, which prints the parameters that have a true gradient, and ``solve``,
-which takes a file of clauses instead of a configuration.
+Beside Lightning's commands there is ``audit``, which prints the parameters that have a true gradient; ``solve``, which
+takes a file of clauses instead of a configuration; ``export``, which writes a checkpoint for other tools; and
+``report``, which makes a page of HTML of a run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule
@@ -21,7 +22,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
+from lightning_polystep.exports.command import main as export
 from lightning_polystep.maxsat.command import main as solve
+from lightning_polystep.report.command import main as report
 from lightning_polystep.results import fit_record, write_results
 from lightning_polystep.values import ArgumentRangeError, ArgumentTypeError
 
@@ -162,8 +165,12 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 _DESCRIPTION = (
     "Train, test and audit by forward passes alone (PolyStep). Beside the subcommands below: solve FILE looks for the "
-    "best assignment of a .cnf or .wcnf (solve --help)."
+    "best assignment of a .cnf or .wcnf; export writes a checkpoint as NIR, ONNX or QONNX; report makes a page "
+    "of a run (each with --help)."
 )
+
+# Commands that take no configuration of a Trainer.
+_OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"solve": solve, "export": export, "report": report}
 
 
 def main(args: list[str] | None = None) -> PolyStepCLI:
@@ -173,11 +180,11 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
         args: Arguments; those of the process by default.
 
     Raises:
-        SystemExit: From ``solve``, which ends with the status that MAX-SAT tools expect.
+        SystemExit: From ``solve``, ``export`` and ``report``, which end with a status of their own.
     """
     arguments = sys.argv[1:] if args is None else args
-    if arguments[:1] == ["solve"]:
-        raise SystemExit(solve(arguments[1:]))
+    if arguments and arguments[0] in _OTHERS:
+        raise SystemExit(_OTHERS[arguments[0]](arguments[1:]))
     return PolyStepCLI(
         LightningModule,
         LightningDataModule,

@@ -105,7 +105,7 @@ class Engine:
         self.optimizer = optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
-        self._pace = Pace(self.clock)
+        self._pace = Pace(self.clock, quiet=announce is None)
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
         self._max_candidates = max_candidates
@@ -149,7 +149,7 @@ class Engine:
             code: What runs: a function, a method or a ``functools.partial``, which holds the batch.
         """
         self._follow_changes()
-        self._pace.tell(self.plan, quiet=self._announce is None)
+        self._pace.tell(self.plan)
         self._buffers = BufferWatch(self.module)
         self._adapters.start()
         with (
@@ -284,12 +284,13 @@ class Engine:
         self._written_buffers |= self._buffers.written(self.module)
         rewound, key = self._adapters.rewound(evaluate), self._noise_key()
         probe = Probe(self.module, rewound, key, mute=self._silenced, before=self._before)
-        plan = self.plan or self._make_plan(probe)
+        with nullcontext() if self.plan is not None else self._pace.planning(len(self._blocks)):
+            plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
             with self.verb("propose"):
                 pending = self._start(plan)
-        with self.verb("score"), probe.isolated():
+        with self.verb("score"), probe.isolated(), self._pace.scoring(plan.candidates):
             self._recognised.select_samples(self.optimizer.importance_sampling, self._noise_key())
             assignments = {assignment.block: assignment for assignment in plan.assignments}
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):

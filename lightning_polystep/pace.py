@@ -1,8 +1,11 @@
-"""What a step takes, measured on the first steps and told once; nothing is decided by it."""
+"""What a step takes, measured on the first steps and told once, and what slow phases do; nothing is decided by it."""
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 # The first step makes the plan, the second still compiles.
 _FIRST, _LAST = 2, 5
+# Whoever waits longer than that, in seconds, wants to know what for.
+PATIENCE = 3.0
 
 
 class Pace:
@@ -21,6 +26,7 @@ class Pace:
 
     Args:
         clock: Of the engine.
+        quiet: Whether to print nothing.
 
     Example:
         >>> clock = VerbClock()
@@ -32,8 +38,10 @@ class Pace:
         '0.5 s per step (100 % of it for 64 candidates), 8.3 min for 1,000 steps'
     """
 
-    def __init__(self, clock: VerbClock) -> None:
+    def __init__(self, clock: VerbClock, *, quiet: bool = False) -> None:
         self._clock = clock
+        self._quiet = quiet
+        self._told: set[str] = set()
         self._steps = 0
         self._before: dict[str, float] = {}
 
@@ -57,27 +65,70 @@ class Pace:
             f"{_rounded(1000 * seconds)} for 1,000 steps"
         )
 
-    def tell(self, plan: Plan | None, *, quiet: bool) -> None:
+    def tell(self, plan: Plan | None) -> None:
         """Print what a step takes as soon as that is known, and add it to the plan; a new plan is measured anew.
 
         Args:
             plan: That of the step that begins.
-            quiet: Whether to say nothing.
         """
         if plan is None:
             self._steps = 0
         elif pace := self.at_start_of_step(plan.candidates):
             plan.pace = pace
-            if not quiet:
+            if not self._quiet:
                 print_pace(pace)
+
+    @contextmanager
+    def planning(self, blocks: int) -> Iterator[None]:
+        """Wrap the making of a plan: say what it does if it takes long.
+
+        Args:
+            blocks: That are planned for.
+        """
+        sentence = f"making the plan: recording the step, and timing the ways to score {blocks} blocks, once"
+        with self._telling("plan", sentence):
+            yield
+
+    @contextmanager
+    def scoring(self, candidates: int) -> Iterator[None]:
+        """Wrap the scoring of a step: say what it does if it takes long, in the first steps.
+
+        Args:
+            candidates: Of the step.
+        """
+        if self._steps > _LAST:  # what a step takes has been told
+            yield
+            return
+        sentence = f"scoring {candidates:,} candidates of a step; the first one also compiles what the plan has chosen"
+        with self._telling("score", sentence):
+            yield
+
+    @contextmanager
+    def _telling(self, phase: str, sentence: str) -> Iterator[None]:
+        """Print a sentence if the body is still running after a while, once for each phase."""
+        if self._quiet or phase in self._told:
+            yield
+            return
+
+        def tell() -> None:
+            self._told.add(phase)
+            print_pace(sentence)
+
+        timer = threading.Timer(PATIENCE, tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 @rank_zero_only
 def print_pace(pace: str) -> None:
-    """Print what a step takes to standard error, on one process.
+    """Print what a step takes, or a slow phase does, to standard error, on one process.
 
     Args:
-        pace: What :meth:`Pace.at_start_of_step` returned.
+        pace: What :meth:`Pace.at_start_of_step` returned, or a sentence.
     """
     print(f"PolyStep: {pace}", file=sys.stderr)
 

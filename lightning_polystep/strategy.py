@@ -45,6 +45,7 @@ from lightning_polystep.isolation import silenced
 from lightning_polystep.layout_strategy import StartMethod
 from lightning_polystep.loaders import forget_order, keep_order, replayable
 from lightning_polystep.parallel import Size
+from lightning_polystep.progress import rate_on_bar
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
 from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.providers import Evaluation
@@ -192,6 +193,7 @@ class PolyStepStrategy(CheckpointStrategy):
             keep_order(trainer)
             self._carried = CarriedState(module)
             self._of_fit.enter_context(trainer_guards.no_clipping(self.precision_plugin))
+            self._of_fit.enter_context(rate_on_bar(trainer, lambda: self.engines))
             # A gradient scaler has nothing to scale; without it the plugin only casts.
             vars(self.precision_plugin).update({"scaler": None} if hasattr(self.precision_plugin, "scaler") else {})
             _callbacks(trainer).insert(0, self._autograd_off)

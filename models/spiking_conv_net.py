@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_polystep.layers import LIF
+from lightning_polystep.layers import LIF, MeanOverTime, OverTime
 from models.initialisation import PIXELS, unit_preactivations_
 
 # Of ones and zeros: how often one of four pooled neurons fires at first, on MNIST.
@@ -12,37 +12,6 @@ _POOLED = 0.3
 # Of their means over time.
 _RATES = 0.2
 _KERNEL, _NEXT_KERNEL, _POOL = 5, 3, 2
-
-
-class OverTime(nn.Module):
-    """Apply a layer for images to every time step, ``(T, N, C, H, W)`` to ``(T, N, C, H, W)`` of its own.
-
-    Args:
-        layer: Takes ``(N, C, H, W)`` and treats each sample for itself.
-
-    Example:
-        >>> import torch
-        >>> from models.spiking_conv_net import OverTime
-        >>> OverTime(torch.nn.MaxPool2d(2))(torch.ones(3, 5, 1, 4, 4)).shape
-        torch.Size([3, 5, 1, 2, 2])
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Apply it once, to all steps as if they were samples."""
-        output: Tensor = self.layer(spikes.flatten(0, 1))
-        return output.unflatten(0, spikes.shape[:2])
-
-
-class MeanOverTime(nn.Module):
-    """Take the mean over the first dimension, that of time, and flatten each sample."""
-
-    def forward(self, spikes: Tensor) -> Tensor:
-        """Average, ``(T, N, ...)`` to ``(N, features)``."""
-        return spikes.mean(0).flatten(1)
 
 
 class SpikingConvNet(nn.Sequential):

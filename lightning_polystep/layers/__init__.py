@@ -5,6 +5,7 @@ from lightning_polystep.layers.calibration import calibrate
 from lightning_polystep.layers.heaviside import Heaviside
 from lightning_polystep.layers.lif import LIF
 from lightning_polystep.layers.moe import HardMoE
+from lightning_polystep.layers.over_time import MeanOverTime, OverTime
 from lightning_polystep.layers.quantised import QuantConv2d, QuantLinear
 from lightning_polystep.layers.quantisers import NotCalibratedError, QuantActivation
 from lightning_polystep.layers.readout import LastMembrane, SpikeCount, SpikeRate
@@ -23,7 +24,9 @@ __all__ = [
     "HardMoE",
     "Heaviside",
     "LastMembrane",
+    "MeanOverTime",
     "NotCalibratedError",
+    "OverTime",
     "QuantActivation",
     "QuantConv2d",
     "QuantLinear",

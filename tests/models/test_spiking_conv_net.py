@@ -9,7 +9,6 @@ from lightning_polystep import Engine, PolyStep
 from lightning_polystep.audit import audit
 from lightning_polystep.functional import lif
 from models import Classifier, SpikingConvNet
-from models.spiking_conv_net import OverTime
 
 
 def small():
@@ -49,11 +48,6 @@ def test_all_layers_are_scored_by_shifts():
     losses = [float(engine.step(lambda: module.criterion(module(images), labels))) for _ in range(15)]
     assert {assignment.tier.name for assignment in engine.plan.assignments} == {"tape"}
     assert losses[-1] < losses[0]
-
-
-def test_a_layer_over_time_sees_each_step_alone():
-    layer, inputs = torch.nn.Conv2d(2, 3, 3), torch.randn(4, 5, 2, 6, 6)
-    torch.testing.assert_close(OverTime(layer)(inputs), torch.stack([layer(step) for step in inputs]))
 
 
 @pytest.mark.parametrize(
