@@ -3,6 +3,7 @@
 from datamodules.digits import Digits
 from datamodules.episodes import Episodes
 from datamodules.events import MNISTEvents
+from datamodules.fashion_mnist import FashionMNIST
 from datamodules.formulas import FormulaFile, RandomKSAT
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
@@ -13,6 +14,7 @@ __all__ = [
     "AssociativeRecall",
     "Digits",
     "Episodes",
+    "FashionMNIST",
     "FormulaFile",
     "MNISTEvents",
     "RandomKSAT",

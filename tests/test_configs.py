@@ -41,6 +41,9 @@ WITH_GRADIENT = {
     "digits_baseline.yaml": "",
     "cartpole.yaml": "",
     "digits_spiking.yaml": "",
+    "fashion_attention.yaml": ".*",
+    "fashion_spiking.yaml": "",
+    "fashion_staircase.yaml": r"5\..*",
     "mnist_attention.yaml": ".*",
     "mnist_conv_spiking.yaml": r"7\..*",
     "mnist_events.yaml": "",
@@ -116,7 +119,8 @@ def test_the_audit_finds_no_gradient_through_hard_layers(path, tmp_path, monkeyp
     monkeypatch.setenv("COLUMNS", "120")  # so that no row of the table is folded
     arguments = ["audit", "--config", str(path)]
     if "root" in yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]:
-        arguments += ["--data.root", str(write_mnist(tmp_path))]
+        root = write_mnist(write_mnist(tmp_path), folder="FashionMNIST")
+        arguments += ["--data.root", str(root)]
     cli = main(arguments)
     printed = re.findall(r"│ network\.(\S+) +│ [\dx ]+ │ (yes|none) +│ +([\d.]+%) │", capsys.readouterr().out)
     assert [name for name, *_ in printed] == [name for name, _ in cli.model.network.named_parameters()]
