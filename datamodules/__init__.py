@@ -5,6 +5,7 @@ from datamodules.episodes import Episodes
 from datamodules.events import MNISTEvents
 from datamodules.fashion_mnist import FashionMNIST
 from datamodules.formulas import FormulaFile, RandomKSAT
+from datamodules.hourly import HourlySeries
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
@@ -16,6 +17,7 @@ __all__ = [
     "Episodes",
     "FashionMNIST",
     "FormulaFile",
+    "HourlySeries",
     "MNISTEvents",
     "RandomKSAT",
     "TensorImages",

@@ -17,6 +17,10 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
 FEWER = {
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
     "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
+    **{
+        f"paper/{name}.yaml": ["--optimizer.init_args.rank=8"]
+        for name in ("attention", "int8", "moe", "spiking", "staircase")
+    },
 }
 
 # Where it is the point of the configuration.
@@ -26,11 +30,13 @@ TIERS = {
     "mnist_events.yaml": ["incremental", "outcome"],
     "mnist_spiking.yaml": ["outcome", "outcome"],
     "mountain_car.yaml": ["evaluate_many"],
+    "paper/cartpole.yaml": ["evaluate_many", "evaluate_many"],
 }
 
 # What the test measures, where it is no accuracy.
 MEASURES = {
-    **dict.fromkeys(("acrobot.yaml", "cartpole.yaml", "mountain_car.yaml"), "test/return"),
+    "hourly_staircase.yaml": "test/mse",
+    **dict.fromkeys(("acrobot.yaml", "cartpole.yaml", "mountain_car.yaml", "paper/cartpole.yaml"), "test/return"),
     "maxsat_random.yaml": "test/satisfied",
 }
 
@@ -44,6 +50,7 @@ WITH_GRADIENT = {
     "fashion_attention.yaml": ".*",
     "fashion_spiking.yaml": "",
     "fashion_staircase.yaml": r"5\..*",
+    "hourly_staircase.yaml": r"3\..*",
     "mnist_attention.yaml": ".*",
     "mnist_conv_spiking.yaml": r"7\..*",
     "mnist_events.yaml": "",
@@ -55,6 +62,12 @@ WITH_GRADIENT = {
     "mnist_staircase.yaml": r"5\..*",
     "mnist_tfc.yaml": r"8\.bias",
     "mountain_car.yaml": "",
+    "paper/attention.yaml": ".*",
+    "paper/cartpole.yaml": "",
+    "paper/int8.yaml": r"1\..*|3\.bias|5\..*",
+    "paper/moe.yaml": r"1\..*|3\.experts\..*|4\..*",
+    "paper/spiking.yaml": "",
+    "paper/staircase.yaml": r"5\..*",
 }
 
 
@@ -97,9 +110,9 @@ def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
     assert record["tested"] == "best checkpoint"
     assert MEASURES.get(ids(path), "test/accuracy") in record["test_metrics"]
     assert Path(cli.trainer.log_dir).resolve().is_relative_to(tmp_path), "a config must log below the current folder"
-    # Nothing that ships may run on the slowest tier.
+    # Nothing that ships may run on the slowest tier, unless it says so itself.
     tiers = [row["tier"] for row in record["plan"]]
-    assert "loop" not in tiers
+    assert "loop" not in tiers or settings["trainer"]["strategy"]["init_args"]["evaluation"] == "loop"
     assert tiers == TIERS.get(ids(path), tiers)
 
 
