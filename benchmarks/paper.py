@@ -75,7 +75,7 @@ def _rates(*rates: float, **options: Any) -> tuple[dict[str, Any], ...]:
 CONTENDERS: dict[str, Contender] = {
     "PolyStep": Contender(PolyStep, _rates(0.2, 0.4)),
     "PolyStep, 128 a step": Contender(PolyStep, _rates(0.4, 0.8), max_candidates=128),
-    "SPSA": Contender(SPSA, _rates(1.0, 3.0, pairs=8, probe_radius=0.03)),
+    "SPSA": Contender(SPSA, _rates(0.1, 0.4, pairs=8, probe_radius=0.05)),
     "MeZO": Contender(MeZO, _rates(0.1, 0.4, pairs=8, probe_radius=0.05)),
     "OpenAIES": Contender(OpenAIES, _rates(0.02, 0.06, pairs=8, probe_radius=0.05)),
     "EGGROLL": Contender(EGGROLL, _rates(0.02, 0.06, pairs=8, probe_radius=0.05, rule="adam")),

@@ -61,9 +61,9 @@ class PolyStep(HostedOptimizer):
             1 is one radius for all. Binary weights that are flipped have none.
         anchor_every: Steps for which a basis is kept before it is drawn anew where the parameters are, at least 1;
             within them only the rotation of the polytopes is fresh (the paper's "absorb every k steps"). It has not
-            paid in any measurement of ours: fresh directions see more.
+            paid in any measurement of ours (docs/paper.md): fresh directions see more.
         rotation_bias: How far, 0 to 1, the first axis of each polytope leans towards what the rows' last moves have in
-            common. It has not paid in any measurement of ours: momentum goes there already.
+            common. It has not paid in any measurement of ours (docs/paper.md): momentum goes there already.
         response_grid: Find the loss of each sample at about so many values of a unit, at least 3, and interpolate
             candidates between them: an approximation, whose error the plan tells. It serves units of a recognised stack
             with a continuous response (ReLU, no activation, or more than 16 levels), and whatever is scored from the
@@ -89,8 +89,8 @@ class PolyStep(HostedOptimizer):
             taken if its error (half the sum of |softmax - target|, 0 to 1) is at least this, else with a chance that
             falls in proportion down to 3 %, and counts for its reciprocal. 0 scores all samples.
         reuse_costs: Steps for which costs are used before candidates are scored again, at least 1: between, each step
-            transports and moves by the same costs (the paper's amortised probes). It pays where scoring is most of a
-            step and moves are small beside the probe radius; in our measurements it costs accuracy at equal steps.
+            transports and moves by the same costs (the paper's amortised probes). It has not paid in any measurement
+            of ours (docs/paper.md), because candidates are cheap here; it is for candidates that are dear.
         seed: Seed of every draw; None takes torch.initial_seed(), which seed_everything sets.
 
     Raises:

@@ -23,8 +23,7 @@ class AdaptiveSubspace(GaussianSubspace):
     with s the block's ``scale``. Before the first move all directions are Gaussian. Radii are in units of weight-space
     norm.
 
-    It pays where nothing is known of what the block multiplies, in few directions: on digits ahead of "gaussian" and
-    far behind "inputs" (docs/paper.md).
+    It has not paid in any measurement of ours: on digits it is no better than "gaussian" (docs/paper.md).
 
     References:
         PolyStep, arXiv 2605.01928; Maheswaranathan et al. 2019, *Guided evolutionary strategies*, arXiv 1806.10230 (a

@@ -21,8 +21,8 @@ class LayerSubspace(Subspace):
     ``particle_dim=8`` the ``rank`` directions are cut into particles of 8 coordinates, and with ``anchor_every=20`` the
     basis is kept for 20 steps and then drawn anew where the parameters are, as in the paper.
 
-    It has not paid in any measurement of ours: a candidate that moves a whole layer is scored by a run of it, and says
-    less about each weight than one that moves a row (docs/paper.md).
+    It has not paid in any measurement of ours: a candidate that moves a whole layer costs a replay of nearly all of the
+    step, and says less about each weight than one that moves a row (docs/paper.md).
 
     References:
         PolyStep, arXiv 2605.01928 (its per-layer subspace, absorbed every k steps).

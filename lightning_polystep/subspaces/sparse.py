@@ -20,8 +20,8 @@ class SparseSubspace(Subspace):
     :math:`\sigma_j` random signs and s the block's ``scale``: columns are orthonormal but for s, have D / k numbers
     each, and together reach every coordinate. Radii are in units of weight-space norm, as for "gaussian".
 
-    It has not paid in any measurement of ours: it is no better than "gaussian", and far behind "inputs", where the
-    block multiplies inputs that can be seen (docs/paper.md).
+    It has not paid in any measurement of ours: on digits it is about level with "gaussian", and up to a point behind
+    "inputs" (docs/paper.md).
 
     References:
         PolyStep, arXiv 2605.01928; Charikar, Chen and Farach-Colton 2002, *Finding frequent items in data streams* (one
