@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--path", type=Path, help="a table such as ETTh1.csv; the simulated series unless given")
     parser.add_argument("--seeds", type=int, default=3, help="how many: --seed and those that follow")
     parser.add_argument("--adam-batch", type=int, default=256)
-    parser.add_argument("--adam-rates", type=float, nargs="+", default=[0.001, 0.003, 0.01])
+    parser.add_argument("--adam-rates", type=float, nargs="+", default=[0.003, 0.01, 0.03])
     options = parser.parse_args(arguments)
     options.config, options.max_steps, options.epochs = _CONFIG, None, None
     options.overrides = []
