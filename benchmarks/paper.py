@@ -256,14 +256,16 @@ def _by_candidates(
     engine = Engine(task, optimizer, max_candidates=contender.max_candidates, announce=None)
     rate, spent = optimizer.param_groups[0]["lr"], Spent()
     with quiet():
-        while spent.share(budget) < 1:
+        loss = torch.zeros(())
+        while spent.share(budget) < 1 and bool(loss.isfinite()):
             for images, labels in loader:
                 _decay(optimizer, rate, spent.share(budget))
                 began = time.process_time()
-                engine.step(lambda: task(images, labels))  # noqa: B023 - used within the loop
+                loss = engine.step(lambda: task(images, labels))  # noqa: B023 - used within the loop
                 spent.seconds += time.process_time() - began
                 spent.candidates, spent.steps = optimizer.progress.candidates, spent.steps + 1
-                if spent.share(budget) >= 1:
+                # Where a run has diverged, no candidate is scored any more.
+                if spent.share(budget) >= 1 or not bool(loss.isfinite()):
                     break
     return spent
 

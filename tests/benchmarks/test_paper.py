@@ -42,3 +42,9 @@ def test_every_option_is_trained(name):
     assert found["steps"] >= 1
     assert found["candidates"] >= 100
     assert torch.tensor(found["val"]).isfinite()
+
+
+def test_a_run_that_diverges_ends():
+    DATA.setup()
+    found = train("staircase", CONTENDERS["SPSA"], {"lr": 1e38, "pairs": 2}, 0, DATA, Budget("candidates", 10**9))
+    assert found["candidates"] < 10**6
