@@ -31,6 +31,8 @@ from benchmarks.fitting import Choice, Run, load_run, train_adam, train_ours, tr
 from lightning_polystep.layers import LIF
 from lightning_polystep.results import fit_record
 
+# Data that --quick takes digits for.
+_IMAGES = {"datamodules.MNIST", "datamodules.FashionMNIST"}
 # No sample but that of the end.
 _NEVER = float("inf")
 
@@ -70,6 +72,9 @@ NETS = {
         Net("spiking", 93.4),
         Net("events", None),
         Net("recall", None, config="associative_recall"),
+        Net("fashion_attention", 86.8, config="fashion_attention"),
+        Net("fashion_spiking", None, config="fashion_spiking"),
+        Net("fashion_staircase", None, config="fashion_staircase"),
     )
 }
 
@@ -125,7 +130,7 @@ def small(config: Path, folder: Path) -> Path:
         folder: To write to.
     """
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if settings["data"]["class_path"] != "datamodules.MNIST":
+    if settings["data"]["class_path"] not in _IMAGES:
         return config
     sizes = settings["model"]["init_args"]["network"]["init_args"]["sizes"]
     settings["model"]["init_args"]["network"]["init_args"]["sizes"] = [64, *[8] * (len(sizes) - 2), sizes[-1]]

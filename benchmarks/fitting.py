@@ -91,7 +91,8 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
     """Build what ``python -m lightning_polystep fit`` would train.
 
     Args:
-        options: Config, data root, for ``--quick`` the number of steps, and epochs in place of the config's.
+        options: Config, data root, for ``--quick`` the number of steps, epochs in place of the config's, and other
+            arguments of the command line in ``overrides``.
         seed: Of everything.
     """
     settings = yaml.safe_load(options.config.read_text(encoding="utf-8"))
@@ -103,7 +104,8 @@ def load_run(options: argparse.Namespace, seed: int) -> Run:
     arguments += [f"--trainer.max_steps={options.max_steps}"] if options.max_steps else []
     epochs = getattr(options, "epochs", None)
     arguments += [f"--trainer.max_epochs={epochs}", f"--lr_scheduler.init_args.T_max={epochs}"] if epochs else []
-    with _quiet():
+    arguments += getattr(options, "overrides", [])
+    with quiet():
         cli = PolyStepCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -144,15 +146,15 @@ def train_ours(run: Run, every: float) -> Curve:
         run: The config's trainer, model and data.
         every: Seconds between samples.
     """
-    _compile(run)
+    compile_kernels(run)
     watch = Watch(run.network, run.data.val_set, run.data.test_set, every)
     vars(run.trainer)["callbacks"].append(_Stopwatch(watch))
-    with _quiet():
+    with quiet():
         run.trainer.fit(run.model, datamodule=run.data)
     return watch.finish()
 
 
-def _compile(run: Run) -> None:
+def compile_kernels(run: Run) -> None:
     """Make a step on a copy, so that kernels are compiled and loaded."""
     task = Task(copy.deepcopy(run.network), run.model.criterion)
     images, labels = run.data.train_set.__getitems__(range(8))
@@ -257,7 +259,7 @@ def train_peer(opponent: Peer, run: Run, seconds: float, every: float) -> Curve:
                 return watch.finish()
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 - a context manager reads as a verb
+class quiet(warnings.catch_warnings):  # noqa: N801 - a context manager reads as a verb
     """Hides advice that a benchmark does not follow: on workers, logging intervals, and how a CLI is called."""
 
     def __enter__(self) -> None:

@@ -3,7 +3,9 @@
 from datamodules.digits import Digits
 from datamodules.episodes import Episodes
 from datamodules.events import MNISTEvents
+from datamodules.fashion_mnist import FashionMNIST
 from datamodules.formulas import FormulaFile, RandomKSAT
+from datamodules.hourly import HourlySeries
 from datamodules.mnist import MNIST
 from datamodules.recall import AssociativeRecall
 from datamodules.tensors import TensorImages
@@ -13,7 +15,9 @@ __all__ = [
     "AssociativeRecall",
     "Digits",
     "Episodes",
+    "FashionMNIST",
     "FormulaFile",
+    "HourlySeries",
     "MNISTEvents",
     "RandomKSAT",
     "TensorImages",

@@ -33,6 +33,8 @@ class MNIST(ImageDataModule):
 
     image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
     num_classes: ClassVar[int] = 10
+    # The name of torchvision's class, which is that of the folder too: others publish files of the same layout.
+    source: ClassVar[str] = "MNIST"
 
     def __init__(
         self,
@@ -55,15 +57,15 @@ class MNIST(ImageDataModule):
     def prepare_data(self) -> None:
         """Download if asked to; Lightning calls this in one process per machine."""
         if self.download:
-            datasets.MNIST(str(self.root), download=True)
+            getattr(datasets, self.source)(str(self.root), download=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the files that ``stage`` needs; all of them for None."""
         check_files(
-            self.root / "MNIST" / "raw",
+            self._folder,
             _FILES,
             remedy="pass download=True (on the command line --data.download true), or call "
-            f"torchvision.datasets.MNIST({str(self.root)!r}, download=True) once",
+            f"torchvision.datasets.{self.source}({str(self.root)!r}, download=True) once",
         )
         if stage in (None, "fit", "validate"):
             images, labels = self._read(train=True)
@@ -73,12 +75,16 @@ class MNIST(ImageDataModule):
         if stage in (None, "test", "predict"):
             self.test_set = _scaled(*self._read(train=False))
 
+    @property
+    def _folder(self) -> Path:
+        return self.root / self.source / "raw"
+
     def _read(self, *, train: bool) -> tuple[Tensor, Tensor]:
         try:
-            source = datasets.MNIST(str(self.root), train=train)
+            source = getattr(datasets, self.source)(str(self.root), train=train)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:  # torchvision, of a broken file
             raise ValueError(
-                f"{self.root / 'MNIST' / 'raw'} holds a file that is cut short or not MNIST's: delete it, then pass "
+                f"{self._folder} holds a file that is cut short or not {self.source}'s: delete it, then pass "
                 "download=True."
             ) from error
         images, labels = source.data.unsqueeze(1), source.targets

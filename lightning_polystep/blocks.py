@@ -13,6 +13,7 @@ from lightning_polystep.joining import joined
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.lookups import lookups_of
 from lightning_polystep.particles import Block
+from lightning_polystep.subspaces import SUBSPACES
 
 _FULL_SPACE_DIM = 2
 # Directions in which a vector of constants of neurons is probed.
@@ -26,7 +27,7 @@ def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[B
 
     Weights (with their biases) of ``nn.Linear`` and ungrouped ``nn.Conv2d`` become sites; every other parameter (leaks,
     thresholds, norm scales, embeddings, recurrent weights) becomes a block of its own. In the subspace "joint" these
-    become one block per group, but for tables and constants of neurons.
+    become one block per group, in "layer" and "factored" one row each, but for tables and constants of neurons.
 
     Args:
         module: The module that holds the parameters.
@@ -123,7 +124,7 @@ def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Param
         rows, dim, subspace = parameter.numel(), 1, "full"
     else:
         rows, dim, subspace = parameter.shape[0], parameter.numel() // parameter.shape[0], "gaussian"
-    if subspace == "gaussian" or group["subspace"] == "joint":
+    if subspace == "gaussian" or SUBSPACES[group["subspace"]].spans != "row":
         subspace, remark = _subspace_of(parameter, group["subspace"], subspace, constant is not None, is_table)
     remark = "as its module asks" if chosen is not None else remark
     if isinstance(owner, torch.jit.ScriptModule):
@@ -141,13 +142,13 @@ def _subspace_of(
     parameter: nn.Parameter, wanted: str, subspace: str, is_constant: bool, is_table: bool
 ) -> tuple[str, str]:
     """Return the subspace of a parameter that no layer multiplies as a site does, and what the plan says of it."""
-    if wanted == "joint":
+    if SUBSPACES[wanted].spans != "row":
         if is_constant or is_table:
             apart = "a table" if is_table else "a constant has a scale of its own"
-            return subspace, f"apart from the joint particle: {apart}"
-        return "joint", ""
+            return subspace, f"apart from the {wanted} particle: {apart}"
+        return wanted, ""
     if wanted not in {"inputs", "flips"}:
-        return subspace, ""
+        return wanted, ""
     if parameter.dim() == 2 and not is_table:
         return "inputs", ""  # the tape may show what its rows are multiplied with
     return subspace, UNSPANNED

@@ -437,8 +437,8 @@ class Engine:
 
     def _due(self, plan: Plan) -> list[Assignment]:
         """Return the blocks that this step probes."""
-        step = self.optimizer.progress.step
-        return [each for each in plan.assignments if self.optimizer.scores(each.block) and each.is_due(step)]
+        turn = self.optimizer.round
+        return [each for each in plan.assignments if self.optimizer.scores(each.block) and each.is_due(turn)]
 
     def _shared(self, pending: Pending, plan: Plan) -> Pending:
         """Say which candidates of a step this process scores."""

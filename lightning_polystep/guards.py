@@ -96,8 +96,11 @@ _GROUP_RULES = (
     Rule("momentum", "number", "the memory must be in [0, 1)", lambda value: 0 <= value < 1),
     Rule("weight_decay", "number", "the decay must be at least 0", lambda value: value >= 0),
     Rule("whitening", "number", "the exponent must be in [0, 1]", lambda value: 0 <= value <= 1),
+    Rule("span_floor", "number", "the share must be in [0, 1)", lambda value: 0 <= value < 1),
     Rule("rank", "whole number", "at least one direction must be probed, or None", lambda value: value >= 1, True),
     Rule("rotations", "whole number", "at least one polytope must be placed", lambda value: value >= 1),
+    Rule("anchor_every", "whole number", "a basis is kept for at least 1 step", lambda value: value >= 1),
+    Rule("rotation_bias", "number", "the lean must be in [0, 1]", lambda value: 0 <= value <= 1),
     Rule("radius_ratio", "number", "radii grow by a factor above 0", lambda value: value > 0),
     Rule(
         "response_grid",

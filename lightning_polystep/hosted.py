@@ -240,6 +240,11 @@ class HostedOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    @property
+    def round(self) -> int:
+        """How many steps have scored candidates so far, by which blocks take turns."""
+        return self.progress.step
+
     def moves_in_turn(self, block: Block) -> bool:
         """Tell whether a block's particles move one after the other, without being scored before.
 

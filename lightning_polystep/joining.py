@@ -1,21 +1,23 @@
-"""One particle for all parameters of a group: blocks that are cut by layers become one."""
+"""One row for a whole layer, or for all layers of a group: blocks whose candidates move all of that at once."""
 
 from __future__ import annotations
 
 from lightning_polystep.particles import Block
+from lightning_polystep.subspaces import SUBSPACES
 
 
 def joined(blocks: list[Block]) -> list[Block]:
-    r"""Make one block of one row of all blocks of the subspace "joint" that are in one parameter group.
+    r"""Make one block of one row of all blocks of a parameter group whose subspace spans the group, as "joint" does.
 
-    A parameter keeps the scale that it has by itself, :math:`s = 1 / \sqrt D` with D the numbers in a row of its own
-    block, the bias included: a radius is then in units of pre-activation for inputs about 1, whatever the sizes.
+    Blocks of a subspace that spans a layer get one row each. A parameter keeps the scale that it has by itself,
+    :math:`s = 1 / \sqrt D` with D the numbers in a row of its own block, the bias included: a radius is then in units
+    of pre-activation for inputs about 1, whatever the sizes.
 
     Args:
         blocks: Of any subspaces; those of others stay as they are.
 
     Returns:
-        The blocks, each joint one in the place of its first part.
+        The blocks, each in the place of its first part.
 
     Example:
         >>> import torch
@@ -28,10 +30,16 @@ def joined(blocks: list[Block]) -> list[Block]:
     """
     parts: dict[int, list[Block]] = {}
     for block in blocks:
-        if block.subspace == "joint":
+        if _spans(block) == "group":
             parts.setdefault(id(block.group), []).append(block)
+        elif _spans(block) == "layer":
+            parts[id(block)] = [block]
     whole = {id(members[0]): _join(members) for members in parts.values()}
-    return [whole.get(id(block), block) for block in blocks if block.subspace != "joint" or id(block) in whole]
+    return [whole.get(id(block), block) for block in blocks if _spans(block) == "row" or id(block) in whole]
+
+
+def _spans(block: Block) -> str:
+    return SUBSPACES[block.subspace].spans
 
 
 def _join(parts: list[Block]) -> Block:
@@ -43,6 +51,6 @@ def _join(parts: list[Block]) -> Block:
         group=parts[0].group,
         rows=1,
         dim=sum(parameter.numel() for parameter in parameters),
-        subspace="joint",
+        subspace=parts[0].subspace,
         scales=tuple(part.scale / part.dim**0.5 for part in parts for _ in part.parameters),
     )

@@ -17,10 +17,12 @@ from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.in_turn import Moved, Turn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
+from lightning_polystep.reused_costs import ReusedCosts
 from lightning_polystep.schedules import Schedule, value_at
 from lightning_polystep.step import Transported, adapt_reach, held_back, move, propose, transport
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import Transport, transport_of
+from lightning_polystep.values import at_least, check
 
 
 class PolyStep(HostedOptimizer):
@@ -40,8 +42,8 @@ class PolyStep(HostedOptimizer):
     In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
 
     ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
-    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed`` and ``importance_sampling`` can be
-    set per parameter group.
+    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed``, ``importance_sampling`` and
+    ``reuse_costs`` can be set per parameter group.
 
     Args:
         params: Parameters or parameter groups, as for any torch optimizer.
@@ -57,15 +59,25 @@ class PolyStep(HostedOptimizer):
         radius_ratio: Several probe radii at once: by what factor, above 0, the radius grows from one of ``rotations``
             polytopes to the next; their geometric mean is ``probe_radius``, and farther vertices move as much farther.
             1 is one radius for all. Binary weights that are flipped have none.
+        anchor_every: Steps for which a basis is kept before it is drawn anew where the parameters are, at least 1;
+            within them only the rotation of the polytopes is fresh (the paper's "absorb every k steps"). In our
+            measurements (docs/paper.md) it gains half a point of one network and costs 1.5 of another.
+        rotation_bias: How far, 0 to 1, the first axis of each polytope leans towards what the rows' last moves have in
+            common. It has not paid in any measurement of ours (docs/paper.md): momentum goes there already.
         response_grid: Find the loss of each sample at about so many values of a unit, at least 3, and interpolate
             candidates between them: an approximation, whose error the plan tells. It serves units of a recognised stack
             with a continuous response (ReLU, no activation, or more than 16 levels), and whatever is scored from the
             tape where a candidate changes one number of each sample. 0 scores each candidate exactly; None is 3 on the
             tape, and 0 in a stack.
-        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank) or
-            "full" (the coordinates themselves), "flips" (binary weights: each flipped on its own), "joint" (all
-            parameters of the group are one particle, as for policies).
+        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank),
+            "sparse" (random, few coordinates each), "adaptive" (random, and along past moves), "full" (the coordinates
+            themselves), "flips" (binary weights: each flipped on its own); those that move more than a row: "layer"
+            (random, the paper's), "factored" (random matrices of low rank), "joint" (all parameters of the group are
+            one particle, as for policies).
         whitening: Exponent (alpha), in [0, 1], of the "inputs" subspace: 0 is Euclidean, 1 fully whitened.
+        span_floor: Share, in [0, 1), of the second strongest direction's strength (an eigenvalue) at which a direction
+            of the "inputs" subspace is too weak to be probed. Where few strong directions hide many that matter, as
+            on Fashion-MNIST, less than the default; 0 leaves out nothing but rounding.
         polytope: Vertices probed around a particle of dimension d: "orthoplex" (2 d), "simplex" (d + 1) or "cube"
             (2 ** d).
         particle_dim: Dimension of a particle; None makes all directions of a row one particle.
@@ -76,6 +88,9 @@ class PolyStep(HostedOptimizer):
         importance_sampling: Score candidates of a recognised stack on a random part of the batch: a sample is always
             taken if its error (half the sum of |softmax - target|, 0 to 1) is at least this, else with a chance that
             falls in proportion down to 3 %, and counts for its reciprocal. 0 scores all samples.
+        reuse_costs: Steps for which costs are used before candidates are scored again, at least 1: between, each step
+            transports and moves by the same costs (the paper's amortised probes). It has not paid in any measurement
+            of ours (docs/paper.md), because candidates are cheap here; it is for candidates that are dear.
         seed: Seed of every draw; None takes torch.initial_seed(), which seed_everything sets.
 
     Raises:
@@ -97,6 +112,7 @@ class PolyStep(HostedOptimizer):
     """
 
     kind: ClassVar[str] = "PolyStep"
+    _copied: ClassVar[tuple[str, ...]] = (*HostedOptimizer._copied, "reuse_costs", "_reused")
 
     def __init__(  # noqa: PLR0913 - one argument for each constant, all shown by the command line
         self,
@@ -110,16 +126,25 @@ class PolyStep(HostedOptimizer):
         rank: int | None = None,
         rotations: int = 1,
         radius_ratio: float = 1.0,
+        anchor_every: int = 1,
+        rotation_bias: float = 0.0,
         response_grid: int | None = None,
-        subspace: Literal["inputs", "gaussian", "full", "flips", "joint"] = "inputs",
+        subspace: Literal[
+            "inputs", "gaussian", "sparse", "adaptive", "full", "flips", "layer", "factored", "joint"
+        ] = "inputs",
         whitening: float = 0.35,
+        span_floor: float = 0.01,
         polytope: Literal["orthoplex", "simplex", "cube"] = "orthoplex",
         particle_dim: int | None = None,
         transport: Literal["softmax", "sinkhorn", "kl", "sample"] | Transport = "softmax",
         maximize: bool = False,
         importance_sampling: float = 0.0,
+        reuse_costs: int = 1,
         seed: int | None = None,
     ) -> None:
+        check(self.kind, {"reuse_costs": reuse_costs}, [at_least("reuse_costs", 1)])
+        self.reuse_costs = reuse_costs
+        self._reused = ReusedCosts()
         defaults = {
             "lr": lr,
             "probe_radius": probe_radius,
@@ -129,9 +154,12 @@ class PolyStep(HostedOptimizer):
             "rank": rank,
             "rotations": rotations,
             "radius_ratio": radius_ratio,
+            "anchor_every": anchor_every,
+            "rotation_bias": rotation_bias,
             "response_grid": response_grid,
             "subspace": subspace,
             "whitening": whitening,
+            "span_floor": span_floor,
             "polytope": polytope,
             "particle_dim": particle_dim,
             "transport": transport,
@@ -146,7 +174,10 @@ class PolyStep(HostedOptimizer):
 
     def blocks(self, module: nn.Module, held: Set[nn.Parameter] = frozenset()) -> list[Block]:
         """Return rows of particles: every unfrozen parameter in blocks of its own, but those that are held."""
-        return [block for block in find_blocks(module, self.param_groups) if held.isdisjoint(block.parameters)]
+        found = find_blocks(module, self.param_groups)
+        free = [block for block in found if held.isdisjoint(block.parameters)]
+        self._reused.follow(free)
+        return free
 
     def propose(
         self,
@@ -168,10 +199,24 @@ class PolyStep(HostedOptimizer):
             rotations=rotations,
             most_rows=most_rows,
             among=among,
+            moves=self._moves(block),
+        )
+
+    def _moves(self, block: Block) -> Tensor | None:
+        """Return what the rows of a block have lately done, (rows, D), if its proposals are to follow that."""
+        if not (block.group["rotation_bias"] > 0 or SUBSPACES[block.subspace].follows_moves):
+            return None
+        buffers = [self.state[parameter].get("momentum_buffer") for parameter in block.parameters]
+        return block.join(
+            [torch.zeros_like(p) if b is None else b for p, b in zip(block.parameters, buffers, strict=True)]
         )
 
     def update(self, pending: Pending) -> dict[str, Tensor | float]:
-        """Transport and move, block by block."""
+        """Transport and move, block by block; between two times of scoring by the last costs."""
+        is_fresh = self._scores_now
+        if is_fresh and self.reuse_costs > 1:
+            self._reused.keep(pending)
+        pending = pending if is_fresh else self._reused.of(pending)
         results: list[Transported] = []
         squared_norm = torch.zeros((), dtype=torch.float64)
         for index, (proposal, costs) in enumerate(zip(pending.proposals, pending.costs, strict=True)):
@@ -180,7 +225,8 @@ class PolyStep(HostedOptimizer):
             shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
             with self.binding.verb("transport"):
                 result = transport(shaped, group, seed=self.seed, step=self.progress.step, name=proposal.block.name)
-                self._adapt_reach(proposal, result.row_spread)
+                if is_fresh:
+                    self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
                 displacement = move(proposal, result.weights)
                 if proposal.block.constant and index < len(pending.incumbents):
@@ -191,7 +237,7 @@ class PolyStep(HostedOptimizer):
         self._warn_of_transports(pending.proposals, results)
         in_turn = [self._move_in_turn(block) for block in pending.in_turn]
         squared_norm += sum(moved.squared_norm for moved in in_turn)
-        candidates = sum(proposal.candidates for proposal in pending.proposals)
+        candidates = sum(proposal.candidates for proposal in pending.proposals) if is_fresh else 0
         report: dict[str, Tensor | float] = {
             "candidates": float(candidates + sum(moved.candidates for moved in in_turn)),
             "step_norm": squared_norm.sqrt(),
@@ -211,7 +257,16 @@ class PolyStep(HostedOptimizer):
 
     def scores(self, block: Block) -> bool:
         """Tell whether candidates of a block are scored before it moves."""
-        return block.trainable and not self.moves_in_turn(block)
+        return self._scores_now and super().scores(block)
+
+    @property
+    def round(self) -> int:
+        """How many steps have scored candidates: all of them unless costs are reused."""
+        return self.progress.step // self.reuse_costs
+
+    @property
+    def _scores_now(self) -> bool:
+        return self.progress.step % self.reuse_costs == 0
 
     def _move_in_turn(self, block: Block) -> Moved:
         group, step = block.group, self.progress.step
@@ -279,13 +334,15 @@ class PolyStep(HostedOptimizer):
         return state
 
     def own_state(self) -> dict[str, Any]:
-        """Return what is known of the inputs of layers."""
-        return {"statistics": {name: dict(vars(known)) for name, known in self.statistics.items()}}
+        """Return what is known of the inputs of layers, and costs that are used again."""
+        state: dict[str, Any] = {"statistics": {name: dict(vars(known)) for name, known in self.statistics.items()}}
+        return state if self.reuse_costs == 1 else {**state, "reused": self._reused.state_dict()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Restore what is known of the inputs of layers."""
+        """Restore what is known of the inputs of layers, and costs that are used again."""
         self.statistics.clear()
         self.statistics.update({name: InputStatistics(**known) for name, known in state["statistics"].items()})
+        self._reused = ReusedCosts(self._reused.blocks, loaded=state.get("reused"))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state.

@@ -147,3 +147,35 @@ def haar_frame(dim: int, columns: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(torch.randn(dim, columns, generator=generator, dtype=torch.float64))
     # copysign, not sign: a zero on the diagonal must not erase the column.
     return q * torch.copysign(torch.ones(columns, dtype=torch.float64), r.diagonal())
+
+
+def biased_rotation(rotation: Tensor, towards: Tensor, bias: float) -> Tensor:
+    r"""Lean the first axis of a rotation towards a direction, and keep it a rotation.
+
+    .. math:: q_1 \propto (1 - b)\, r_1 + b\, u, \qquad q_{j} = r_j \text{ orthonormalised against } q_1, \dots, q_{j-1}
+
+    with :math:`r_j` the rows of ``rotation``, which are what it makes of the axes, u = ``towards`` / its length and b =
+    ``bias``. Signs are kept: as b goes to 0, q goes to r.
+
+    Args:
+        rotation: Orthogonal, shape (d, d), float64.
+        towards: Shape (d,), float64; zeros leave the rotation as it is.
+        bias: From 0, no lean, to 1, all of it.
+
+    Returns:
+        Orthogonal, shape (d, d), float64.
+
+    Example:
+        >>> plain = torch.eye(2, dtype=torch.float64)
+        >>> biased_rotation(plain, torch.tensor([0.0, 3.0]).double(), bias=1.0)[0].abs().tolist()
+        [0.0, 1.0]
+    """
+    length = towards.norm()
+    if bias == 0 or not length > 0:
+        return rotation
+    leaning = rotation.clone()
+    leaning[0] = (1.0 - bias) * rotation[0] + bias * towards / length
+    q, r = torch.linalg.qr(leaning.T)
+    diagonal = r.diagonal()
+    # Where the lean has swallowed an axis, any sign will do.
+    return (q * torch.copysign(torch.ones_like(diagonal), diagonal)).T.contiguous()

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_polystep.last_moves import common_move
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.polytopes import POLYTOPES, haar_rotation
+from lightning_polystep.polytopes import POLYTOPES, biased_rotation, haar_rotation
 from lightning_polystep.randomness import generator
 from lightning_polystep.schedules import value_at
 from lightning_polystep.scoring.plan import Assignment
@@ -62,6 +63,7 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     rotations: int = 1,
     most_rows: int | None = None,
     among: Tensor | None = None,
+    moves: Tensor | None = None,
 ) -> Proposal:
     r"""Place the rotated vertices :math:`B R v` around the particles of a block.
 
@@ -75,6 +77,7 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
         rotations: Independently rotated polytopes around each particle.
         most_rows: Probe only so many rows in this step, drawn at random; all by default.
         among: Rows that may be probed, ascending, int64; all by default.
+        moves: What the rows have lately done, shape (block.rows, D), for what wants to follow that.
 
     Returns:
         The proposal; ``directions`` has shape (particles per row, rotations x m, D).
@@ -82,21 +85,18 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
     group, subspace, polytope = block.group, SUBSPACES[block.subspace], POLYTOPES[block.group["polytope"]]
     rank = min(rank, subspace.rank(block, group, statistics))
     dim = particle_dim(block, rank)
-    particles_per_row = rank // dim
     draw = generator(seed, step, f"basis/{block.name}")
-    vertices = polytope.vertices(dim)
-    vertices = vertices[: len(vertices) // 2] if polytope.mirrored else vertices
+    anchor = step - step % group["anchor_every"]
     parts = []
     for turn in range(rotations):
         # Several radii at once: they grow from one polytope to the next, around the probe radius.
         wider = group["radius_ratio"] ** (turn - (rotations - 1) / 2) if subspace.has_radius else 1.0
-        basis = subspace.basis(block, particles_per_row * dim, group, statistics, draw)
-        columns = basis.reshape(block.dim, particles_per_row, dim).permute(1, 2, 0)
-        if subspace.is_rotated:
-            parts.append(wider * (columns if polytope.axial else vertices.to(basis) @ columns))
-        else:
-            turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(particles_per_row)]
-            parts.append(wider * ((vertices @ torch.stack(turns)).to(basis) @ columns))
+        # A basis that is kept is drawn where it was drawn first: a resumed run needs no memory of it.
+        source = draw if group["anchor_every"] == 1 else generator(seed, anchor, f"anchor/{block.name}/{turn}")
+        basis = subspace.basis(block, rank // dim * dim, group, statistics, source)
+        basis = basis if moves is None else subspace.guided(basis, block, moves, draw)
+        columns = basis.reshape(block.dim, rank // dim, dim).permute(1, 2, 0)
+        parts.append(wider * _turned(columns, block, moves, draw))
     directions = torch.cat([*parts, *(-part for part in parts)] if polytope.mirrored else parts, dim=1)
     # Of a table that the first batch does not read, the plan tries any row.
     rows = torch.arange(block.rows) if among is None or not len(among) else among
@@ -121,6 +121,36 @@ def propose(  # noqa: PLR0913 - keyword-only options, each with a default
         louder=louder,
         outward=None if loudness is None else loudness.outward[rows].to(parameter),
     )
+
+
+def _turned(columns: Tensor, block: Block, moves: Tensor | None, draw: torch.Generator) -> Tensor:
+    """Return the vertices of a polytope in each particle's columns; of a mirrored one the first half of them.
+
+    Args:
+        columns: Of each particle, shape (particles per row, d, D).
+        block: Its subspace and group say how they are turned.
+        moves: What the rows have lately done, shape (block.rows, D).
+        draw: Source of randomness, on the CPU.
+
+    Returns:
+        Shape (particles per row, m or m / 2, D).
+    """
+    group, subspace, polytope = block.group, SUBSPACES[block.subspace], POLYTOPES[block.group["polytope"]]
+    dim = columns.shape[1]
+    vertices = polytope.vertices(dim)
+    vertices = vertices[: len(vertices) // 2] if polytope.mirrored else vertices
+    is_again = group["anchor_every"] > 1 or (group["rotation_bias"] > 0 and moves is not None)
+    if subspace.is_rotated and not (is_again and subspace.particle_dim is None):
+        return columns if polytope.axial else vertices.to(columns) @ columns
+    turns = [haar_rotation(dim, generator=draw).to(vertices) for _ in range(len(columns))]
+    if group["rotation_bias"] > 0 and moves is not None:
+        # In a particle's coordinates the move is what its columns see of it.
+        seen = columns @ common_move(moves).to(columns)
+        turns = [
+            biased_rotation(turn, towards, group["rotation_bias"])
+            for turn, towards in zip(turns, seen.cpu(), strict=True)
+        ]
+    return (vertices @ torch.stack(turns)).to(columns) @ columns
 
 
 def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range) -> Tensor:

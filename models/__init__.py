@@ -3,6 +3,7 @@
 from models.binary_mlp import BinaryMLP
 from models.classifier import Classifier
 from models.episode_picture import EpisodePicture
+from models.forecaster import Forecaster
 from models.max_sat import MaxSAT
 from models.moe_net import MoENet
 from models.policy_net import PolicyNet
@@ -18,6 +19,7 @@ __all__ = [
     "BinaryMLP",
     "Classifier",
     "EpisodePicture",
+    "Forecaster",
     "Int8MLP",
     "IntegerMLP",
     "MaxSAT",

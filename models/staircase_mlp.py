@@ -22,6 +22,7 @@ class StaircaseMLP(nn.Sequential):
         levels: Steps per unit of the squash.
         rounding: ``"floor"`` or ``"round"``.
         squash: ``"sigmoid"``, ``"clamp"`` or ``"tanh"``.
+        input_mean_square: Of the inputs, for first weights that make the first pre-activations about 1.
 
     Raises:
         ValueError: If ``sizes`` names fewer than two.
@@ -42,6 +43,7 @@ class StaircaseMLP(nn.Sequential):
         levels: int = 5,
         rounding: Rounding = "floor",
         squash: Squash = "sigmoid",
+        input_mean_square: float = PIXELS,
     ) -> None:
         check_sizes(sizes, "StaircaseMLP")
         layers: list[nn.Module] = [nn.Flatten()]
@@ -49,5 +51,5 @@ class StaircaseMLP(nn.Sequential):
             if index:
                 layers.append(Staircase(levels, rounding=rounding, squash=squash))
             linear = nn.Linear(features_in, features_out)
-            layers.append(unit_preactivations_(linear, _STAIRCASE if index else PIXELS))
+            layers.append(unit_preactivations_(linear, _STAIRCASE if index else input_mean_square))
         super().__init__(*layers)

@@ -18,6 +18,10 @@ FEWER = {
     "lunar_lander.yaml": ["--data.batch_size=1", "--data.val_episodes=2", "--data.test_episodes=2"],
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
     "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
+    **{
+        f"paper/{name}.yaml": ["--optimizer.init_args.rank=8"]
+        for name in ("attention", "int8", "moe", "spiking", "staircase")
+    },
 }
 
 # Where it is the point of the configuration.
@@ -29,6 +33,7 @@ TIERS = {
     "lunar_lander.yaml": ["evaluate_many"],
     "mountain_car.yaml": ["evaluate_many"],
     "pendulum.yaml": ["evaluate_many"],
+    "paper/cartpole.yaml": ["evaluate_many", "evaluate_many"],
 }
 
 # What of the extras it needs.
@@ -38,7 +43,8 @@ POLICIES = ("acrobot.yaml", "cartpole.yaml", "lunar_lander.yaml", "mountain_car.
 
 # What the test measures, where it is no accuracy.
 MEASURES = {
-    **dict.fromkeys(POLICIES, "test/return"),
+    **dict.fromkeys((*POLICIES, "paper/cartpole.yaml"), "test/return"),
+    "hourly_staircase.yaml": "test/mse",
     "maxsat_random.yaml": "test/satisfied",
 }
 
@@ -48,6 +54,10 @@ WITH_GRADIENT = {
     "associative_recall.yaml": r"1\.(v_proj|out_proj)\..*|2\..*",
     "digits_baseline.yaml": "",
     "digits_spiking.yaml": "",
+    "fashion_attention.yaml": ".*",
+    "fashion_spiking.yaml": "",
+    "fashion_staircase.yaml": r"5\..*",
+    "hourly_staircase.yaml": r"3\..*",
     "mnist_attention.yaml": ".*",
     "mnist_conv_spiking.yaml": r"7\..*",
     "mnist_events.yaml": "",
@@ -58,6 +68,12 @@ WITH_GRADIENT = {
     "mnist_spiking.yaml": "",
     "mnist_staircase.yaml": r"5\..*",
     "mnist_tfc.yaml": r"8\.bias",
+    "paper/attention.yaml": ".*",
+    "paper/cartpole.yaml": "",
+    "paper/int8.yaml": r"1\..*|3\.bias|5\..*",
+    "paper/moe.yaml": r"1\..*|3\.experts\..*|4\..*",
+    "paper/spiking.yaml": "",
+    "paper/staircase.yaml": r"5\..*",
 }
 
 
@@ -102,9 +118,9 @@ def test_a_few_real_steps(path, tmp_path, request, monkeypatch):
     assert record["tested"] == "best checkpoint"
     assert MEASURES.get(ids(path), "test/accuracy") in record["test_metrics"]
     assert Path(cli.trainer.log_dir).resolve().is_relative_to(tmp_path), "a config must log below the current folder"
-    # Nothing that ships may run on the slowest tier.
+    # Nothing that ships may run on the slowest tier, unless it says so itself.
     tiers = [row["tier"] for row in record["plan"]]
-    assert "loop" not in tiers
+    assert "loop" not in tiers or settings["trainer"]["strategy"]["init_args"]["evaluation"] == "loop"
     assert tiers == TIERS.get(ids(path), tiers)
 
 
@@ -126,7 +142,8 @@ def test_the_audit_finds_no_gradient_through_hard_layers(path, tmp_path, monkeyp
     monkeypatch.setenv("COLUMNS", "120")  # so that no row of the table is folded
     arguments = ["audit", "--config", str(path)]
     if "root" in yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]:
-        arguments += ["--data.root", str(write_mnist(tmp_path))]
+        root = write_mnist(write_mnist(tmp_path), folder="FashionMNIST")
+        arguments += ["--data.root", str(root)]
     cli = main(arguments)
     printed = re.findall(r"│ network\.(\S+) +│ [\dx ]+ │ (yes|none) +│ +([\d.]+%) │", capsys.readouterr().out)
     assert [name for name, *_ in printed] == [name for name, _ in cli.model.network.named_parameters()]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_polystep.polytopes import POLYTOPES, cube, haar_rotation, orthoplex, simplex
+from lightning_polystep.polytopes import POLYTOPES, biased_rotation, cube, haar_rotation, orthoplex, simplex
 
 DIMS = st.integers(1, 12)
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -106,3 +106,22 @@ def test_what_a_polytope_says_of_its_vertices_is_true(name):
     assert len(vertices) == polytope.count(4)
     assert polytope.mirrored == torch.equal(vertices[half:], -vertices[:half])
     assert polytope.axial == torch.equal(vertices[:half], torch.eye(4, dtype=torch.float64))
+
+
+@given(dim=st.integers(1, 6), bias=st.floats(0, 1), seed=st.integers(0, 999))
+def test_a_biased_rotation_is_a_rotation_that_leans(dim, bias, seed):
+    draw = torch.Generator().manual_seed(seed)
+    rotation = haar_rotation(dim, draw)
+    towards = torch.randn(dim, generator=draw, dtype=torch.float64)
+    leaning = biased_rotation(rotation, towards, bias)
+    torch.testing.assert_close(leaning @ leaning.T, torch.eye(dim, dtype=torch.float64))
+    unit = towards / towards.norm()
+    assert float(leaning[0] @ unit) >= float(rotation[0] @ unit) - 1e-9
+    if bias == 1:
+        torch.testing.assert_close(leaning[0], unit)
+
+
+def test_no_bias_and_no_direction_leave_a_rotation_alone():
+    rotation = haar_rotation(3, torch.Generator().manual_seed(0))
+    assert torch.equal(biased_rotation(rotation, torch.ones(3, dtype=torch.float64), 0.0), rotation)
+    assert torch.equal(biased_rotation(rotation, torch.zeros(3, dtype=torch.float64), 0.7), rotation)

@@ -67,6 +67,52 @@ def test_radii_grow_from_one_rotation_to_the_next_around_the_probe_radius(subspa
     torch.testing.assert_close(move(proposal, weights)[0], 2 * proposal.directions[0, 11])
 
 
+@pytest.mark.parametrize("subspace", ["gaussian", "sparse"])
+def test_an_anchored_basis_is_kept_while_its_rotation_is_fresh(subspace):
+    block = block_of(dim=12, subspace=subspace, anchor_every=3)
+
+    def axes(step, rank=4):
+        return propose(block, None, seed=0, step=step, rank=rank).directions[0, :4].double()
+
+    def inside(rows, others):
+        return others @ torch.linalg.pinv(rows) @ rows
+
+    kept = [axes(step) for step in (3, 4, 5)]
+    for other in kept[1:]:
+        assert not torch.allclose(other, kept[0])
+        torch.testing.assert_close(inside(kept[0], other), other, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(inside(kept[0], axes(6)), axes(6), atol=1e-2)
+    assert torch.equal(axes(4), kept[1])
+
+
+def test_rotated_bases_are_turned_anew_when_they_are_kept():
+    block = block_of(dim=6, rows=1, subspace="joint", anchor_every=2)
+    first, second = (propose(block, None, seed=0, step=step, rank=3).directions[0, :3].double() for step in (0, 1))
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second @ torch.linalg.pinv(first) @ first, second, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("subspace", ["gaussian", "joint", "full"])
+@pytest.mark.parametrize("polytope", ["orthoplex", "simplex"])
+def test_a_biased_polytope_leans_towards_the_last_move(subspace, polytope):
+    def furthest(bias):
+        block = block_of(dim=8, rows=1, subspace=subspace, polytope=polytope, rotation_bias=bias)
+        moves = torch.zeros(1, 8)
+        moves[0, 2] = 0.1
+        vertices = propose(block, None, seed=0, step=1, rank=8, moves=moves).directions[0]
+        return float((vertices[:, 2] / vertices.norm(dim=1)).max())
+
+    assert furthest(1.0) > furthest(0.0) + 0.05
+
+
+def test_flips_are_not_turned_whatever_is_asked_for():
+    layer = QuantLinear(5, 3, weight_format="binary")
+    asked = PolyStep(layer.parameters(), subspace="flips", rotation_bias=1.0, anchor_every=2)
+    (block,) = find_blocks(layer, asked.param_groups)
+    directions = propose(block, None, seed=0, step=1, rank=6, moves=torch.ones(3, 6)).directions
+    assert (directions != 0).sum(-1).eq(1).all(), "each candidate is one weight"
+
+
 def test_flips_have_no_radius_to_vary():
     layer = QuantLinear(4, 2, weight_format="binary")
     (group,) = PolyStep(layer.parameters(), subspace="flips", rotations=2, radius_ratio=5.0).param_groups

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep.baselines.antithetic import AntitheticOptimizer
-from lightning_polystep.baselines.noise import low_rank
 from lightning_polystep.baselines.shaping import standardised
+from lightning_polystep.noise import low_rank
 from lightning_polystep.values import at_least, check
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep.baselines.antithetic import AntitheticOptimizer
-from lightning_polystep.baselines.noise import gaussian
+from lightning_polystep.noise import gaussian
 
 
 class MeZO(AntitheticOptimizer):

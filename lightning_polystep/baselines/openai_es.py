@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep.baselines.antithetic import AntitheticOptimizer
-from lightning_polystep.baselines.noise import gaussian
 from lightning_polystep.baselines.shaping import centred_ranks
+from lightning_polystep.noise import gaussian
 
 
 class OpenAIES(AntitheticOptimizer):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep.baselines.antithetic import AntitheticOptimizer
-from lightning_polystep.baselines.noise import rademacher
+from lightning_polystep.noise import rademacher
 from lightning_polystep.particles import Block
 from lightning_polystep.values import Rule, check
 

@@ -2,13 +2,17 @@
 
 from lightning_polystep.particles import Block
 from lightning_polystep.polytopes import POLYTOPES
+from lightning_polystep.subspaces.adaptive import AdaptiveSubspace
+from lightning_polystep.subspaces.factored import FactoredSubspace
 from lightning_polystep.subspaces.flips import FlipSubspace
 from lightning_polystep.subspaces.full import FullSubspace
 from lightning_polystep.subspaces.gaussian import GaussianSubspace
 from lightning_polystep.subspaces.inputs import InputSubspace
 from lightning_polystep.subspaces.joint import JointSubspace
+from lightning_polystep.subspaces.layer import LayerSubspace
 from lightning_polystep.subspaces.protocol import Subspace
 from lightning_polystep.subspaces.signs import SignSubspace
+from lightning_polystep.subspaces.sparse import SparseSubspace
 
 SUBSPACES: dict[str, Subspace] = {
     subspace.name: subspace
@@ -19,6 +23,10 @@ SUBSPACES: dict[str, Subspace] = {
         FlipSubspace(),
         JointSubspace(),
         SignSubspace(),
+        LayerSubspace(),
+        FactoredSubspace(),
+        SparseSubspace(),
+        AdaptiveSubspace(),
     )
 }
 
@@ -53,12 +61,16 @@ def candidates_wanted(block: Block) -> int:
 
 __all__ = [
     "SUBSPACES",
+    "AdaptiveSubspace",
+    "FactoredSubspace",
     "FlipSubspace",
     "FullSubspace",
     "GaussianSubspace",
     "InputSubspace",
     "JointSubspace",
+    "LayerSubspace",
     "SignSubspace",
+    "SparseSubspace",
     "Subspace",
     "candidates_wanted",
     "directions_wanted",

@@ -16,10 +16,11 @@ from lightning_polystep.subspaces.protocol import Subspace
 # them in cost a point of validation accuracy at the same training loss, and ten times more cost two. The strongest is
 # mostly the mean of the inputs, against which what tells samples apart may be small: behind a staircase, a share of
 # the strongest left one direction of 129.
-_SPAN_FLOOR = 1e-2
-# Of inputs in units of their own, a weak direction is more often two columns that nearly agree than noise, and what
-# first weights do along it is not small: on diabetes, unscaled, it was most of the loss of a linear model.
-_OWN_FLOOR = 1e-3
+SPAN_FLOOR = 1e-2
+# Of inputs in units of their own the floor is lower by this factor: there a weak direction is more often two columns
+# that nearly agree than noise, and what first weights do along it is not small: on diabetes, unscaled, it was most of
+# the loss of a linear model.
+_OWN_SHARE = 0.1
 # A moment in float32 is no more exact than this, relative to the strongest direction.
 _ROUNDING_FLOOR = 1e-6
 # The basis is taken anew when the moment has moved by more than this. The moment of pixels does so in the first ten
@@ -33,7 +34,7 @@ class InputSubspace(Subspace):
     r"""The eigenbasis of a site's input second moment, partially whitened.
 
     With :math:`G = X^T X / N = U \Lambda U^T` the second moment of the site's inputs (the constant 1 of the bias
-    included) and K eigenvalues above a hundredth of the second largest,
+    included) and K eigenvalues above ``span_floor`` times the second largest,
 
     .. math:: B = s\, U_K \Lambda_K^{-\alpha/2} Q, \qquad
               s = \left( \tfrac1K \operatorname{tr} \Lambda_K^{1-\alpha} \right)^{-1/2},
@@ -43,7 +44,7 @@ class InputSubspace(Subspace):
     pre-activation by 1 (root mean square) on average, so that radii mean the same in every layer.
 
     Inputs of several kinds (:mod:`~lightning_polystep.input_units`) are first measured each in a unit of its own, from
-    its own mean, and eigenvalues above a thousandth count.
+    its own mean, and eigenvalues above a tenth of that floor count.
 
     The eigenvectors are refreshed when the moment has moved by more than 3 % (Frobenius norm) since they were taken.
 
@@ -92,14 +93,15 @@ class InputSubspace(Subspace):
             own = own_units(statistics.moment, statistics.spreads, block.has_bias)
         if statistics.drift > _MOST_DRIFT or statistics.mixed != (own is not None):
             moment = statistics.moment if own is None else own.moment(statistics.moment)
-            basis = whitened_eigenbasis(moment, group["whitening"], _SPAN_FLOOR if own is None else _OWN_FLOOR)
+            floor = group["span_floor"] * (1.0 if own is None else _OWN_SHARE)
+            basis = whitened_eigenbasis(moment, group["whitening"], floor)
             statistics.basis = basis if own is None else own.weights(basis)
             statistics.basis_moment, statistics.drift, statistics.held = statistics.moment, 0.0, 0
             statistics.mixed = own is not None
         return statistics.basis
 
 
-def whitened_eigenbasis(moment: Tensor, whitening: float, floor: float = _SPAN_FLOOR) -> Tensor:
+def whitened_eigenbasis(moment: Tensor, whitening: float, floor: float = SPAN_FLOOR) -> Tensor:
     r"""Return :math:`s\, U_K \Lambda_K^{-\alpha/2}` of a second moment.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.polytopes import haar_frame
-from lightning_polystep.subspaces.protocol import Subspace
+from lightning_polystep.subspaces.protocol import Subspace, scaled_by_layer
 
 
 class JointSubspace(Subspace):
@@ -32,15 +32,11 @@ class JointSubspace(Subspace):
 
     name = "joint"
     is_rotated = True
+    spans = "group"
 
     def basis(
         self, block: Block, rank: int, group: dict[str, Any], statistics: InputStatistics | None, draw: torch.Generator
     ) -> Tensor:
         """Return B, shape (D, rank), float64."""
         del group, statistics
-        frame = haar_frame(block.dim, rank, draw)
-        if not block.scales:  # one row by itself
-            return block.scale * frame
-        sizes = torch.tensor([parameter.numel() for parameter in block.parameters])
-        scales = torch.tensor(block.scales, dtype=torch.float64).repeat_interleave(sizes)
-        return block.dim**0.5 * scales[:, None] * frame
+        return scaled_by_layer(block, haar_frame(block.dim, rank, draw))

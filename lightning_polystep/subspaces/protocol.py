@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Subspace(Protocol):
         particle_dim: Dimension of a particle where the subspace decides it, else None.
         full_rank: Directions that are wanted per row and step where candidates are nearly free.
         adapts_reach: Whether rows without a signal are probed wider.
+        spans: What a candidate moves: a row of a layer, a layer, or all layers of a parameter group.
+        follows_moves: Whether :meth:`guided` wants to know what the rows have lately done.
     """
 
     name: ClassVar[str]
@@ -33,6 +35,8 @@ class Subspace(Protocol):
     # The rank that was measured best for rotated directions.
     full_rank: ClassVar[int] = 128
     adapts_reach: ClassVar[bool] = True
+    spans: ClassVar[Literal["row", "layer", "group"]] = "row"
+    follows_moves: ClassVar[bool] = False
 
     def rank(self, block: Block, group: dict[str, Any], statistics: InputStatistics | None) -> int:
         """Return how many directions the subspace could give this block now: by default D, all of a row's own."""
@@ -47,6 +51,18 @@ class Subspace(Protocol):
         The same B serves all particles (rows) of the block; a candidate moves one row by ``probe_radius * B R v``.
         """
         ...
+
+    def guided(self, basis: Tensor, block: Block, moves: Tensor, draw: torch.Generator) -> Tensor:
+        """Return the basis with what the rows have lately done in it: by default as it is.
+
+        Args:
+            basis: B, shape (D, rank), float64.
+            block: Its block.
+            moves: Moving average of each row's moves, shape (rows, D).
+            draw: Source of randomness, on the CPU.
+        """
+        del block, moves, draw
+        return basis
 
     def probe_radius(self, group: dict[str, Any]) -> float:
         """Return by what the columns of B are multiplied for a candidate."""
@@ -100,3 +116,17 @@ def some_axes(dim: int, rank: int, draw: torch.Generator) -> Tensor:
     """
     chosen = torch.randperm(dim, generator=draw)[:rank].sort().values
     return torch.eye(dim, dtype=torch.float64)[:, chosen]
+
+
+def scaled_by_layer(block: Block, columns: Tensor) -> Tensor:
+    r"""Return :math:`\sqrt D\, \operatorname{diag}(s)\, C` for unit columns C: radii in units of pre-activation.
+
+    Args:
+        block: With ``scales`` s, one for each of its parameters; without, its one ``scale`` takes their place.
+        columns: C, shape (D, rank), float64.
+    """
+    if not block.scales:  # one row by itself
+        return block.scale * columns
+    sizes = torch.tensor([parameter.numel() for parameter in block.parameters])
+    scales = torch.tensor(block.scales, dtype=torch.float64).repeat_interleave(sizes)
+    return block.dim**0.5 * scales[:, None] * columns

@@ -22,3 +22,7 @@ def test_a_rule_steps_as_torchs_optimizer_does(rule, group, make):
         optimizer.step()
         ours = ours - 0.1 * RULES[rule](gradient, state, group)
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-9, atol=1e-12)
+    kept = optimizer.state[theirs]
+    assert {name for name, value in kept.items() if value is not None} == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(value, kept[name])

@@ -41,7 +41,7 @@ def test_both_ways_of_training_are_compared(quick, tmp_path):
 @pytest.mark.parametrize("name", NETS)
 def test_every_network_has_its_config(name):
     settings = yaml.safe_load(NETS[name].path.read_text(encoding="utf-8"))
-    if settings["data"]["class_path"] == "datamodules.MNIST":
+    if settings["data"]["class_path"] in {"datamodules.MNIST", "datamodules.FashionMNIST"}:
         assert "sizes" in settings["model"]["init_args"]["network"]["init_args"]
 
 

@@ -10,9 +10,9 @@ def write_idx(path, tensor):
     path.write_bytes(header + tensor.to(torch.uint8).contiguous().numpy().tobytes())
 
 
-def write_mnist(root, size=28, train=50, top_label=9):
+def write_mnist(root, size=28, train=50, top_label=9, folder="MNIST"):
     """Random images whose labels count up to ``top_label`` again and again."""
-    raw = root / "MNIST" / "raw"
+    raw = root / folder / "raw"
     raw.mkdir(parents=True)
     for name, count in (("train", train), ("t10k", 20)):
         write_idx(raw / f"{name}-images-idx3-ubyte", torch.randint(0, 256, (count, size, size)))

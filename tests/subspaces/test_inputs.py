@@ -37,7 +37,7 @@ def block(dim):
 
 def basis(X, rank, whitening=0.35, seed=0):
     statistics = update_statistics(None, second_moment(X))
-    group = {"whitening": whitening}
+    group = {"whitening": whitening, "span_floor": 0.01}
     return SUBSPACE.basis(block(X.shape[1]), rank, group, statistics, generator(seed, 0, "basis"))
 
 
@@ -79,7 +79,7 @@ def test_the_unit_does_not_depend_on_the_scale_of_the_inputs(seed, scale, whiten
 @given(st.integers(0, 1000), st.integers(1, 5), WHITENINGS)
 def test_only_directions_of_the_inputs_are_proposed(seed, rank, whitening):
     X = inputs(seed, rank=rank)
-    group, statistics = {"whitening": whitening}, update_statistics(None, second_moment(X))
+    group, statistics = {"whitening": whitening, "span_floor": 0.01}, update_statistics(None, second_moment(X))
     assert SUBSPACE.rank(block(6), group, statistics) == rank
     B = basis(X, rank, whitening)
     outside = torch.linalg.svd(X).Vh[rank:]
@@ -98,6 +98,13 @@ def test_rounding_noise_is_not_a_direction():
     X = torch.ones(10, 3, dtype=torch.float64)
     X[:, 1:] = 1e-5 * torch.randn(10, 2, dtype=torch.float64)
     assert whitened_eigenbasis(second_moment(X), 1.0).shape == (3, 1)
+
+
+@pytest.mark.parametrize(("floor", "directions"), [(0.1, 2), (0.01, 3), (0.001, 4), (0.0, 5)])
+def test_the_span_floor_says_which_directions_count(floor, directions):
+    moment = torch.diag(torch.tensor([50.0, 1.0, 0.05, 0.005, 0.0004], dtype=torch.float64))
+    statistics = update_statistics(None, moment)
+    assert SUBSPACE.rank(block(5), {"whitening": 0.35, "span_floor": floor}, statistics) == directions
 
 
 @pytest.mark.parametrize("whitening", [0.0, 0.35, 1.0])
@@ -120,11 +127,11 @@ def test_fewer_directions_are_a_frame_of_the_same_span():
 
 def test_a_site_that_was_never_observed_is_an_error():
     with pytest.raises(RuntimeError, match="never observed"):
-        SUBSPACE.rank(block(2), {"whitening": 0.0}, None)
+        SUBSPACE.rank(block(2), {"whitening": 0.0, "span_floor": 0.01}, None)
 
 
 def test_the_eigenbasis_is_refreshed_when_the_moment_has_moved():
-    group, moment = {"whitening": 0.35}, second_moment(inputs(0))
+    group, moment = {"whitening": 0.35, "span_floor": 0.01}, second_moment(inputs(0))
     statistics, refreshed = None, []
     for number, scale in enumerate([1.0, 1.0, 1.5, 1.5, 1.5, 1.5]):
         statistics = update_statistics(statistics, scale * moment)
@@ -141,13 +148,13 @@ def test_inputs_that_stay_as_they_are_cost_one_eigendecomposition():
     statistics, bases = None, []
     for _ in range(50):
         statistics = update_statistics(statistics, second_moment(inputs(0)))
-        SUBSPACE.rank(block(6), {"whitening": 0.35}, statistics)
+        SUBSPACE.rank(block(6), {"whitening": 0.35, "span_floor": 0.01}, statistics)
         bases.append(statistics.basis)
     assert all(basis is bases[0] for basis in bases)
 
 
 def test_a_silent_layer_gets_its_basis_when_it_speaks():
-    group, silence = {"whitening": 0.35}, torch.zeros(6, 6, dtype=torch.float64)
+    group, silence = {"whitening": 0.35, "span_floor": 0.01}, torch.zeros(6, 6, dtype=torch.float64)
     statistics = update_statistics(None, silence)
     assert SUBSPACE.rank(block(6), group, statistics) == 1
     statistics = update_statistics(statistics, silence)
@@ -157,7 +164,7 @@ def test_a_silent_layer_gets_its_basis_when_it_speaks():
 
 
 def test_a_basis_goes_on_where_it_was_stopped():
-    group, whole, parts = {"whitening": 0.35}, None, None
+    group, whole, parts = {"whitening": 0.35, "span_floor": 0.01}, None, None
     for step in range(40):
         moment = second_moment(inputs(step))
         whole, parts = update_statistics(whole, moment), update_statistics(parts, moment)

@@ -11,7 +11,7 @@ from lightning_polystep.sites import update_statistics
 from lightning_polystep.subspaces import SUBSPACES, Subspace
 
 DIM = 6
-GROUP = {"whitening": 0.35}
+GROUP = {"whitening": 0.35, "span_floor": 0.01}
 
 
 def block():

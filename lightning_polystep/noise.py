@@ -1,4 +1,4 @@
-r"""How optimizers that perturb all parameters draw a perturbation z of each, one for every pair of candidates."""
+r"""Random perturbations of parameters, dense and of low rank, one for each direction that is probed."""
 
 from __future__ import annotations
 

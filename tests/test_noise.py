@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_polystep.baselines.noise import gaussian, low_rank, rademacher
+from lightning_polystep.noise import gaussian, low_rank, rademacher
 
 SHAPES = [torch.Size([3]), torch.Size([4, 2, 3])]
 
