@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,12 @@ def barycentre(formula: WeightedCNF, seed: int) -> float:
     return formula.satisfied_share(objective.best.numpy())
 
 
-def main() -> None:
-    """Run the benchmark."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark.
+
+    Args:
+        arguments: Of the command line; those of the process by default.
+    """
     parser = make_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--ratio", type=float, default=4.27, help="clauses per variable")
@@ -96,7 +101,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of our search, for each formula")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-barycentre", type=int, default=100_000)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.sizes, options.seconds, options.seeds = [1000], 0.5, 1
     prepare(options)
