@@ -20,8 +20,8 @@ def requantised_shifts(linear: QuantLinear, inputs: Tensor, rows: Tensor, reach:
 
     where :math:`q_j` rounds to whole multiples of the row's frozen scale :math:`a_j` and b is the bias, which stays
     float. What rounding does depends on where latent weights are, so no two rows shift alike. The sum is one of whole
-    numbers where the inputs are, as those behind signs and steps: a shift that brings such a pre-activation to 0 is then
-    minus that pre-activation, to the bit, and what steps at 0 steps as in the layer itself.
+    numbers where the inputs are, as those behind signs and steps: a shift that brings such a pre-activation to 0 is
+    then minus that pre-activation, to the bit, and what steps at 0 steps as in the layer itself.
 
     Args:
         linear: The layer.

@@ -111,7 +111,7 @@ def test_stack_parameters_and_the_loop_agree(case, probe_radius, polytope, cut):
 
 
 def test_a_row_of_whole_numbers_that_sums_to_zero_steps_as_the_layer_does():
-    """Multiples of a scale cancel to the bit, whatever the scale, so a tie at 0 is decided as the network decides it."""
+    """Multiples of a scale cancel to the bit, so that a tie at 0 is decided as the network decides it."""
     torch.manual_seed(0)
     hidden = QuantLinear(64, 16, bias=False, weight_format="binary", dtype=torch.float64)
     module = Stacked(Heaviside(), hidden, Heaviside(), nn.Linear(16, CLASSES).double())
