@@ -196,7 +196,7 @@ class Plan:
         last_candidates: Candidates of each block in a step that probes it, as planned for the first one, by name.
         held: Trainable parameters that are not probed, each with the reason.
         sampling: On which samples candidates are scored; empty for all.
-        unrepeatable: That the step gives another loss when it runs again, where it has to; empty usually.
+        unrepeatable: That the step gives another loss when it runs again, or moves something on; empty usually.
         pace: What a step takes, once that was measured.
     """
 
@@ -327,7 +327,7 @@ def make_plan(
     for assignment in plan.assignments:
         assignment.peers = plan.assignments
         assignment.planned = math.ceil(assignment.most_candidates / assignment.period)
-    if plan.reruns_step:
+    if plan.reruns_step or (probe.before is not None and probe.before.unknown):
         with probe.isolated():
             plan.unrepeatable = difference(probe)
         if plan.unrepeatable:

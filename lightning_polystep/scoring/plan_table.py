@@ -99,8 +99,8 @@ def _shares(plan: Plan) -> list[str]:
     directions = sum(rows[a.block.name] * min(a.rank, a.block.dim) for a in probed)
     if not everything or directions == everything:
         return []
-    shares = f"{_percent(sum(rows.values()) / of_rows)} of the rows, in {_percent(directions / everything)} of all directions"
-    return [f"a step probes {shares}; max_candidates=... or a rank in PolyStep's groups changes that"]
+    shares = f"{_percent(sum(rows.values()) / of_rows)} of the rows, in {_percent(directions / everything)}"
+    return [f"a step probes {shares} of all directions; max_candidates=... or a rank in PolyStep's groups changes that"]
 
 
 def _percent(share: float) -> str:

@@ -127,7 +127,7 @@ def test_a_block_that_takes_turns_counts_as_often_as_it_is_probed():
     engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
     engine.step(lambda: net(x).square().mean())
     plan = engine.plan
-    first, second = plan.assignments
+    first, _ = plan.assignments
     first.period = 3
     counts = plan.last_candidates
     assert plan.candidates == round(counts["0"] / 3 + counts["2"]) < sum(counts.values())
