@@ -46,12 +46,12 @@ PutBack = Callable[[], None]
 class Snapshot:
     """Everything that code may change of what it can reach, to be put back.
 
-    From each root follows what it holds: attributes of modules, of objects of the user's own classes and of those
-    of the libraries that the modules come from; items of containers and of their subclasses; variables that
-    functions close over, and those of the user's own module that the code names, or a function or method which it
-    calls; arguments of ``functools.partial``. All is put back in place, so that other references stay valid. Tensors and arrays up to
-    16 MiB are copied. Larger tensors are only watched, and a change is an error; what else cannot be put back is
-    named by :attr:`unknown`.
+    From each root follows what it holds: attributes of modules, of objects of the user's own classes and of those of
+    the libraries that the modules come from; items of containers and of their subclasses; variables that functions
+    close over, and those of the user's own module that the code names, or a function or method which it calls;
+    arguments of ``functools.partial``. All is put back in place, so that other references stay valid. Tensors and
+    arrays up to 16 MiB are copied. Larger tensors are only watched, and a change is an error; what else cannot be put
+    back is named by :attr:`unknown`.
 
     Args:
         roots: Modules, batches, or code.
