@@ -24,9 +24,11 @@ train: setup ## train a hard spiking network on digits by forward passes alone (
 test: export OMP_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: export NUMBA_NUM_THREADS := 2
+# Two processes that take whole files, so that neither compiles what the other does, in the order of conftest.py.
+test: IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: lint ## all checks: ruff, mypy, pytest with the doctests (ARGS="..." goes to pytest)
 	@echo "== pytest (tests and doctests)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 lint: setup ## the checks that run no code: ruff and mypy
 	@echo "== ruff check (style)"

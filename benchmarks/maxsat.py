@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,12 @@ def barycentre(formula: WeightedCNF, seed: int) -> float:
     return formula.satisfied_share(objective.best.numpy())
 
 
-def main() -> None:
-    """Run the benchmark."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark.
+
+    Args:
+        arguments: Of the command line; those of the process by default.
+    """
     parser = make_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--ratio", type=float, default=4.27, help="clauses per variable")
@@ -149,7 +154,7 @@ def main() -> None:
     parser.add_argument("--cb", type=float, help="constant of the tuned probSAT (poly)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-barycentre", type=int, default=100_000)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.sizes, options.seconds, options.seeds = [1000], [0.5], 1
     if len(options.seconds) not in {1, len(options.sizes)}:

@@ -81,8 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return a method's points and how much the longest run takes of what the shortest takes."""
     # Twice, because compiling a kernel that is not in the cache on disk yet takes memory of its own.
-    without = min(_in_a_process(method, options.time_steps[0], 0, options) for _ in range(2))
-    points, repeats = [], 1 if options.quick else _REPEATS
+    starts, repeats = (1, 1) if options.quick else (2, _REPEATS)
+    without = min(_in_a_process(method, options.time_steps[0], 0, options) for _ in range(starts))
+    points = []
     for time_steps in options.time_steps:
         peaks = [_in_a_process(method, time_steps, options.steps, options) for _ in range(repeats)]
         bytes_ = int(statistics.median(peaks))

@@ -60,6 +60,7 @@ class Engine:
         profile: Wraps each verb, for a profiler; called with the verb.
         announce: Receives the plan once it is made; None keeps it silent.
         count_changed_pairs: Whether to estimate ``optimizer.binding.changed_pairs`` at every step.
+        batches_per_epoch: Returns how many batches an epoch has, for the plan's line on time; infinite if unknown.
 
     Raises:
         ValueError: When an argument is out of range, or the module has no trainable, or lazy parameters, or not those
@@ -90,6 +91,7 @@ class Engine:
         profile: Callable[[str], AbstractContextManager[None]] = lambda _verb: nullcontext(),
         announce: Callable[[Plan], None] | None = print_plan,
         count_changed_pairs: bool = False,
+        batches_per_epoch: Callable[[], float] = lambda: float("inf"),
     ) -> None:
         guards.check_engine(
             module,
@@ -105,7 +107,7 @@ class Engine:
         self.optimizer = optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
-        self._pace = Pace(self.clock, quiet=announce is None)
+        self._pace = Pace(self.clock, batches_per_epoch, quiet=announce is None)
         self._evaluation: Evaluation = evaluation
         self._memory_budget = memory_budget
         self._max_candidates = max_candidates

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class Pace:
 
     Args:
         clock: Of the engine.
+        batches: Returns the batches of an epoch, infinite where nobody knows.
         quiet: Whether to print nothing.
 
     Example:
@@ -38,8 +40,11 @@ class Pace:
         '0.5 s per step (100 % of it for 64 candidates), 8.3 min for 1,000 steps'
     """
 
-    def __init__(self, clock: VerbClock, *, quiet: bool = False) -> None:
+    def __init__(
+        self, clock: VerbClock, batches: Callable[[], float] = lambda: math.inf, *, quiet: bool = False
+    ) -> None:
         self._clock = clock
+        self._batches = batches
         self._quiet = quiet
         self._told: set[str] = set()
         self._steps = 0
@@ -62,8 +67,14 @@ class Pace:
         seconds = total / (_LAST - _FIRST)
         return (
             f"{_rounded(seconds)} per step ({share:.0f} % of it for {candidates:,} candidates), "
-            f"{_rounded(1000 * seconds)} for 1,000 steps"
+            f"{self._for_many(seconds)}"
         )
+
+    def _for_many(self, seconds: float) -> str:
+        batches = self._batches()
+        if not math.isfinite(batches):
+            return f"{_rounded(1000 * seconds)} for 1,000 steps"
+        return f"{_rounded(batches * seconds)} for an epoch of {int(batches):,} batches"
 
     def tell(self, plan: Plan | None) -> None:
         """Print what a step takes as soon as that is known, and add it to the plan; a new plan is measured anew.

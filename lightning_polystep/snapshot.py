@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import io
+import operator
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
-from types import CellType, CodeType, FunctionType, MethodType, SimpleNamespace
+from types import CellType, CodeType, FunctionType, GeneratorType, MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ _LEFT_ALONE = frozenset(
     {"torch", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
     | {__name__.partition(".")[0]}
 )
+# Modules of those and of Python whose objects do hold state that a step may change.
+_HOLD_STATE = ("collections", "queue", "weakref", "torch.optim", "torch.quasirandom")
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range})
 # Larger containers are data rather than state, and to look through one takes longer than a step of a small network.
 _MOST_ITEMS = 100_000
@@ -42,12 +46,12 @@ PutBack = Callable[[], None]
 class Snapshot:
     """Everything that code may change of what it can reach, to be put back.
 
-    From each root follows what it holds: attributes of modules, of objects of the user's own classes and of those
-    of the libraries that the modules come from; items of containers and of their subclasses; variables that
-    functions close over, and those of the user's own module that the code itself names; arguments of
-    ``functools.partial``. All is put back in place, so that other references stay valid. Tensors and arrays up to
-    16 MiB are copied. Larger tensors are only watched, and a change is an error; what else cannot be put back is
-    named by :attr:`unknown`.
+    From each root follows what it holds: attributes of modules, of objects of the user's own classes and of those of
+    the libraries that the modules come from; items of containers and of their subclasses; variables that functions
+    close over, and those of the user's own module that the code names, or a function or method which it calls;
+    arguments of ``functools.partial``. All is put back in place, so that other references stay valid. Tensors and
+    arrays up to 16 MiB are copied. Larger tensors are only watched, and a change is an error; what else cannot be put
+    back is named by :attr:`unknown`.
 
     Args:
         roots: Modules, batches, or code.
@@ -75,6 +79,7 @@ class Snapshot:
     ) -> None:
         self.roots = roots
         self.unknown: dict[str, str] = {}
+        self._unknown_objects: dict[str, Any] = {}
         self.skip, self._with_parameters = skip, parameters
         self._known: dict[int, Any] = {}  # holds on to the objects, so that no other one gets their identity
         self._copies: dict[int, Tensor] = {}
@@ -107,6 +112,10 @@ class Snapshot:
                 problem = error
         if problem is not None:
             raise problem
+
+    def positions(self) -> dict[str, Any]:
+        """Return where each of the :attr:`unknown` stands that can tell, by its path."""
+        return {path: _position(value) for path, value in self._unknown_objects.items()}
 
     def known(self) -> list[Any]:
         """Return all objects that were found."""
@@ -144,7 +153,9 @@ class Snapshot:
             (_CODE, self._code),
             (_GENERATORS, self._generator),
             (_CONTAINERS, self._container),
+            (array.array, self._numbers),
             ((tuple, frozenset), self._items),
+            (MappingProxyType, lambda path, view: self._items(path, tuple(view.values()))),
             ((io.IOBase, Iterator), self._stream),
         )
         for kinds, look in looks:
@@ -157,8 +168,11 @@ class Snapshot:
 
     def _stream(self, path: str, value: Any) -> Iterable[tuple[str, Any]]:
         if _package(type(value)) not in _LEFT_ALONE:
-            self.unknown[path] = "a file" if isinstance(value, io.IOBase) else "an iterator"
+            self._give_up(path, value, "a file" if isinstance(value, io.IOBase) else "an iterator")
         return ()
+
+    def _give_up(self, path: str, value: Any, what: str) -> None:
+        self.unknown[path], self._unknown_objects[path] = what, value
 
     def _module(self, path: str, module: nn.Module) -> Iterable[tuple[str, Any]]:
         if isinstance(module, self.skip):
@@ -172,6 +186,8 @@ class Snapshot:
             hooks = [hook for name in _HOOKS for hook in vars(module).get(name, {}).values()]
             yield from ((f"a hook of {path or 'the module'}", hook) for hook in hooks)
             yield from self._class(path, type(module))
+            if _is_users_own(_package(type(module))):
+                yield from ((path, each) for each in _methods_called(type(module), type(module).forward))
         else:
             yield from ((_joined(path, name), child) for name, child in module.named_children())
         yield from ((_joined(path, name), tensor) for name, tensor in buffers.items())
@@ -191,7 +207,12 @@ class Snapshot:
 
     def _is_followed(self, kind: type) -> bool:
         package = _package(kind)
-        return kind is SimpleNamespace or package in self._libraries or _is_users_own(package)
+        if kind is SimpleNamespace or package in self._libraries or _is_users_own(package):
+            return True
+        if any(kind.__module__ == name or kind.__module__.startswith(f"{name}.") for name in _HOLD_STATE):
+            return True
+        # A batch is data, whichever library it comes from.
+        return self._whole and package not in _LEFT_ALONE and package not in sys.stdlib_module_names
 
     def _class(self, path: str, kind: type) -> Iterable[tuple[str, Any]]:
         """Look at data that all objects of the user's own classes share, such as a counter."""
@@ -235,7 +256,7 @@ class Snapshot:
     def _container(self, path: str, box: Any) -> Iterable[tuple[str, Any]]:
         yield from self._attributes(path, box)
         if len(box) > _MOST_ITEMS:
-            self.unknown[path] = f"a {type(box).__name__} of {len(box):,} items"
+            self._give_up(path, box, f"a {type(box).__name__} of {len(box):,} items")
             return
         # Methods of Python's own class, because a subclass may count, check or refuse what goes through its own.
         kind: Any = next(each for each in _CONTAINERS if isinstance(box, each))
@@ -252,11 +273,23 @@ class Snapshot:
             pairs = before.items() if isinstance(box, dict) else enumerate(before)
             yield from ((f"{path}[{key!r}]" if type(key) in _PLAIN else path, item) for key, item in pairs)
 
+    def _numbers(self, _path: str, numbers: array.array[Any]) -> Iterable[tuple[str, Any]]:
+        before = numbers.tobytes()
+
+        def put_back() -> None:
+            if numbers.tobytes() != before:
+                del numbers[:]
+                numbers.frombytes(before)
+
+        self._put_back.append(put_back)
+        return ()
+
     def _code(self, path: str, code: Any) -> Iterable[tuple[str, Any]]:
         if isinstance(code, partial):
             return [(path, part) for part in (code.func, *code.args, *code.keywords.values())]
         if isinstance(code, MethodType):
-            return [(path, code.__self__), (path, code.__func__)]
+            called = _methods_called(type(code.__self__), code.__func__)
+            return [(path, code.__self__), *((path, each) for each in called)]
         if isinstance(code, CellType):
             return self._fields(path, code, ["cell_contents"])
         if code.__module__ is not None and code.__module__.partition(".")[0] in _LEFT_ALONE:
@@ -264,7 +297,9 @@ class Snapshot:
         names = dict.fromkeys(_names(code.__code__))
         table = {name: code.__globals__[name] for name in names if name in code.__globals__}
         self._put_back.append(lambda: _assign(code.__globals__, table))
-        named = [(name, value) for name, value in table.items() if not isinstance(value, FunctionType)]
+        named = [(name, value) for name, value in table.items() if _may_be_written(value)]
+        named += [each for kind in table.values() if isinstance(kind, type) for each in self._class(path, kind)]
+        named += self._table(path, code.__dict__) if code.__dict__ else ()
         defaults = [*(code.__defaults__ or ()), *(code.__kwdefaults__ or {}).values()]
         cells = zip(code.__code__.co_freevars, code.__closure__ or (), strict=False)
         return [*named, *((path, each) for each in defaults), *cells]
@@ -275,6 +310,9 @@ class Snapshot:
         is_parameter = isinstance(tensor, nn.Parameter)
         if is_parameter and not self._with_parameters:
             return ()
+        if is_parameter:
+            frozen = partial(tensor.requires_grad_, tensor.requires_grad)
+            self._put_back.append(lambda: _drop(frozen()))
         remembered = remember_tensor(tensor, whole=self._whole or is_parameter)
         if remembered is not None:
             put_back, copy = remembered
@@ -287,7 +325,7 @@ class Snapshot:
         if not array.flags.writeable:
             return []
         if not self._whole and not is_small(array.nbytes):
-            self.unknown[path] = f"an array of {array.nbytes / 2**20:.0f} MiB"
+            self._give_up(path, array, f"an array of {array.nbytes / 2**20:.0f} MiB")
             return []
         copy = array.copy()
 
@@ -302,7 +340,7 @@ class Snapshot:
         try:
             self._put_back.append(_remember_generator(generator))
         except NotImplementedError:
-            self.unknown[path] = "a source of random numbers without a state"
+            self._give_up(path, generator, "a source of random numbers without a state")
         return ()
 
 
@@ -325,10 +363,19 @@ def arguments_of(code: Any) -> list[Any]:
 
 
 _CODE = (FunctionType, MethodType, CellType, partial)
-_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_GENERATORS = (
+    torch.Generator,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
+    np.random.BitGenerator,
+    np.random.SeedSequence,
+)
 
 
 def _remember_generator(generator: Any) -> PutBack:
+    if isinstance(generator, np.random.SeedSequence):
+        raise NotImplementedError  # it counts its children where nobody can set the count
     if isinstance(generator, torch.Generator):
         state = generator.get_state()
         return lambda: _drop(generator.set_state(state))
@@ -338,6 +385,35 @@ def _remember_generator(generator: Any) -> PutBack:
         return partial(generator.set_state, generator.get_state())
     bits: Any = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
     return partial(setattr, bits, "state", bits.state)
+
+
+def _position(value: Any) -> Any:
+    """Return something that differs once an object has moved on, of those objects that can tell."""
+    if isinstance(value, GeneratorType):
+        frame = value.gi_frame
+        return None if frame is None else (frame.f_lasti, repr(frame.f_locals))
+    if isinstance(value, io.IOBase):
+        return None if value.closed or not value.seekable() else value.tell()
+    if isinstance(value, np.random.SeedSequence):
+        return value.n_children_spawned
+    return (repr(value), operator.length_hint(value, 0)) if isinstance(value, Iterator) else None
+
+
+def _may_be_written(value: Any) -> bool:
+    """Tell whether a global variable is followed: all but functions that are not the user's own."""
+    return not isinstance(value, FunctionType) or _is_users_own((value.__module__ or "").partition(".")[0])
+
+
+def _methods_called(kind: type, first: Any) -> list[FunctionType]:
+    """Return a method of a class, with those that it calls by name, and so on, as far as they are the user's own."""
+    called, waiting = list[FunctionType](), [first]
+    while waiting:
+        method = waiting.pop()
+        if isinstance(method, FunctionType) and method not in called:
+            called.append(method)
+            found = (getattr(kind, name, None) for name in _names(method.__code__))
+            waiting += [each for each in found if isinstance(each, FunctionType) and _may_be_written(each)]
+    return called
 
 
 def _drop(_result: Any) -> None:

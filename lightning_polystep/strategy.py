@@ -246,6 +246,7 @@ class PolyStepStrategy(CheckpointStrategy):
             profile=partial(_profiled, trainer, index if len(self._adoptions) > 1 else None),
             announce=rank_zero_only(print_plan) if self._show_plan else None,
             count_changed_pairs=self._log_per_block,
+            batches_per_epoch=lambda: trainer.num_training_batches,
             processes=self.processes,
             check_replicas_every_n_steps=self._check_replicas_every_n_steps,
         )

@@ -20,6 +20,11 @@ settings.register_profile("polystep", deadline=None, max_examples=25, derandomiz
 settings.load_profile("polystep")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: of two processes, none then waits for one that the other began last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_polystep import Engine, PolyStep, pace
+from lightning_polystep import Engine, PolyStep, PolyStepStrategy, pace
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.engine import print_plan
 from lightning_polystep.pace import Pace
 from lightning_polystep.results import parameters_sha256
+from tests.helpers.boring import Boring, loader, trainer
 
 
 def trained(announce, capsys):
@@ -30,6 +31,12 @@ def test_it_is_printed_once_and_becomes_part_of_the_plan(capsys):
     _, printed, silent = trained(None, capsys)
     assert "PolyStep:" not in printed
     assert loud == silent
+
+
+def test_an_epoch_is_told_where_its_batches_are_known(tmp_path, capsys):
+    module = Boring()
+    trainer(tmp_path, strategy=PolyStepStrategy()).fit(module, loader(12))
+    assert "for an epoch of 12 batches" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_first_steps_do_not_count_and_a_new_plan_is_measured_anew():

@@ -1,12 +1,17 @@
 """What a snapshot finds, puts back in place, leaves alone, and names because it cannot be put back."""
 
+import array
 import io
 import itertools
+import queue
 import random
+from collections import ChainMap, UserDict, UserList
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -145,3 +150,121 @@ def test_modules_that_torch_does_not_find_are_put_back():
     snapshot.restore()
     assert int(hidden.num_batches_tracked) == 0
     assert hidden.running_mean.tolist() == [0.0, 0.0]
+
+
+class Optimising:
+    """A small optimizer with its schedule, such as a step may hold for something of its own."""
+
+    def __init__(self):
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.optimizer = torch.optim.Adam([self.weight], lr=0.1)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.5)
+
+    def step(self):
+        self.weight.grad = torch.ones(2)
+        self.optimizer.step()
+        self.schedule.step()
+
+    def state(self):
+        moments = self.optimizer.state_dict()["state"]
+        return self.optimizer.param_groups[0]["lr"], moments[0]["step"].item() if moments else 0
+
+
+def counting():
+    counting.calls += 1
+
+
+HOLDERS = {
+    "UserDict": (lambda: UserDict(n=0), lambda box: box.update(n=box["n"] + 1), lambda box: box["n"]),
+    "UserList": (UserList, lambda box: box.append(1), len),
+    "ChainMap": (lambda: ChainMap({"n": 0}), lambda box: box.update(n=box["n"] + 1), lambda box: box["n"]),
+    "a read-only view": (
+        lambda: MappingProxyType({"x": [1]}),
+        lambda box: box["x"].append(2),
+        lambda box: len(box["x"]),
+    ),
+    "Queue": (queue.Queue, lambda box: box.put(1), lambda box: box.qsize()),
+    "array": (lambda: array.array("i", [1]), lambda box: box.extend([2]), lambda box: box.tolist()),
+    "WeakKeyDictionary": (WeakKeyDictionary, lambda box: box.update({nn.Identity: 1}), len),
+    "SobolEngine": (lambda: torch.quasirandom.SobolEngine(1), lambda box: box.draw(), lambda box: box.num_generated),
+    "an optimizer of its own": (Optimising, Optimising.step, Optimising.state),
+    "a function that counts": (lambda: counting, lambda box: box(), lambda box: box.calls),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_what_else_of_python_and_torch_holds_state_is_put_back(name):
+    make, change, read = HOLDERS[name]
+    counting.calls = 0
+    module = nn.Identity()
+    module.box = make()
+    before, snapshot = read(module.box), Snapshot(module)
+    change(module.box)
+    assert read(module.box) != before
+    snapshot.restore()
+    assert read(module.box) == before
+    change(module.box)
+    assert read(module.box) != before, "and it still works"
+
+
+HISTORY = []
+
+
+class Counter:
+    made = 0
+
+
+def helper():
+    HISTORY.append(1)
+
+
+class CallsOthers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def training_step(self, x):
+        helper()
+        return self.loss(self.inner(x))
+
+    def loss(self, x):
+        Counter.made += 1
+        return x.sum()
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        HISTORY.append(2)
+        return x
+
+
+def test_what_the_functions_and_methods_that_a_step_calls_write_is_put_back():
+    HISTORY.clear()
+    module = CallsOthers()
+    snapshot = Snapshot(module, partial(module.training_step, torch.ones(1)))
+    module.training_step(torch.ones(1))
+    made = Counter.made
+    assert len(HISTORY) == 2
+    snapshot.restore()
+    assert HISTORY == []
+    assert Counter.made == made - 1
+
+
+def test_whether_a_parameter_is_frozen_is_put_back():
+    module = nn.Linear(2, 2)
+    snapshot = Snapshot(module, parameters=True)
+    module.requires_grad_(False)
+    snapshot.restore()
+    assert module.weight.requires_grad
+
+
+def test_what_cannot_be_put_back_tells_where_it_stands():
+    module = nn.Identity()
+    module.count, module.items = itertools.count(), iter([1, 2])
+    module.own, module.seeds = (n for n in range(3)), np.random.SeedSequence(0)
+    snapshot = Snapshot(module)
+    before = snapshot.positions()
+    assert before == snapshot.positions()
+    next(module.own), module.seeds.spawn(1), next(module.count), next(module.items)
+    assert set(before) == {"count", "items", "own", "seeds"}
+    assert all(before[name] != now for name, now in snapshot.positions().items())

@@ -170,10 +170,21 @@ def effective_rows(linear: nn.Linear, rows: Tensor, weights: Tensor) -> Tensor:
     """
     if not isinstance(linear, QuantLinear) or linear.weight_scale is None:
         return weights
-    scale = linear.weight_scale
-    scale = scale if scale.ndim == 0 else scale[rows]
-    codes = quantise_weight(weights, scale, linear.weight_format, on_backward="zero")
+    codes, scale = codes_of_rows(linear, rows, weights)
     return codes * per_output(scale, codes.ndim, codes.dtype)
+
+
+def codes_of_rows(linear: QuantLinear, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what latent weights are rounded to, whole numbers, and the scales of their rows, (R,) or ().
+
+    Args:
+        linear: The layer, whose weights are quantised.
+        rows: Rows to which the weights belong, (R,).
+        weights: Latent weights of these rows, (R, ..., D).
+    """
+    assert linear.weight_scale is not None
+    scale = linear.weight_scale if linear.weight_scale.ndim == 0 else linear.weight_scale[rows]
+    return quantise_weight(weights, scale, linear.weight_format, on_backward="zero"), scale
 
 
 def effective_weight(linear: nn.Linear) -> Tensor:

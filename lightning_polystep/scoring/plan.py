@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -79,7 +80,7 @@ class Assignment:
         place: Among the blocks of the plan.
         stumbled: Whether it could not take some batch, which was scored one candidate at a time.
         peers: All assignments of the plan, which share the budget.
-        planned: Candidates per step that the plan gave it.
+        planned: Candidates per step that the plan gave it, on average where it takes turns.
     """
 
     block: Block
@@ -195,10 +196,10 @@ class Plan:
     Args:
         assignments: One per block.
         live_metrics: Whether the loss depends on a torchmetrics object.
-        last_candidates: Candidates of each block in the step that the plan was made for, by name.
+        last_candidates: Candidates of each block in a step that probes it, as planned for the first one, by name.
         held: Trainable parameters that are not probed, each with the reason.
         sampling: On which samples candidates are scored; empty for all.
-        unrepeatable: That the step gives another loss when it runs again, where it has to; empty usually.
+        unrepeatable: That the step gives another loss when it runs again, or moves something on; empty usually.
         pace: What a step takes, once that was measured.
     """
 
@@ -217,8 +218,21 @@ class Plan:
 
     @property
     def candidates(self) -> int:
-        """Candidates of a step, of all blocks."""
-        return sum(self.last_candidates.values())
+        """Candidates of a step, of all blocks; on average where blocks take turns."""
+        return self.per_step(self.assignments)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether some block is not probed at each step."""
+        return any(assignment.period > 1 for assignment in self.assignments)
+
+    def per_step(self, assignments: Iterable[Assignment]) -> int:
+        """Return the candidates of a step, of some blocks; on average where they take turns.
+
+        Args:
+            assignments: Those of the blocks.
+        """
+        return round(sum(self.last_candidates.get(a.block.name, 0) / a.period for a in assignments))
 
     def count_candidates(self, statistics: Mapping[str, InputStatistics]) -> None:
         """Count what a step proposes.
@@ -318,8 +332,9 @@ def make_plan(
         warnings.warn(guards.NO_RESPONSE_GRID, stacklevel=4)
     share_candidates(plan.assignments, max_candidates)
     for assignment in plan.assignments:
-        assignment.peers, assignment.planned = plan.assignments, assignment.most_candidates
-    if plan.reruns_step:
+        assignment.peers = plan.assignments
+        assignment.planned = math.ceil(assignment.most_candidates / assignment.period)
+    if plan.reruns_step or (probe.before is not None and probe.before.unknown):
         with probe.isolated():
             plan.unrepeatable = difference(probe)
         if plan.unrepeatable:

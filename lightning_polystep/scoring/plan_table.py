@@ -73,7 +73,8 @@ def _cells(plan: Plan, assignment: Assignment, notes: list[str]) -> tuple[str, .
 
 def _lines(plan: Plan, notes: list[str]) -> list[str]:
     """Return what stands below the table: what a step does and takes, and every obstacle with its cure."""
-    lines = [f"{plan.candidates:,} candidates per step{_evaluations(plan)}", *_shares(plan)]
+    average = " on average" if plan.takes_turns else ""
+    lines = [f"{plan.candidates:,} candidates per step{average}{_evaluations(plan)}", *_shares(plan)]
     lines += [line for line in (plan.pace, plan.sampling) if line]
     lines += [f"{number}. {note}{_errors(plan, note)}" for number, note in enumerate(notes, start=1)]
     for reason in dict.fromkeys(plan.held.values()):
@@ -94,7 +95,7 @@ def _errors(plan: Plan, note: str) -> str:
 
 def _evaluations(plan: Plan) -> str:
     """Say how many of the candidates are runs of the whole step, which is what the loop costs."""
-    runs = sum(plan.last_candidates.get(a.block.name, 0) for a in plan.assignments if a.tier.reruns_step)
+    runs = plan.per_step(a for a in plan.assignments if a.tier.reruns_step)
     return f", {runs:,} of them by a run of the whole training step each" if runs else ""
 
 
@@ -102,12 +103,13 @@ def _shares(plan: Plan) -> list[str]:
     """Say which part of the network a step probes, and how to probe more, where it is not all of it."""
     probed = [a for a in plan.assignments if a.block.trainable]
     everything = sum(a.block.rows * a.block.dim for a in probed)
-    rows, of_rows = sum(a.most_rows or a.block.rows for a in probed), sum(a.block.rows for a in probed)
-    directions = sum((a.most_rows or a.block.rows) * min(a.rank, a.block.dim) for a in probed)
+    rows = {a.block.name: (a.most_rows or a.block.rows) / a.period for a in probed}
+    of_rows = sum(a.block.rows for a in probed)
+    directions = sum(rows[a.block.name] * min(a.rank, a.block.dim) for a in probed)
     if not everything or directions == everything:
         return []
-    shares = f"{_percent(rows / of_rows)} of the rows, in {_percent(directions / everything)} of all directions"
-    return [f"a step probes {shares}; max_candidates=... or a rank in PolyStep's groups changes that"]
+    shares = f"{_percent(sum(rows.values()) / of_rows)} of the rows, in {_percent(directions / everything)}"
+    return [f"a step probes {shares} of all directions; max_candidates=... or a rank in PolyStep's groups changes that"]
 
 
 def _percent(share: float) -> str:

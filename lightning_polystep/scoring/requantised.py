@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_polystep.functional.quantisers import per_output
 from lightning_polystep.layers import QuantLinear
-from lightning_polystep.scoring.feedforward import effective_rows
+from lightning_polystep.scoring.feedforward import codes_of_rows
 
 # Weights of so many bytes stay in the second-level cache from one element-wise operation to the next.
 _CACHED_BYTES = 2**20
@@ -15,10 +16,12 @@ _CACHED_BYTES = 2**20
 def requantised_shifts(linear: QuantLinear, inputs: Tensor, rows: Tensor, reach: Tensor, steps: Tensor) -> Tensor:
     r"""Return by how much each candidate of some rows shifts their pre-activations.
 
-    .. math:: s_{jnv} = \sum_d x_{nd} \, (Q_j(w_j + r_j \delta_v) - Q_j(w_j))_d + r_j \delta_{v b}
+    .. math:: s_{jnv} = a_j \sum_d x_{nd} \, (q_j(w_j + r_j \delta_v) - q_j(w_j))_d + r_j \delta_{v b}
 
-    where :math:`Q_j` rounds to multiples of the row's frozen scale and b is the bias, which stays float. What rounding
-    does depends on where latent weights are, so no two rows shift alike.
+    where :math:`q_j` rounds to whole multiples of the row's frozen scale :math:`a_j` and b is the bias, which stays
+    float. What rounding does depends on where latent weights are, so no two rows shift alike. The sum is one of whole
+    numbers where the inputs are, as those behind signs and steps: a shift that brings such a pre-activation to 0 is
+    then minus that pre-activation, to the bit, and what steps at 0 steps as in the layer itself.
 
     Args:
         linear: The layer.
@@ -31,14 +34,15 @@ def requantised_shifts(linear: QuantLinear, inputs: Tensor, rows: Tensor, reach:
         s, (R, N, V). A row's numbers do not depend on the other rows asked for.
     """
     latent, features = linear.weight.detach()[rows], linear.in_features
-    before = effective_rows(linear, rows, latent)
+    before, scale = codes_of_rows(linear, rows, latent)
     shifts = inputs.new_empty(len(rows), len(inputs), len(steps))
     at_once = max(1, _CACHED_BYTES // (steps.numel() * steps.element_size()))
     for few in torch.arange(len(rows), device=rows.device).split(at_once):
         moved = latent[few, None] + reach[few, None, None] * steps[:, :features]
-        changes = effective_rows(linear, rows[few], moved).sub_(before[few, None])
+        changes = codes_of_rows(linear, rows[few], moved)[0].sub_(before[few, None])
         for place, change in zip(few.tolist(), changes, strict=True):
             torch.mm(inputs, change.T, out=shifts[place])
+    shifts *= per_output(scale, 3, shifts.dtype)
     if steps.shape[1] > features:
         shifts += (reach[:, None] * steps[:, features])[:, None]
     return shifts

@@ -27,28 +27,21 @@ def check(found):
     assert all(fit["steps"] >= 1 and fit["seconds"] > 0 for fit in found["fits"])
 
 
-def test_a_network_is_trained_in_both_ways(quick, tmp_path):
+@pytest.mark.slow
+def test_a_network_is_trained_in_both_ways_and_by_another_checkout(quick, tmp_path):
     need("wine")
-    results = quick("general", "--nets", "wine", "--plot", tmp_path / "picture.png")
+    (tmp_path / "lightning_polystep").symlink_to(REPOSITORY / "lightning_polystep")
+    results = quick("general", "--nets", "wine", "--other", tmp_path, "--plot", tmp_path / "picture.png")
     found = results["networks"]["wine"]
     check(found["ours"])
     check(found["adam"])
     assert found["adam"]["times_adam"]["median"] == 1
     assert found["ours"]["tiers"]
     assert not found["adam"]["tiers"]
-    assert results["other"] is None
-    assert (tmp_path / "picture.png").stat().st_size > 0
-
-
-@pytest.mark.slow
-def test_another_checkout_is_measured_in_the_same_turns(quick, tmp_path, capsys):
-    need("small")
-    (tmp_path / "lightning_polystep").symlink_to(REPOSITORY / "lightning_polystep")
-    results = quick("general", "--nets", "small", "--other", tmp_path)
-    found = results["networks"]["small"]
     check(found["other"])
     assert found["other"]["tiers"] == found["ours"]["tiers"]
     assert results["other"] is None
+    assert (tmp_path / "picture.png").stat().st_size > 0
 
 
 def test_a_folder_without_the_package_is_refused(tmp_path, capsys):

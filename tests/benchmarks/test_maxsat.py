@@ -1,22 +1,13 @@
 """The benchmark of MAX-SAT runs, and its ways stand in the order that is known of them."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks.maxsat import majority
 from lightning_polystep.maxsat import WeightedCNF
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
-
-def test_it_runs_and_search_beats_descent():
-    command = [sys.executable, "-m", "benchmarks.maxsat", "--quick", "--threads", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])["results"]["1000"]
+def test_it_runs_and_search_beats_descent(quick):
+    found = quick("maxsat")["1000"]
     shares = [found[way]["median"] for way in ("random", "majority", "greedy", "ours")]
     assert shares == sorted(shares)
     assert shares[-1] <= 1.0

@@ -1,3 +1,7 @@
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")  # Norse, when it is imported
 def test_silent_networks_are_warned_of_and_cured(quick):
     results = quick("silent")
     for threshold in (5, 10, 50):

@@ -46,10 +46,10 @@ def test_what_cannot_run_is_refused_with_the_choices(monkeypatch, asked, device,
 def test_a_compilation_is_announced_once_and_a_cached_kernel_not_at_all(tmp_path):
     script = """
 import torch
-from lightning_polystep.kernels import lif_direct_costs
+from lightning_polystep.kernels import lif_spikes
 one = torch.ones(1)
 for _ in range(2):
-    lif_direct_costs(torch.ones(1, 2, 3), torch.zeros(1, 2, 1), one, one, torch.zeros(1, dtype=torch.int64))
+    lif_spikes(torch.ones(1, 2), one, one, 3)
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", script]
@@ -57,7 +57,7 @@ for _ in range(2):
         subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stderr
         for _ in range(2)
     ]
-    assert lines[0].count("compiling lif_direct_costs") == 1
+    assert lines[0].count("compiling lif_spikes") == 1
     assert "compiling" not in lines[1]
 
 

@@ -120,3 +120,35 @@ def test_a_block_moves_in_its_turn_only():
         assert moved[-1] == first.is_due(number)
     assert sum(moved) == 2
     assert "1 step in 3" in " ".join(str(engine.plan).split())
+
+
+def test_a_block_that_takes_turns_counts_as_often_as_it_is_probed():
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(16, 4)
+    engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
+    engine.step(lambda: net(x).square().mean())
+    plan = engine.plan
+    first, _ = plan.assignments
+    first.period = 3
+    counts = plan.last_candidates
+    assert plan.candidates == round(counts["0"] / 3 + counts["2"]) < sum(counts.values())
+    text = " ".join(str(plan).split())
+    assert f"{plan.candidates:,} candidates per step on average" in text
+    rows = 100 * (6 / 3 + 3) / 9
+    assert f"a step probes {rows:.2g} % of the rows" in text
+
+
+def test_what_the_loop_takes_over_from_a_block_that_took_turns_is_what_a_step_spent_on_it():
+    class Dear(Priced):
+        name, reads_tape, fills_budget = "dear", False, True
+
+        def score(self, *_):
+            raise RuntimeError("not today")
+
+    step = Step([Dear(2), Dear(2)])
+    made = step.shared()
+    assert all(each.period > 1 for each in made)
+    for each in made:
+        each.peers, each.planned = made, -(-each.most_candidates // each.period)
+    made[0].step_down("failed")
+    assert made[0].period == 1
+    assert made[0].most_candidates <= 2 * 4 * 2

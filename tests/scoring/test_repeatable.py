@@ -3,6 +3,7 @@
 import itertools
 import os
 import warnings
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from torch import nn
 
 from lightning_polystep import Engine, PolyStep
 
-HIDDEN = {"count": 0}
+HIDDEN = ModuleType("hidden")
+HIDDEN.count = 0
 
 
 def helper():
-    """State that the step's own code does not name."""
-    HIDDEN["count"] += 1
-    return HIDDEN["count"]
+    """State in a module of Python, which nobody looks into."""
+    HIDDEN.count += 1
+    return HIDDEN.count
 
 
 class Net(nn.Module):
@@ -59,3 +61,19 @@ def test_what_is_put_back_is_not():
         warnings.simplefilter("error")
         engine.step(lambda: net(x))
     assert engine.plan.unrepeatable == ""
+
+
+def test_what_moves_on_without_a_trace_in_the_loss_is_named_on_the_tape_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.stream, self.still = nn.Linear(3, 2), itertools.count(1), itertools.count(1)
+
+        def forward(self, x):
+            return self.layer(x).square().mean() + 0 * next(self.stream)
+
+    net, x = Net(), torch.randn(6, 3)
+    engine = Engine(net, PolyStep(net.parameters(), rank=1, seed=0), announce=None)
+    with pytest.warns(UserWarning, match=r"moves on what PolyStep cannot put back: .*stream \(an iterator\)\. "):
+        engine.step(lambda: net(x))
+    assert "moves on" in " ".join(str(engine.plan).split())
