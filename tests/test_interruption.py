@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+from types import ModuleType
 
 import pytest
 import pytorch_lightning as pl
@@ -42,7 +43,7 @@ def interrupted(folder, module, batches=None, *, save_on_exception=False, **opti
     return ended.value, hashes.seen
 
 
-LEFT = {"training": 0, "validation": 0}  # outside of any module, whose attributes are put back after each probe
+LEFT = ModuleType("left")  # a module of Python, because all else that a step writes is put back after each probe
 
 
 class Signalled(Noisy):
@@ -51,12 +52,12 @@ class Signalled(Noisy):
     def __init__(self, number, at=25, stage="training"):
         super().__init__()
         self.number = number
-        LEFT.update({"training": 0, "validation": 0, stage: at})
+        LEFT.steps = {"training": 0, "validation": 0, stage: at}
 
     def loss(self, batch):
         stage = "training" if self.trainer.training else "validation"
-        LEFT[stage] -= 1
-        if LEFT[stage] == 0:
+        LEFT.steps[stage] -= 1
+        if LEFT.steps[stage] == 0:
             os.kill(os.getpid(), self.number)
         return super().loss(batch)
 
@@ -141,7 +142,7 @@ def test_ctrl_c_at_any_hook_stops_and_goes_on_exactly(tmp_path, hook, interval, 
 def test_ctrl_c_in_a_validation_step_stops_at_once(tmp_path):
     ended, seen = interrupted(tmp_path, Signalled(signal.SIGINT, at=6, stage="validation"), num_sanity_val_steps=0)
     assert (ended.code, len(seen)) == (1, 3 * BATCHES)
-    assert LEFT["validation"] == 0, "no other batch was validated"
+    assert LEFT.steps["validation"] == 0, "no other batch was validated"
 
 
 def test_ctrl_c_after_an_epoch_that_was_cut_short_is_not_lost(tmp_path):

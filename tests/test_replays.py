@@ -126,6 +126,7 @@ def test_an_engine_takes_no_loss_for_one_that_is_not_finite():
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.filterwarnings("ignore:Each run of the training step that scores a candidate moves on")
 def test_where_no_candidate_has_a_loss_nothing_moves():
     model = torch.nn.Linear(4, 1)
     engine = Engine(model, PolyStep(model.parameters(), seed=0), announce=None)

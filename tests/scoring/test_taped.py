@@ -105,6 +105,7 @@ def lived_after(steps, evaluation):
     return module, batches
 
 
+@pytest.mark.filterwarnings("ignore:Each run of the training step that scores a candidate moves on")  # in the plan
 def test_once_planned_python_runs_once_a_step_whatever_it_changes():
     (plain, batches), (trained, also) = lived_after(3, None), lived_after(3, "tape")
     assert trained.box.calls == plain.box.calls == 3
