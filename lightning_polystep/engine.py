@@ -103,8 +103,7 @@ class Engine:
         )
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
-        self.module = module
-        self.optimizer = optimizer
+        self.module, self.optimizer = module, optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
         self._pace = Pace(self.clock, batches_per_epoch, quiet=announce is None)
