@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test docs lint format clean
 
 help: ## list the commands
 	@echo "Commands (each sets up $(VENV) first where it needs it):"
@@ -29,6 +29,10 @@ test: IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: lint ## all checks: ruff, mypy, pytest with the doctests (ARGS="..." goes to pytest)
 	@echo "== pytest (tests and doctests)"
 	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
+
+docs: setup ## build the site of docs/ and the docstrings into build/docs
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -e ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
 lint: setup ## the checks that run no code: ruff and mypy
 	@echo "== ruff check (style)"

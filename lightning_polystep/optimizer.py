@@ -86,8 +86,8 @@ class PolyStep(HostedOptimizer):
             of ``lightning_polystep.transport`` with settings of its own.
         maximize: Climb instead of descend.
         importance_sampling: Score candidates of a recognised stack on a random part of the batch: a sample is always
-            taken if its error (half the sum of |softmax - target|, 0 to 1) is at least this, else with a chance that
-            falls in proportion down to 3 %, and counts for its reciprocal. 0 scores all samples.
+            taken if its error (half the sum of ``|softmax - target|``, 0 to 1) is at least this, else with a chance
+            that falls in proportion down to 3 %, and counts for its reciprocal. 0 scores all samples.
         reuse_costs: Steps for which costs are used before candidates are scored again, at least 1: between, each step
             transports and moves by the same costs (the paper's amortised probes). It has not paid in any measurement
             of ours (docs/paper.md), because candidates are cheap here; it is for candidates that are dear.

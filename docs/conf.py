@@ -1,0 +1,20 @@
+"""How Sphinx makes a site of these pages and of the docstrings: ``make docs``."""
+
+from lightning_polystep import __version__
+
+project = "lightning_polystep"
+author = "The lightning_polystep developers"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+
+# Pages link to each other's headings as on GitHub.
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # the sections "Args" and "Returns" say what the signature does not
+autodoc_member_order = "bysource"
+# What classes inherit from torch and Lightning is documented there.
+autodoc_default_options = {"members": True, "inherited-members": False, "show-inheritance": True}
+autodoc_class_signature = "mixed"
