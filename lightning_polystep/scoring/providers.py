@@ -39,6 +39,8 @@ def providers_of(
         recording: Its latest commit pass.
         evaluation: ``"auto"`` for all; ``"tape"`` or ``"loop"`` for that one.
     """
+    # Of a module that does not say that it is a stack nobody needs to read that it is none.
+    recording.of_stack = hasattr(module, "network") and hasattr(module, "criterion")
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
     nodes = Provider("by node perturbation", partial(offer_nodes, recording), optional=True)
     tape = Provider("from the tape", partial(offer_from_tape, recording))
@@ -51,7 +53,5 @@ def providers_of(
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
     own += [Provider("by evaluate_rows", partial(offer_rows, module))] if knows_rows(module) else []
-    # Of a module that does not say that it is a stack nobody needs to read that it is none.
-    says_so = hasattr(module, "network") and hasattr(module, "criterion")
-    stack = [Provider("as part of a stack", recognised.offer)] if says_so else []
+    stack = [Provider("as part of a stack", recognised.offer)] if recording.of_stack else []
     return [*own, *added, *stack, nodes, tape, loop]

@@ -77,10 +77,12 @@ class Recording:
     Args:
         tape: What the step did; None before the first.
         loss: The value of its loss; None until it is known.
+        of_stack: Whether the module says that it is a stack, all of whose tiers have to make the same step.
     """
 
     tape: Tape | None = None
     loss: int | None = None
+    of_stack: bool = False
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
@@ -375,7 +377,8 @@ class TapeTier(Tier):
 
     def competes(self) -> bool:
         """Tell whether the rows are the scores of a softmax, as the tape shows."""
-        return self.recording.script(self.block).program.competes(self.recording.taken())
+        script, tape = self.recording.script(self.block), self.recording.taken()
+        return not self.recording.of_stack and script.program.competes(tape)
 
     def doubt(self) -> str:
         """Say where Python reads numbers that depend on the block: what it makes of them is not on the tape."""
