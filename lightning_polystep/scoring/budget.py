@@ -65,8 +65,9 @@ def _wanted_share(assignment: Assignment) -> float:
 
 def _afford(assignment: Assignment, share: float) -> None:
     """Probe what a share of the budget pays for; a block that it does not pay for at each step takes turns."""
-    rows = assignment.tier.affordable_rows()
+    rows, directions = assignment.tier.affordable_rows(), assignment.tier.most_directions()
     if rows is not None:
+        assignment.rank = min(assignment.rank, directions or assignment.rank)
         _take_rows(assignment, share * rows / assignment.tier.repeat(share * rows / assignment.block.rows_in_play))
     else:
         _afford_candidates(assignment, share * (assignment.tier.affordable() or math.inf))

@@ -44,6 +44,8 @@ _MOST_PATTERNS = 8
 _TYPICAL = 16
 # Rows of which that is looked at where masks or quantisers make it another for each.
 _FEW_ROWS = 4
+# Directions of a row of which each is computed by itself.
+_OF_ITS_OWN = 32
 # Later in training samples agree less than on the trial, and the estimate is so much noisier.
 _NOISIER_LATER = 2.0
 
@@ -174,6 +176,15 @@ class NodePerturbationTier(TapeTier):
         """Return how many rows, with one pattern each, cost as much as a few steps of a gradient."""
         work = self._entered[1].work
         return max(1, int(FORWARDS * work.forward / (2 * work.candidate)))
+
+    def most_directions(self) -> int | None:
+        """Return fewer where each candidate of each row has to be masked or quantised by itself."""
+        tape, (entries, _) = self.recording.taken(), self._entered
+        own = {tape.leaves.get(id(parameter)) for parameter in self.block.parameters}
+        as_they_are = all(
+            index in own for each in entries.products for index in (each.weight, each.bias) if index is not None
+        )
+        return None if as_they_are else _OF_ITS_OWN
 
     def repeat(self, most: float) -> int:
         """Use as many patterns as can be paid for; return how many."""

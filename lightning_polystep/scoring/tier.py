@@ -47,6 +47,10 @@ class Tier:
         """Return how many rows a step probes where candidates of a row are nearly free; None for all of them."""
         return None
 
+    def most_directions(self) -> int | None:
+        """Return how many directions of a row are nearly free; None for all of them."""
+        return None
+
     @property
     def most_repeats(self) -> int:
         """How many times a row is worth looking at in a step, where each look says something else."""

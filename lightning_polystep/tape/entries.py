@@ -86,6 +86,7 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
     if program.unit is None or program.sample is None:
         return None
     alone = {index for index in parameters if index is not None}  # what depends on parameters alone
+    turned = dict[int | None, int]()  # of which parameter a value is nothing but the transpose
     products, before, behind = list[Entry](), list[Step](), list[Step]()
     for step in program.steps:
         operation = program.operation(tape, step.number)
@@ -97,7 +98,7 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
             return None
         entry = _entry(tape, program, operation, alone)
         if entry is not None:
-            products.append(entry)
+            products.append(entry._replace(weight=turned.get(entry.weight, entry.weight)))
             behind.append(step)
             continue
         made = [index for index in operation.outputs if index is not None]
@@ -106,6 +107,8 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
             return None
         alone.update(made)
         before.append(step)
+        if operation.function is aten.t.default and own[0] in parameters:
+            turned[made[0]] = own[0]
     return Entries(products, before, replace(program, steps=behind)) if products else None
 
 

@@ -152,3 +152,13 @@ def test_what_the_loop_takes_over_from_a_block_that_took_turns_is_what_a_step_sp
     made[0].step_down("failed")
     assert made[0].period == 1
     assert made[0].most_candidates <= 2 * 4 * 2
+
+
+def test_a_tier_may_say_how_many_directions_are_nearly_free():
+    class Narrow(Priced):
+        def most_directions(self):
+            return 3
+
+    narrow, wide = Step([Narrow(rows=100), Priced(rows=100)]).shared()
+    assert narrow.rank == 3
+    assert wide.rank > 3

@@ -158,6 +158,12 @@ def test_exact_costs_are_given_to_whoever_asks_for_them(options):
     assert {type(assignment.tier) for assignment in plan.values()} == {TapeTier}
 
 
+def test_rows_that_are_each_rounded_by_themselves_have_fewer_directions():
+    of_their_own, shared = (setting(LAYERS[kind]())[0] for kind in ("rounded and masked", "linear"))
+    assert of_their_own.most_directions() == 32
+    assert shared.most_directions() is None
+
+
 def test_a_noisy_estimate_is_not_taken():
     tier, proposal, _ = setting(nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 5, 3, padding=1)))
     exact = torch.randn(proposal.candidates, generator=torch.Generator().manual_seed(0)).double()
