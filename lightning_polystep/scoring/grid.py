@@ -13,16 +13,16 @@ many directions as the inputs span.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
-from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.taped import FORWARDS, Recording, TapeTier, offer_tape
+from lightning_polystep.scoring.row_tier import RowTier
+from lightning_polystep.scoring.taped import Recording, TapeTier, offer_tape
 from lightning_polystep.tape import Blend, mixes_changes
 
 # Where nothing else is asked for: one node on each side, and no change between them.
@@ -82,7 +82,7 @@ def lay_nodes(shifts: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class GridTier(TapeTier):
+class GridTier(RowTier):
     """Replays a few shifts of each row, and interpolates its candidates.
 
     Args:
@@ -90,53 +90,26 @@ class GridTier(TapeTier):
     """
 
     nodes: int = field(default=_USUAL_NODES, kw_only=True)
-    _rows_at_once: int = field(default=1, init=False, repr=False)
 
     @property
-    def _replayed_of_row(self) -> int:
+    def replays_of_row(self) -> int:
+        """One for each node but 0."""
         return 2 * len(places_of(self.nodes))
 
-    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
-        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
-        per_row, at_once = proposal.vertices_per_row, self._rows_at_once
-        # Always the same rows together, so that no bit depends on who else scores.
-        first, last = start // per_row // at_once * at_once, -(-stop // per_row)
+    def losses_of_rows(self, proposal: Proposal, probe: Probe, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the losses of all candidates of some rows, for each chunk, in their order, float64."""
         script = self.recording.script(self.block)
         nodes, weights = lay_nodes(self.shifts_of_step(script, proposal)[script.products[0].made], self.nodes)
-        blend, losses = Blend(weights.double()), []
-        for places in torch.arange(first, last, device=proposal.rows.device).split(at_once):
+        blend, replays = Blend(weights.double()), len(proposal.rows) * len(nodes)
+        for places in chunks:
             rows = proposal.rows[places].repeat_interleave(len(nodes))
             moved = (proposal.reach[places, None, None] * nodes).flatten(0, 1)[:, :, None]
             shifts = {product.made: moved for product in script.products}
-            losses.append(self.replayed(script, probe, len(proposal.rows) * len(nodes), rows, {}, shifts, None, blend))
-        return torch.cat(losses)[start - first * per_row : stop - first * per_row]
-
-    def exact(self) -> TapeTier:
-        """Return the tier that replays each candidate."""
-        return TapeTier(self.block, self.recording)
+            yield self.replayed(script, probe, replays, rows, {}, shifts, None, blend)
 
     def approximation(self) -> str:
         """Say what is approximated."""
-        return f"interpolated between {self._replayed_of_row + 1} responses"
-
-    def affordable(self) -> int | None:
-        """Return that directions are nearly free."""
-        return None
-
-    def affordable_rows(self) -> int | None:
-        """Return how many rows cost as much as a few steps of a gradient."""
-        work = self.work()
-        return max(1, int(FORWARDS * work.forward / (self._replayed_of_row * work.candidate)))
-
-    def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside."""
-        self._rows_at_once = max(1, super().chunking(memory_budget).size // self._replayed_of_row)
-        return Chunking(sys.maxsize)
-
-    def piece(self, proposal: Proposal, chunk: int) -> int:
-        """Return the candidates of the rows that are replayed at once."""
-        del chunk
-        return self._rows_at_once * proposal.vertices_per_row
+        return f"interpolated between {self.replays_of_row + 1} responses"
 
 
 def offer_from_tape(recording: Recording, block: Block) -> TapeTier:

@@ -21,7 +21,7 @@ So the estimate is used where :math:`D > b + \nu`, measured on the trial.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,13 +30,13 @@ from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import generator
-from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.taped import FORWARDS, Recording, Script, TapeTier
+from lightning_polystep.scoring.row_tier import RowTier
+from lightning_polystep.scoring.taped import Recording, Script
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.subspaces import directions_wanted
-from lightning_polystep.tape import Apart, Entries, Entry, Program, Tape, mixes_changes, patches
+from lightning_polystep.tape import Apart, Entries, Entry, Program, Tape, Work, mixes_changes, patches
 
 # More patterns than this of a row say little more.
 _MOST_PATTERNS = 8
@@ -51,7 +51,7 @@ _NOISIER_LATER = 2.0
 
 
 @dataclass
-class NodePerturbationTier(TapeTier):
+class NodePerturbationTier(RowTier):
     """Replays random shifts of each row, and estimates its candidates from them.
 
     Args:
@@ -60,7 +60,6 @@ class NodePerturbationTier(TapeTier):
 
     patterns: int = field(default=1, kw_only=True)
     name: ClassVar[str] = "nodes"
-    _rows_at_once: int = field(default=1, init=False, repr=False)
 
     @property
     def _entered(self) -> tuple[Entries, Script]:
@@ -68,16 +67,21 @@ class NodePerturbationTier(TapeTier):
         assert entered is not None
         return entered
 
-    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
-        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
-        per_row, at_once = proposal.vertices_per_row, self._rows_at_once
-        # Always the same rows together, so that no bit depends on who else scores.
-        first, last = start // per_row // at_once * at_once, -(-stop // per_row)
-        places = torch.arange(first, last, device=proposal.rows.device)
-        changes = torch.cat([self._changes(proposal, probe, some) for some in places.split(at_once)])
+    @property
+    def replays_of_row(self) -> int:
+        """A pattern and its opposite."""
+        return 2
+
+    def losses_of_rows(self, proposal: Proposal, probe: Probe, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the losses of all candidates of some rows, for each chunk, in their order, float64."""
         loss = self.known_loss()
         assert loss is not None
-        return loss + changes.reshape(-1)[start - first * per_row : stop - first * per_row].double()
+        for places in chunks:
+            yield loss + self._changes(proposal, probe, places).double()
+
+    def work_of_row(self) -> Work:
+        """Return what a replay of shifts costs."""
+        return self._entered[1].work
 
     def _changes(self, proposal: Proposal, probe: Probe, places: Tensor) -> Tensor:
         """Return by how much the candidates of some rows change the loss, (R, V)."""
@@ -137,21 +141,16 @@ class NodePerturbationTier(TapeTier):
 
     def _shared_directions(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor] | None:
         """Return how vertices change what is multiplied, (V, D) by value; None where that depends on the row."""
-        tape, block = self.recording.taken(), self.block
-        own = [tape.leaves.get(id(parameter)) for parameter in block.parameters]
-        wanted = {index for each in entries.products for index in (each.weight, each.bias) if index is not None}
-        simple = proposal.starts is None and proposal.centre is None and not wanted - set(own)
-        if not simple:
+        block, own = self.block, self.recording.leaves_of(self.block)
+        if proposal.starts is not None or proposal.centre is not None or not entries.multiplied <= set(own):
             return None
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
         moved = (proposal.probe_radius * proposal.directions.reshape(-1, block.dim)).split(widths, dim=1)
         return {
-            index: columns for index, columns in zip(own, moved, strict=True) if index in wanted and index is not None
+            index: columns
+            for index, columns in zip(own, moved, strict=True)
+            if index is not None and index in entries.multiplied
         }
-
-    def exact(self) -> TapeTier:
-        """Return the tier that replays each candidate."""
-        return TapeTier(self.block, self.recording)
 
     def approximation(self) -> str:
         """Say what is approximated."""
@@ -168,23 +167,9 @@ class NodePerturbationTier(TapeTier):
             return ""
         return f"noise of {noise:.2g} times the signal, more than {patterns} of {directions} exact directions miss"
 
-    def affordable(self) -> int | None:
-        """Return that directions are nearly free."""
-        return None
-
-    def affordable_rows(self) -> int | None:
-        """Return how many rows, with one pattern each, cost as much as a few steps of a gradient."""
-        work = self._entered[1].work
-        return max(1, int(FORWARDS * work.forward / (2 * work.candidate)))
-
     def most_directions(self) -> int | None:
         """Return fewer where each candidate of each row has to be masked or quantised by itself."""
-        tape, (entries, _) = self.recording.taken(), self._entered
-        own = {tape.leaves.get(id(parameter)) for parameter in self.block.parameters}
-        as_they_are = all(
-            index in own for each in entries.products for index in (each.weight, each.bias) if index is not None
-        )
-        return None if as_they_are else _OF_ITS_OWN
+        return None if self._entered[0].multiplied <= set(self.recording.leaves_of(self.block)) else _OF_ITS_OWN
 
     def repeat(self, most: float) -> int:
         """Use as many patterns as can be paid for; return how many."""
@@ -195,16 +180,6 @@ class NodePerturbationTier(TapeTier):
     def most_repeats(self) -> int:
         """How many patterns of a row are worth replaying."""
         return _MOST_PATTERNS
-
-    def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside."""
-        self._rows_at_once = max(1, super().chunking(memory_budget).size // (2 * _MOST_PATTERNS))
-        return Chunking(sys.maxsize)
-
-    def piece(self, proposal: Proposal, chunk: int) -> int:
-        """Return the candidates of the rows that are replayed at once."""
-        del chunk
-        return self._rows_at_once * proposal.vertices_per_row
 
 
 class _Reaches(dict[object, tuple[Entry, Tensor]]):

@@ -162,7 +162,7 @@ class Recording:
         """
         tape, script = self.taken(), self.script(block)
         if script.program not in self._entries:
-            entries = entries_of(tape, script.program, [tape.leaves.get(id(p)) for p in block.parameters])
+            entries = entries_of(tape, script.program, self.leaves_of(block))
             if entries is None:
                 self._entries[script.program] = None
             else:
@@ -178,7 +178,7 @@ class Recording:
             program = compile_program(tape, rows, self.loss)
         except NotOnTapeError as error:
             return error
-        products, alone = shifted_products(tape, program, [tape.leaves.get(id(p)) for p in block.parameters])
+        products, alone = shifted_products(tape, program, self.leaves_of(block))
         shifted = {product.made for product in products} if alone else set[int]()
         return self._scheduled(program, products, shifted, alone=alone, fuse=fuse and _on_cpu(block))
 
@@ -194,12 +194,15 @@ class Recording:
 
     def rows(self, block: Block) -> Iterator[tuple[int, int | None]]:
         """Yield the values of a block's parameters, each with the axis of its rows; None where rows are no axis."""
-        tape = self.taken()
-        for parameter in block.parameters:
-            index = tape.leaves.get(id(parameter))
+        for parameter, index in zip(block.parameters, self.leaves_of(block), strict=True):
             if index is not None:
                 is_axis = parameter.ndim > 0 and parameter.shape[0] == block.rows > 1
                 yield index, 0 if is_axis else None
+
+    def leaves_of(self, block: Block) -> list[int | None]:
+        """Return the values of a block's parameters, in their order; None for one that the step does not use."""
+        tape = self.taken()
+        return [tape.leaves.get(id(parameter)) for parameter in block.parameters]
 
     def taken(self) -> Tape:
         """Return the tape.
@@ -350,7 +353,7 @@ class TapeTier(Tier):
         """Yield what the parameters are for each candidate: their row, or all of them."""
         block, tape = self.block, self.recording.taken()
         rows, displacements = proposal.displacements_of(candidates)
-        places = [tape.leaves.get(id(parameter)) for parameter in block.parameters]
+        places = self.recording.leaves_of(block)
         if program.unit is None:
             whole = block.with_displaced(rows, displacements)
             yield from ((index, each) for index, each in zip(places, whole, strict=True) if index is not None)

@@ -59,6 +59,11 @@ class Entries(NamedTuple):
     before: list[Step]
     behind: Program
 
+    @property
+    def multiplied(self) -> set[int]:
+        """The values that the products multiply or add: what the rows are then."""
+        return {index for each in self.products for index in (each.weight, each.bias) if index is not None}
+
     def rows_as_multiplied(self, tape: Tape, rows: Tensor, changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return by how much candidates change what the products multiply, (K, D) or (K, 1) by value.
 
@@ -71,8 +76,7 @@ class Entries(NamedTuple):
         frame = Frame(tape, self.behind, Stage.UNIT, everyone, rows, values=dict(changed))
         for step in self.before:
             execute(frame, self.behind.operation(tape, step.number))
-        wanted = {index for each in self.products for index in (each.weight, each.bias) if index is not None}
-        return {index: (frame.values[index] - frame.recorded(index)[0]).flatten(1) for index in sorted(wanted)}
+        return {i: (frame.values[i] - frame.recorded(i)[0]).flatten(1) for i in sorted(self.multiplied)}
 
 
 def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -> Entries | None:
