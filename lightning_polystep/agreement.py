@@ -14,7 +14,7 @@ from lightning_polystep.fingerprint import mix
 from lightning_polystep.hosted import Pending, Progress
 from lightning_polystep.parallel import Balance
 from lightning_polystep.processes import Processes
-from lightning_polystep.scoring.plan import Assignment
+from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.sites import symmetric
 
 # Multiples of it add up exactly, in any order, as long as sums stay below 2^53 of them (8,192): the number of shards

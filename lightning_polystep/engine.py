@@ -30,7 +30,8 @@ from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.plan import Assignment, Plan, make_plan
+from lightning_polystep.scoring.assignment import Assignment
+from lightning_polystep.scoring.plan import Plan, make_plan
 from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.providers import Evaluation, providers_of
@@ -129,7 +130,7 @@ class Engine:
         self._structure = Structure(module)
         self._health = Health(module)
         self._buffers = BufferWatch(module)
-        self._recording = Recording()
+        self._recording = Recording(learned=optimizer.learned, divides_batches=self._agreement.sharded)
         self._observing = False
         self._before: Snapshot | None = None
         self._written_buffers: frozenset[str] = frozenset()
@@ -438,8 +439,7 @@ class Engine:
 
     def _due(self, plan: Plan) -> list[Assignment]:
         """Return the blocks that this step probes."""
-        turn = self.optimizer.round
-        return [each for each in plan.assignments if self.optimizer.scores(each.block) and each.is_due(turn)]
+        return [a for a in plan.assignments if self.optimizer.scores(a.block) and a.is_due(self.optimizer.round)]
 
     def _shared(self, pending: Pending, plan: Plan) -> Pending:
         """Say which candidates of a step this process scores."""

@@ -198,7 +198,7 @@ class HostedOptimizer(Optimizer):
 
     kind: ClassVar[str]
     # Attributes of their own that copies and pickles take along.
-    _copied: ClassVar[tuple[str, ...]] = ("seed", "importance_sampling", "progress", "statistics")
+    _copied: ClassVar[tuple[str, ...]] = ("seed", "importance_sampling", "progress", "statistics", "learned")
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, seed: int | None = None, importance_sampling: float = 0.0
@@ -209,6 +209,7 @@ class HostedOptimizer(Optimizer):
         self.progress = Progress()
         self.binding = Binding()
         self.statistics: dict[str, InputStatistics] = {}
+        self.learned: dict[str, dict[str, Tensor]] = {}
         super().__init__(params, defaults)
 
     def blocks(self, module: nn.Module, held: Set[nn.Parameter] = frozenset()) -> list[Block]:
@@ -349,6 +350,7 @@ class HostedOptimizer(Optimizer):
             "progress": dict(vars(self.progress)),
             "pending": self._gathered(),
             "tiers": self.binding.tiers() or self.binding.loaded_tiers,
+            "learned": {block: dict(known) for block, known in self.learned.items()},
             **self.own_state(),
         }
         return state
@@ -377,4 +379,6 @@ class HostedOptimizer(Optimizer):
         vars(self.progress).update(own["progress"])
         self.binding.pending, self.binding.loaded = None, own.get("pending")
         self.binding.loaded_tiers = own.get("tiers", {})
+        self.learned.clear()
+        self.learned.update({block: dict(known) for block, known in own.get("learned", {}).items()})
         self.load_own_state(own)

@@ -29,7 +29,7 @@ from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES, biased_rotation, haar_rotation
 from lightning_polystep.randomness import generator
 from lightning_polystep.schedules import value_at
-from lightning_polystep.scoring.plan import Assignment
+from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.sites import Observation, observing, update_statistics
 from lightning_polystep.subspaces import SUBSPACES, particle_dim
@@ -155,6 +155,7 @@ def _turned(columns: Tensor, block: Block, moves: Tensor | None, draw: torch.Gen
 
 def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range) -> Tensor:
     """Return the losses of the candidates in ``share``, shape (len(share),), float64, by the tier the plan assigned."""
+    assignment.look(proposal, probe)
     return assignment.score(proposal, probe, share)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_polystep.subspaces import SUBSPACES, Subspace, candidates_wanted, directions_wanted, vertices_of_row
 
 if TYPE_CHECKING:
-    from lightning_polystep.scoring.plan import Assignment
+    from lightning_polystep.scoring.assignment import Assignment
 
 # Fewer directions of a row say too little about it: rather fewer rows are probed.
 _SMALLEST_RANK = 4

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from lightning_polystep.scoring.plan import Assignment, Plan
+    from lightning_polystep.scoring.assignment import Assignment
+    from lightning_polystep.scoring.plan import Plan
 
 
 # Columns that names of blocks have at the least.

@@ -22,6 +22,7 @@ from lightning_polystep.scoring.node_perturbation import offer_nodes
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import Provider
+from lightning_polystep.scoring.unit_response import offer_units
 
 Evaluation = Literal["auto", "tape", "loop"]
 
@@ -42,6 +43,7 @@ def providers_of(
     # Of a module that does not say that it is a stack nobody needs to read that it is none.
     recording.of_stack = hasattr(module, "network") and hasattr(module, "criterion")
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
+    units = Provider("by the answers of units", partial(offer_units, recording), optional=True)
     nodes = Provider("by node perturbation", partial(offer_nodes, recording), optional=True)
     tape = Provider("from the tape", partial(offer_from_tape, recording))
     if evaluation == "loop":
@@ -49,9 +51,9 @@ def providers_of(
     for entry in entry_points(group=RULES):
         entry.load()
     if evaluation == "tape":
-        return [nodes, tape]
+        return [units, nodes, tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
     own += [Provider("by evaluate_rows", partial(offer_rows, module))] if knows_rows(module) else []
     stack = [Provider("as part of a stack", recognised.offer)] if recording.of_stack else []
-    return [*own, *added, *stack, nodes, tape, loop]
+    return [*own, *added, *stack, units, nodes, tape, loop]

@@ -78,11 +78,15 @@ class Recording:
         tape: What the step did; None before the first.
         loss: The value of its loss; None until it is known.
         of_stack: Whether the module says that it is a stack, all of whose tiers have to make the same step.
+        learned: What tiers have learned over steps, by block and name: a checkpoint keeps it.
+        divides_batches: Whether other processes see other samples.
     """
 
     tape: Tape | None = None
     loss: int | None = None
     of_stack: bool = False
+    learned: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    divides_batches: bool = False
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)

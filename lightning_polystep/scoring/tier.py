@@ -35,6 +35,14 @@ class Tier:
     samples_by_importance: ClassVar[bool] = False
     fills_budget: ClassVar[bool] = False
 
+    def look(self, proposal: Proposal, probe: Probe) -> None:
+        """Learn what a micro-batch shows, before its candidates are scored: on all processes, whoever scores them.
+
+        Args:
+            proposal: The candidates.
+            probe: Of the micro-batch.
+        """
+
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.dense import Dense, is_batch_norm, last_products
 from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
@@ -13,7 +14,8 @@ from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.pause import unrecorded
-from lightning_polystep.tape.program import NotOnTapeError, Program, compile_program
+from lightning_polystep.tape.places import Layout, Relation
+from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.schedule import Segment, schedule
@@ -24,17 +26,21 @@ from lightning_polystep.tape.work import Work
 __all__ = [
     "Apart",
     "Blend",
+    "Dense",
     "Entries",
     "Entry",
     "Flow",
+    "Layout",
     "NotOnTapeError",
     "Parts",
     "Program",
     "Recorder",
     "Region",
+    "Relation",
     "Segment",
     "Shifted",
     "Site",
+    "Stage",
     "Tape",
     "Work",
     "compile_program",
@@ -43,6 +49,8 @@ __all__ = [
     "factors_of",
     "flows",
     "hold",
+    "is_batch_norm",
+    "last_products",
     "mixes_changes",
     "moving",
     "patches",

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.blocks import find_blocks
+from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.scoring.budget import fill, share_candidates
 from lightning_polystep.scoring.chunks import Chunking
-from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.scoring.tier import Tier
 
 

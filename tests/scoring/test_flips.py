@@ -8,9 +8,9 @@ from torch import nn
 
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.layers import Heaviside, QuantLinear, Sign, Staircase
+from lightning_polystep.scoring.assignment import score_by
 from lightning_polystep.scoring.flips import FlipTier, HiddenFlipTier, ScoreFlipTier
 from lightning_polystep.scoring.loop import LoopTier
-from lightning_polystep.scoring.plan import score_by
 from lightning_polystep.scoring.stack import NotAStackError
 from lightning_polystep.sites import update_statistics
 from lightning_polystep.step import propose

@@ -10,9 +10,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_polystep.engine import Engine
 from lightning_polystep.optimizer import PolyStep
+from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.loop import LoopTier
-from lightning_polystep.scoring.plan import Assignment
 from lightning_polystep.scoring.tier import Tier
 from tests.helpers.parity import (
     CASES,

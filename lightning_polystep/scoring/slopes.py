@@ -1,0 +1,198 @@
+r"""Score: candidates from the slopes of the loss at the places where a row enters the step.
+
+The pre-activation of unit u has P places in a sample n: the positions of an image, the tokens of a sequence, the steps
+of time. Where the slope of the loss there, :math:`o_{nup}`, is known or estimated, the loss of a candidate that changes
+what the row is multiplied as by :math:`\delta_v` is about
+
+.. math:: c_{uv} = L + \delta_v \cdot g_u, \qquad g_u = \sum_{np} o_{nup}\, x_{np},
+
+with the inputs x of the place: one product for any number of directions. What a mask, a constraint or a quantiser makes
+of a candidate is computed, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.row_tier import RowTier
+from lightning_polystep.scoring.taped import Script
+from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.tape import Entries, Entry, Program, Tape, patches
+
+# Directions from which it is learned how far a typical candidate shifts each place.
+_TYPICAL = 16
+# Rows of which that is looked at where masks or quantisers make it another for each.
+_FEW_ROWS = 4
+# Directions of a row of which each is computed by itself.
+_OF_ITS_OWN = 32
+
+
+@dataclass
+class SlopeTier(RowTier):
+    """Scores candidates by slopes, which a subclass finds."""
+
+    @property
+    def entered(self) -> tuple[Entries, Script]:
+        """Where the rows of the block enter the step, and how shifts of them are replayed."""
+        entered = self.recording.entries(self.block)
+        assert entered is not None
+        return entered
+
+    def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
+        """Return the slope of the loss by what some rows are multiplied as, (R, D) by value.
+
+        Args:
+            proposal: The candidates.
+            probe: Of the micro-batch.
+            places: Of the rows in the proposal, (R,).
+        """
+        raise NotImplementedError
+
+    def losses_of_rows(self, proposal: Proposal, probe: Probe, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the losses of all candidates of some rows, for each chunk, in their order, float64."""
+        loss = self.known_loss()
+        assert loss is not None
+        for places in chunks:
+            slopes = self.slopes_of_rows(proposal, probe, places)
+            yield loss + self.along(proposal, places, self.entered[0], slopes).double()
+
+    def along(self, proposal: Proposal, places: Tensor, entries: Entries, slopes: dict[int, Tensor]) -> Tensor:
+        """Return what slopes of rows say of candidates, (R, V): the product with what changes of what is multiplied."""
+        directions = self._shared_directions(proposal, entries)
+        if directions is not None:
+            total = sum(slopes[index] @ columns.T.to(slopes[index]) for index, columns in directions.items())
+            assert isinstance(total, Tensor)
+            return total * proposal.reach[places, None]
+        count = proposal.vertices_per_row
+        changed = self._rows_as_multiplied(proposal, places, entries)
+        apart = {index: change.reshape(len(places), count, -1) for index, change in changed.items()}
+        total = sum((apart[index].to(slope) @ slope[:, :, None]).squeeze(2) for index, slope in slopes.items())
+        assert isinstance(total, Tensor)
+        return total
+
+    def changes_of_rows(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor]:
+        """Return how some candidates change what their row is multiplied as, (V, D) by value."""
+        shared = self._shared_directions(proposal, entries)
+        if shared is not None:
+            return shared
+        few = torch.arange(min(_FEW_ROWS, len(proposal.rows)), device=proposal.rows.device)
+        return self._rows_as_multiplied(proposal, few, entries)
+
+    def _rows_as_multiplied(self, proposal: Proposal, places: Tensor, entries: Entries) -> dict[int, Tensor]:
+        """Return how the candidates of some rows change what their products multiply, (R * V, D) by value."""
+        count = proposal.vertices_per_row
+        every = (places[:, None] * count + torch.arange(count, device=places.device)).flatten()
+        changed = dict(self._changed(self.entered[1].program, proposal, every))
+        return entries.rows_as_multiplied(
+            self.recording.taken(), proposal.rows[places].repeat_interleave(count), changed
+        )
+
+    def _shared_directions(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor] | None:
+        """Return how vertices change what is multiplied, (V, D) by value; None where that depends on the row."""
+        block, own = self.block, self.recording.leaves_of(self.block)
+        if proposal.starts is not None or proposal.centre is not None or not entries.multiplied <= set(own):
+            return None
+        widths = [parameter.numel() // block.rows for parameter in block.parameters]
+        moved = (proposal.probe_radius * proposal.directions.reshape(-1, block.dim)).split(widths, dim=1)
+        return {
+            index: columns
+            for index, columns in zip(own, moved, strict=True)
+            if index is not None and index in entries.multiplied
+        }
+
+    def most_directions(self) -> int | None:
+        """Return fewer where each candidate of each row has to be masked or quantised by itself."""
+        return None if self.entered[0].multiplied <= set(self.recording.leaves_of(self.block)) else _OF_ITS_OWN
+
+
+class Reaches(dict[object, tuple[Entry, Tensor]]):
+    """By key a product, and how far a candidate of reach 1 typically shifts each of its places, (N', ...)."""
+
+    @classmethod
+    def of(cls, tier: SlopeTier, entries: Entries, proposal: Proposal) -> Reaches:
+        """Find that, once for all chunks of a proposal."""
+        tape = tier.recording.taken()
+        kept, known = tape.arrays, (entries.behind, "reaches")
+        if known in kept and kept[known][0] is proposal:
+            found: Reaches = kept[known][1]
+            return found
+        changes = tier.changes_of_rows(proposal, entries)
+        half = max(1, len(next(iter(changes.values()))) // 2)  # the others are often the same mirrored
+        sample = {index: change[:half][:: max(1, half // _TYPICAL)][:_TYPICAL] for index, change in changes.items()}
+        made = cls()
+        for entry in entries.products:
+            if entry.key not in made:
+                whole = tape.values[entry.made].tensor.shape
+                typical = _shifted(tape, entry, sample).square().mean(0).sqrt().reshape(whole[0], *whole[2:])
+                made[entry.key] = entry, typical
+        kept[known] = proposal, made
+        return made
+
+
+def odd_parts(trial: Proposal, costs: Tensor) -> Tensor:
+    """Return half the differences of opposite vertices."""
+    count = trial.directions.shape[1]
+    apart = costs.reshape(-1, 2, count // 2)
+    return 0.5 * (apart[:, 0] - apart[:, 1])
+
+
+def precise(numbers: Tensor) -> Tensor:
+    """Return numbers as at least float32, so that small differences are seen."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
+def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
+    """Return what changes of rows add to a product, (V, N', P)."""
+    added = None
+    if entry.weight is not None:
+        met = precise(patches(tape, entry))
+        added = torch.einsum("vd,ndp->vnp", rows[entry.weight].to(met), met)
+    if entry.bias is not None:
+        bias = precise(rows[entry.bias]).reshape(-1, 1, 1)
+        shape = tape.values[entry.made].tensor.shape
+        places = torch.Size(shape[2:]).numel()
+        added = bias.expand(-1, shape[0], places) if added is None else added + bias
+    assert added is not None
+    return added
+
+
+def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tensor) -> None:
+    """Add to the slopes of rows, (R, D) by value, what the slopes at the places of a product say of them."""
+    if entry.weight is not None:
+        own = torch.einsum("rnp,ndp->rd", answer, patches(tape, entry).to(answer))
+        slopes[entry.weight] = slopes[entry.weight] + own if entry.weight in slopes else own
+    if entry.bias is not None:
+        own = answer.sum((1, 2))[:, None]
+        slopes[entry.bias] = slopes[entry.bias] + own if entry.bias in slopes else own
+
+
+def of_samples(program: Program, made: int, of_sample: Tensor) -> Tensor:
+    """Spread numbers of samples, (..., N), over the first axis of a product, which may hold others beside them."""
+    axis = program.axes[made][0]
+    sizes = [program.labels.size((label,)) for label in axis]
+    given = [size if label == program.sample else 1 for label, size in zip(axis, sizes, strict=True)]
+    leading = of_sample.shape[:-1]
+    return of_sample.reshape(*leading, *given).expand(*leading, *sizes).reshape(*leading, -1)
+
+
+def check_slopes(block: Block) -> None:
+    """Check that candidates of a block can be scored by slopes.
+
+    Args:
+        block: The parameters.
+
+    Raises:
+        NotOfferedError: Where they cannot, or exact costs are asked for.
+    """
+    if block.constant or block.subspace not in {"inputs", "gaussian"} or block.population is not None:
+        raise NotOfferedError("its candidates are no directions of rows")
+    if block.group["response_grid"] == 0:
+        raise NotOfferedError("response_grid=0 asks for exact costs")
+    if block.group["rank"] is not None:
+        raise NotOfferedError("a rank is asked for, and as many directions are scored")

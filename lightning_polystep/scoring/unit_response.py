@@ -1,0 +1,184 @@
+"""Score candidates by how each unit answers to a shift, and by what its answer is worth to the loss.
+
+All units of a layer are shifted at once by as much as a candidate typically does (``answers.py``). What their answers
+are worth follows from the slopes of the loss by the scores (``scores.py``): through the weights of the readout where it
+takes them in, through learned feedback where more layers lie between (``worth.py``, ``feedback.py``). So the slopes of
+the loss at all places of all rows are known, and with them the costs of all candidates (``slopes.py``). A layer costs
+about two forward passes from there to the loss, however many rows and directions it has.
+
+This is an estimate that is followed without being scored candidate by candidate: what lies behind a unit's answer is
+taken to be linear, and learned feedback is the mean over samples. The plan compares it with exact costs and prints the
+error. No derivative is used, and no weight of a hidden layer behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.scoring.answers import Answers
+from lightning_polystep.scoring.chunks import Chunking
+from lightning_polystep.scoring.feedback import Feedback
+from lightning_polystep.scoring.grid import offer_from_tape
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.scores import Scores
+from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, odd_parts
+from lightning_polystep.scoring.taped import Recording
+from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.scoring.worth import Worth, worth_of
+from lightning_polystep.subspaces import candidates_wanted, directions_wanted
+from lightning_polystep.tape import Entry, NotOnTapeError, Program
+
+# Below so many candidates all are scored exactly.
+_FEW_CANDIDATES = 256
+# Rows whose candidates are made out at once.
+_ROWS_AT_ONCE = 128
+
+
+class _Units(NamedTuple):
+    """What is known of a block on steps of one structure.
+
+    Args:
+        scores: Of the step.
+        worth: What the answers of units are worth; None where the block makes the scores itself.
+    """
+
+    scores: Scores
+    worth: Worth | None
+
+
+@dataclass
+class UnitResponseTier(SlopeTier):
+    """Scores all candidates of all rows by the answers of their units."""
+
+    _known: dict[Program, _Units] = field(default_factory=dict, init=False, repr=False)
+    _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
+
+    name: ClassVar[str] = "units"
+    fills_budget: ClassVar[bool] = False
+
+    def affordable_rows(self) -> int | None:
+        """Return that all rows are looked at together."""
+        return None
+
+    def chunking(self, memory_budget: int) -> Chunking:
+        """Return that all candidates are scored at once: rows are cut inside."""
+        del memory_budget
+        return Chunking(sys.maxsize)
+
+    @property
+    def units(self) -> _Units:
+        """What is known of the block on steps of this structure.
+
+        Raises:
+            NotOnTapeError: Where its units' answers cannot be told.
+        """
+        recording, entered = self.recording, self.recording.entries(self.block)
+        if entered is None:
+            raise NotOnTapeError("it does not reach the loss of each sample by products alone")
+        entries, tape = entered[0], recording.taken()
+        if entries.behind not in self._known:
+            scores = Scores.of(recording)
+            if scores is None:
+                raise NotOnTapeError("no scores lie between it and the loss of each sample")
+            if {entry.made for entry in entries.products} <= set(scores.made):
+                self._known[entries.behind] = _Units(scores, None)
+            else:
+                feedback = Feedback(recording.learned.setdefault(self.block.name, {}))
+                worth = worth_of(tape, Answers.of(tape, entries), scores, feedback)
+                self._known[entries.behind] = _Units(scores, worth)
+        return self._known[entries.behind]
+
+    @property
+    def learns(self) -> bool:
+        """Whether what answers are worth is learned."""
+        worth = self.units.worth
+        return worth is not None and worth.learns
+
+    def look(self, proposal: Proposal, probe: Probe) -> None:
+        """Learn feedback from what this micro-batch shows."""
+        worth = self.units.worth
+        if worth is not None and worth.learns:
+            worth.learn(self.recording.taken(), self._typical(proposal), probe.noise_key, self.block.name)
+
+    def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
+        """Return the slope of the loss by what some rows are multiplied as, (R, D) by value."""
+        tape = self.recording.taken()
+        key = (self.entered[0].behind, "slopes of all rows")
+        if key not in tape.arrays or tape.arrays[key][0] is not proposal:
+            slopes = dict[int, Tensor]()
+            for entry, answer in self._at_places(proposal, probe):
+                add_slopes(slopes, tape, entry, answer)
+            tape.arrays[key] = proposal, slopes
+        rows = proposal.rows[places]
+        return {index: slope[rows] for index, slope in tape.arrays[key][1].items()}
+
+    def _at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:
+        """Return the slopes at the places of all units, (U, N', P) by product."""
+        units, tape = self.units, self.recording.taken()
+        slopes, worth = units.scores.slopes(self.recording), units.worth
+        if worth is None:
+            return [(entry, slopes.T[:, :, None]) for entry in self.entered[0].products]
+        typical = self._typical(proposal)
+        worth = worth.on_trial(tape, typical, probe.noise_key, self.block.name)
+        reach = slopes.new_ones(self.block.rows).index_copy(0, proposal.rows, proposal.reach.to(slopes))
+        return worth.answers.slopes(tape, typical, reach, worth.worth(tape, slopes))
+
+    def _typical(self, proposal: Proposal) -> dict[object, Tensor]:
+        """Return how far a candidate of reach 1 typically shifts each place of a product, (N', places...) by key."""
+        return {key: typical for key, (_, typical) in Reaches.of(self, self.entered[0], proposal).items()}
+
+    def approximation(self) -> str:
+        """Say what is approximated."""
+        worth = self.units.worth
+        if worth is None:
+            return "estimated from the slopes of the loss by the scores"
+        return f"estimated from each unit's answer and {worth.source}"
+
+    def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
+        """Say why exact costs tell more; nothing where they do not.
+
+        On the first batch they agree least: feedback is new, and the scores of all classes are alike. So an estimate
+        is left only where it points the wrong way, and one by feedback where half of all directions can be exact.
+        """
+        affordable = (self.exact().affordable() or 1) / (2 * self.block.rows_in_play)
+        if self.learns:
+            enough = 2 * affordable >= directions_wanted(self.block)
+            return "so many exact directions can be afforded that feedback is not needed" if enough else ""
+        if trial.mirrored:
+            costs, exact = (odd_parts(trial, each) for each in (costs, exact))
+        rows = len(trial.rows)
+        cosine = functional.cosine_similarity(costs.reshape(rows, -1), exact.reshape(rows, -1), dim=1).mean()
+        points_away = bool(exact.any()) and not bool(cosine > 0)
+        return f"costs have a cosine of {float(cosine):.2f} with exact ones" if points_away else ""
+
+
+def offer_units(recording: Recording, block: Block) -> UnitResponseTier:
+    """Return the tier that scores a block by the answers of its units.
+
+    Args:
+        recording: The commit pass.
+        block: The parameters.
+
+    Raises:
+        NotOfferedError: Where it cannot, or need not.
+    """
+    check_slopes(block)
+    if candidates_wanted(block) <= _FEW_CANDIDATES:
+        raise NotOfferedError("so few candidates are scored exactly")
+    if block.group["response_grid"] and offer_from_tape(recording, block).approximation():
+        raise NotOfferedError("a grid of responses is asked for")
+    tier = UnitResponseTier(block, recording)
+    try:
+        offer_from_tape(recording, block)
+        learns = tier.learns
+    except NotOnTapeError as error:
+        raise NotOfferedError(str(error)) from error
+    if learns and recording.divides_batches:
+        raise NotOfferedError("processes that divide a batch would learn different feedback")
+    return tier

@@ -1,0 +1,72 @@
+"""Costs of candidates from slopes at places, against products written out."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_polystep.scoring.slopes import SlopeTier, add_slopes, check_slopes, odd_parts, of_samples
+from lightning_polystep.scoring.tier import NotOfferedError
+from tests.helpers.tapes import blocks_of, record, trial
+
+
+class Given(SlopeTier):
+    """Slopes that somebody gives."""
+
+    def slopes_of_rows(self, proposal, probe, places):
+        return {index: slope[proposal.rows[places]] for index, slope in self.given.items()}
+
+
+class Masked(nn.Module):
+    """A layer whose weights are masked on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5))
+        self.register_buffer("mask", (torch.rand(5, 6) > 0.5).double())
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), Masked])
+def test_costs_are_the_product_of_slopes_with_what_changes(make):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(make()).double(), torch.randn(7, 6).double()
+    worth = torch.randn(7, 5).double()
+    recording, probe, loss = record(net, lambda: (net(x) * worth).sum(1).mean())
+    block = max(blocks_of(net), key=lambda each: each.dim)
+    tier, proposal = Given(block, recording), trial(block, rows=5, vertices=6)
+    entries, _ = tier.entered
+    tier.given = {}
+    for entry in entries.products:
+        add_slopes(tier.given, recording.taken(), entry, (worth / 7).T[:, :, None])
+    costs = torch.cat([*tier.losses_of_rows(proposal, probe, [torch.arange(len(proposal.rows))])]).flatten()
+    expected = tier.exact().score(proposal, probe, 0, proposal.candidates)
+    torch.testing.assert_close(costs, expected, rtol=1e-9, atol=1e-11)
+    assert (costs - loss).abs().max() > 1e-3
+    assert tier.most_directions() == (None if make is not Masked else 32)
+
+
+def test_numbers_of_samples_are_spread_over_tokens():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(7, 3, 6)
+    recording, _, _ = record(net, lambda: net(x).square().flatten(1).sum(1).mean())
+    entries, script = recording.entries(blocks_of(net)[0])
+    spread = of_samples(script.program, entries.products[0].made, torch.arange(14.0).reshape(2, 7))
+    assert torch.equal(spread, torch.arange(14.0).reshape(2, 7).repeat_interleave(3, 1))
+
+
+def test_odd_parts_are_half_the_differences_of_opposite_vertices():
+    proposal = trial(blocks_of(nn.Linear(6, 5))[0], rows=3, vertices=4)
+    costs = torch.tensor([3.0, 5.0, 1.0, 1.0] * len(proposal.rows))
+    assert torch.equal(odd_parts(proposal, costs), torch.tensor([[1.0, 2.0]] * len(proposal.rows)))
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [({"response_grid": 0}, "exact"), ({"rank": 4}, "rank"), ({"subspace": "full"}, "directions")],
+)
+def test_exact_costs_can_be_asked_for(group, reason):
+    with pytest.raises(NotOfferedError, match=reason):
+        check_slopes(blocks_of(nn.Linear(6, 5), **group)[0])

@@ -1,0 +1,183 @@
+"""Candidates scored by the answers of their units: against exact costs, and as a plan uses them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_polystep import Engine, PolyStep
+from lightning_polystep.scoring.taped import TapeTier
+from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.scoring.unit_response import UnitResponseTier, offer_units
+from tests.helpers.tapes import blocks_of, record, trial
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+class Convolutional(nn.Module):
+    """Convolutions of which the second has more directions than a step affords."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
+
+
+def planned(**options):
+    torch.manual_seed(0)
+    net = Convolutional()
+    x, y = torch.rand(64, 3, 9, 9), torch.arange(64) % 10
+    engine = Engine(net, PolyStep(net.parameters(), seed=0, **options), announce=None)
+    engine.step(lambda: F.cross_entropy(net(x), y))
+    for _ in range(2):
+        engine.step(lambda: F.cross_entropy(net(x), y))
+    return {assignment.block.name: assignment for assignment in engine.plan.assignments}, net
+
+
+def test_the_plan_takes_estimates_where_directions_are_many():
+    plan, _ = planned()
+    assert plan["second"].tier.name == "units"
+    assert "unit's answer and the readout" in plan["second"].note
+    assert "unit's answer and learned feedback" in plan["first"].note
+    assert plan["second"].most_rows is None
+
+
+@pytest.mark.parametrize("options", [{"response_grid": 0}, {"rank": 4}])
+def test_exact_costs_are_given_to_whoever_asks_for_them(options):
+    plan, _ = planned(**options)
+    assert {type(assignment.tier) for assignment in plan.values()} == {TapeTier}
+
+
+def setting(net, shape, loss, name, **group):
+    torch.manual_seed(0)
+    net, x = net.double(), torch.randn(shape).double()
+    recording, probe, _ = record(net, lambda: loss(net(x)))
+    block = next(each for each in blocks_of(net, **group) if each.name == name)
+    tier = UnitResponseTier(block, recording)
+    tier.chunking(2**28)
+    return tier, trial(block, rows=block.rows, vertices=8), probe
+
+
+def scored(tier, proposal, probe):
+    return tier.score(proposal, probe, 0, proposal.candidates)
+
+
+def weighted(out):
+    draw = torch.Generator().manual_seed(3)
+    return (out * torch.randn(out.shape[1:], generator=draw).double()).flatten(1).sum(1).mean()
+
+
+LINEAR = {
+    "the scores": (lambda: nn.Sequential(nn.Linear(6, 5)), (7, 6), "0"),
+    "a layer before the readout": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), (7, 6), "0"),
+    "tokens": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(20, 3)), (7, 4, 6), "0"),
+    "filters": (lambda: nn.Sequential(nn.Conv2d(1, 5, 2), nn.Flatten(), nn.Linear(60, 3)), (7, 1, 5, 4), "0"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(LINEAR))
+def test_where_everything_behind_is_linear_costs_are_exact(kind):
+    make, shape, name = LINEAR[kind]
+    torch.manual_seed(0)
+    tier, proposal, probe = setting(make(), shape, weighted, name)
+    costs = scored(tier, proposal, probe)
+    assert costs.std() > 1e-3
+    torch.testing.assert_close(costs, scored(tier.exact(), proposal, probe), **EXACT)
+
+
+def test_learned_feedback_comes_near_exact_costs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+    tier, proposal, probe = setting(net, (64, 6), weighted, "0")
+    exact = scored(tier.exact(), proposal, probe)
+    for step in range(60):
+        probe.noise_key = (0, step, 0)
+        tier.look(proposal, probe)
+    error = (scored(tier, proposal, probe) - exact).std() / exact.std()
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_pieces_of_the_candidates_have_the_bits_of_the_whole(rows):
+    """So that no bit depends on how many processes score."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(60, 3))
+    tier, proposal, probe = setting(net, (7, 1, 5, 4), lambda out: out.tanh().sum(1).mean(), "0")
+    tier._rows_at_once = rows
+    whole, piece = scored(tier, proposal, probe), tier.piece(proposal, 1)
+    cuts = [tier.score(proposal, probe, c, min(c + piece, len(whole))) for c in range(0, len(whole), piece)]
+    assert torch.equal(torch.cat(cuts), whole)
+
+
+def wide(**group):
+    net = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+    x = torch.randn(32, 64)
+    recording, _, _ = record(net, lambda: F.cross_entropy(net(x), torch.arange(32) % 4))
+    return recording, {each.name: each for each in blocks_of(net, **group)}
+
+
+def test_a_grid_that_is_asked_for_is_used():
+    recording, blocks = wide(response_grid=5)
+    with pytest.raises(NotOfferedError, match="grid"):
+        offer_units(recording, blocks["0"])
+
+
+def test_processes_that_divide_a_batch_learn_no_feedback():
+    recording, blocks = wide()
+    assert offer_units(recording, blocks["0"]).learns
+    recording.divides_batches = True
+    with pytest.raises(NotOfferedError, match="divide a batch"):
+        offer_units(recording, blocks["0"])
+    assert not offer_units(recording, blocks["2"]).learns
+
+
+def test_few_candidates_are_scored_exactly():
+    net, x = nn.Linear(4, 3), torch.randn(9, 4)
+    recording, _, _ = record(net, lambda: F.cross_entropy(net(x), torch.arange(9) % 3))
+    with pytest.raises(NotOfferedError, match="exactly"):
+        offer_units(recording, blocks_of(net)[0])
+
+
+def test_an_estimate_that_points_away_is_not_taken():
+    recording, blocks = wide()
+    tier = offer_units(recording, blocks["2"])
+    proposal = trial(blocks["2"], rows=3, vertices=8)
+    exact = torch.randn(proposal.candidates, generator=torch.Generator().manual_seed(0)).double()
+    assert tier.verdict(proposal, exact, exact) == ""
+    assert "cosine of -1.00" in tier.verdict(proposal, -exact, exact)
+
+
+def test_what_was_learned_is_in_a_checkpoint_and_goes_on_to_the_bit():
+    torch.manual_seed(0)
+    x, y = torch.rand(64, 3, 9, 9), torch.arange(64) % 10
+
+    def engine(net):
+        optimizer = PolyStep(net.parameters(), seed=0)
+        return Engine(net, optimizer, announce=None), optimizer
+
+    def steps(net, own, count):
+        for _ in range(count):
+            own.step(lambda: F.cross_entropy(net(x), y))
+
+    straight = Convolutional()
+    stopped = copy.deepcopy(straight)
+    first, _ = engine(straight)
+    steps(straight, first, 4)
+    before, optimizer = engine(stopped)
+    steps(stopped, before, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["polystep"]["learned"]["first"]
+    resumed = copy.deepcopy(stopped)
+    after, fresh = engine(resumed)
+    fresh.load_state_dict(saved)
+    steps(resumed, after, 2)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_steps_are_the_same_bits():
+    first, second = (planned()[1] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
