@@ -13,16 +13,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
-
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
 from lightning_polystep.exports.command import main as export
+from lightning_polystep.host import (
+    LightningDataModule,
+    LightningModule,
+    MisconfigurationException,
+    is_overridden,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lightning_polystep.host_cli import LightningArgumentParser, LightningCLI
 from lightning_polystep.maxsat.command import main as solve
 from lightning_polystep.report.command import main as report
 from lightning_polystep.results import fit_record, write_results
