@@ -16,6 +16,7 @@ from typing import Any
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
+from lightning_polystep.cli_noise import without_noise
 from lightning_polystep.exports.command import main as export
 from lightning_polystep.host import (
     LightningDataModule,
@@ -188,16 +189,17 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
     arguments = sys.argv[1:] if args is None else args
     if arguments and arguments[0] in _OTHERS:
         raise SystemExit(_OTHERS[arguments[0]](arguments[1:]))
-    return PolyStepCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=AuditTrainer,
-        parser_class=ReadableParser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        # A second run of the same command must not fail because the first left its config behind.
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_kwargs={"description": _DESCRIPTION},
-        args=args,
-    )
+    with without_noise():
+        return PolyStepCLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=AuditTrainer,
+            parser_class=ReadableParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # A second run of the same command must not fail because the first left its config behind.
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"description": _DESCRIPTION},
+            args=args,
+        )

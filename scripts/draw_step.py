@@ -1,7 +1,7 @@
 """Draw docs/step.png, one step of PolyStep in two dimensions: ``python scripts/draw_step.py``.
 
-The loss is the share of points that one hard unit puts on the wrong side: flat almost everywhere, with a gradient of zero.
-All numbers in the picture are computed by the package.
+The loss is the share of points that one hard unit puts on the wrong side: flat almost everywhere. All numbers in the
+picture are computed by the package.
 """
 
 from pathlib import Path
