@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_polystep.audit import AuditTrainer
@@ -177,6 +178,11 @@ _DESCRIPTION = (
 _OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"solve": solve, "export": export, "report": report}
 
 
+def _name_of_module() -> dict[str, str]:
+    """Return the name to call this command by; before Python 3.12 argparse tells that of its file."""
+    return {"prog": "python -m lightning_polystep"} if Path(sys.argv[0]).name == "__main__.py" else {}
+
+
 def main(args: list[str] | None = None) -> PolyStepCLI:
     """Run the command line.
 
@@ -200,6 +206,6 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
             # A second run of the same command must not fail because the first left its config behind.
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            parser_kwargs={"description": _DESCRIPTION},
+            parser_kwargs={"description": _DESCRIPTION, **_name_of_module()},
             args=args,
         )

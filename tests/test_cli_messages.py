@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_polystep.cli import main
+from lightning_polystep.cli import _name_of_module, main
 from lightning_polystep.cli_messages import readable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,3 +101,12 @@ def test_no_usage_of_a_hundred_lines():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [("/somewhere/lightning_polystep/__main__.py", {"prog": "python -m lightning_polystep"}), ("train.py", {})],
+)
+def test_the_tip_names_the_command_as_it_is_typed(monkeypatch, called, told):
+    monkeypatch.setattr("sys.argv", [called, "fit"])
+    assert _name_of_module() == told
