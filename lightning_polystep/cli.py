@@ -63,6 +63,15 @@ class PolyStepCLI(LightningCLI):
                     raise
                 self._subcommand_parsers[self.config["subcommand"]].error(refusal)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command; data that are not there get the sentence of who looked for them, not a traceback."""
+        try:
+            super()._run_subcommand(subcommand)
+        except FileNotFoundError as error:
+            if error.errno is not None:  # the system's own, which may come from anywhere
+                raise
+            self._subcommand_parsers[subcommand].error(str(error))
+
     def _parse_ckpt_path(self) -> None:
         """Check the file of ``--ckpt_path``; what it says of classes is compared with the arguments, and not used.
 
