@@ -40,7 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="+", type=Path)
     # A processor that sums in another order draws other curves; one thread is the order that everybody has.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     for path in parser.parse_args().notebooks:
         nbformat.write(run(path, path.parent), path)
         print(f"ran {path}")

@@ -53,6 +53,8 @@ def test_it_runs_prints_what_the_copy_shows_and_beats_the_controls(path, tmp_pat
     for package in NEEDED[path.stem]:
         pytest.importorskip(package)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # as the copies were run
     run = runpy.run_path(str(ROOT / "scripts" / "run_notebooks.py"))["run"]
     printed, shown = last_line(run(path, tmp_path)), last_line(json.loads(path.read_text(encoding="utf-8")))
     assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", shown)
