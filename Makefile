@@ -30,7 +30,7 @@ test: lint ## all checks: ruff, mypy, pytest with the doctests (ARGS="..." goes 
 	@echo "== pytest (tests and doctests)"
 	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
-docs: setup ## build the site of docs/ and the docstrings into build/docs
+docs: setup ## build the site of docs/, the notebooks and the docstrings into build/docs
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -e ".[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 

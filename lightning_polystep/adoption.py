@@ -9,13 +9,10 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from pytorch_lightning.callbacks import LearningRateFinder
-from pytorch_lightning.core.optimizer import _MockOptimizer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_polystep.guards import check_option_names
+from lightning_polystep.host import LearningRateFinder, MisconfigurationException, _MockOptimizer, rank_zero_warn
 from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.trainer_guards import check_replaceable

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_polystep.functional import true_gradients
+from lightning_polystep.host import MisconfigurationException, pl
 from lightning_polystep.layers import QuantActivation, calibrate
 
 

@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BatchSizeFinder
-from pytorch_lightning.tuner import tuning
-
+from lightning_polystep.host import BatchSizeFinder, pl, tuning
 from lightning_polystep.layout_strategy import LayoutStrategy
 
 _ALLOWED = "_polystep_allowed"

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+from lightning_polystep.host import rank_zero_warn
 
 _LARGEST_BYTES = 16 * 2**20
 # Tables of nn.Module itself.

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from lightning_fabric.plugins import CheckpointIO
-from pytorch_lightning.plugins.io.wrapper import _WrappingCheckpointIO
 from torch.optim import Optimizer
 
 from lightning_polystep import carried_state, interruption
@@ -16,6 +13,7 @@ from lightning_polystep.adoption import Adoption
 from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.engine import Engine
+from lightning_polystep.host import CheckpointIO, _WrappingCheckpointIO, pl
 from lightning_polystep.layout_strategy import LayoutStrategy
 from lightning_polystep.loaders import fast_forward
 from lightning_polystep.randomness import generator_states, restore_generators

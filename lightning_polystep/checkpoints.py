@@ -15,10 +15,8 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning_fabric.utilities.cloud_io import get_filesystem
-from lightning_fabric.utilities.types import _PATH
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from lightning_polystep.host import _PATH, TorchCheckpointIO, get_filesystem, rank_zero_warn
 
 # torch.save writes a zip archive, which may end with a comment that readers of archives pass over: the checksum.
 _COMMENT = b"lightning_polystep sha256:"

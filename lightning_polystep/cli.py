@@ -11,18 +11,23 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
 from lightning_polystep.cli_messages import ReadableParser
+from lightning_polystep.cli_noise import without_noise
 from lightning_polystep.exports.command import main as export
+from lightning_polystep.host import (
+    LightningDataModule,
+    LightningModule,
+    MisconfigurationException,
+    is_overridden,
+    rank_zero_info,
+    rank_zero_warn,
+)
+from lightning_polystep.host_cli import LightningArgumentParser, LightningCLI
 from lightning_polystep.maxsat.command import main as solve
 from lightning_polystep.report.command import main as report
 from lightning_polystep.results import fit_record, write_results
@@ -57,6 +62,15 @@ class PolyStepCLI(LightningCLI):
                 if (refusal := refusal_in(error)) is None:
                     raise
                 self._subcommand_parsers[self.config["subcommand"]].error(refusal)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command; data that are not there get the sentence of who looked for them, not a traceback."""
+        try:
+            super()._run_subcommand(subcommand)
+        except FileNotFoundError as error:
+            if error.errno is not None:  # the system's own, which may come from anywhere
+                raise
+            self._subcommand_parsers[subcommand].error(str(error))
 
     def _parse_ckpt_path(self) -> None:
         """Check the file of ``--ckpt_path``; what it says of classes is compared with the arguments, and not used.
@@ -173,6 +187,11 @@ _DESCRIPTION = (
 _OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"solve": solve, "export": export, "report": report}
 
 
+def _name_of_module() -> dict[str, str]:
+    """Return the name to call this command by; before Python 3.12 argparse tells that of its file."""
+    return {"prog": "python -m lightning_polystep"} if Path(sys.argv[0]).name == "__main__.py" else {}
+
+
 def main(args: list[str] | None = None) -> PolyStepCLI:
     """Run the command line.
 
@@ -185,16 +204,17 @@ def main(args: list[str] | None = None) -> PolyStepCLI:
     arguments = sys.argv[1:] if args is None else args
     if arguments and arguments[0] in _OTHERS:
         raise SystemExit(_OTHERS[arguments[0]](arguments[1:]))
-    return PolyStepCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=AuditTrainer,
-        parser_class=ReadableParser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        # A second run of the same command must not fail because the first left its config behind.
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_kwargs={"description": _DESCRIPTION},
-        args=args,
-    )
+    with without_noise():
+        return PolyStepCLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=AuditTrainer,
+            parser_class=ReadableParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # A second run of the same command must not fail because the first left its config behind.
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"description": _DESCRIPTION, **_name_of_module()},
+            args=args,
+        )

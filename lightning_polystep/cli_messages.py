@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from pytorch_lightning.cli import LightningArgumentParser
+from lightning_polystep.host_cli import LightningArgumentParser
 
 _KEY = re.compile(r'Parser key "(.+?)":')
 _CLASS = re.compile(r"Problem with given class_path '(.+?)'")

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
-
+from lightning_polystep.host import (
+    Callback,
+    ModelCheckpoint,
+    SIGTERMException,
+    TrainerFn,
+    pl,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_polystep.processes import Processes
 
 FILE_NAME = "interrupted.ckpt"

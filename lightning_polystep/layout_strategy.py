@@ -8,31 +8,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.strategies.registry import _StrategyRegistry
-from lightning_fabric.utilities.distributed import _destroy_dist_connection
-from pytorch_lightning.overrides.distributed import _sync_module_states
-from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
-from pytorch_lightning.trainer.call import _interrupt
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_polystep import trainer_guards
+from lightning_polystep.host import (
+    DDPStrategy,
+    MisconfigurationException,
+    _destroy_dist_connection,
+    _interrupt,
+    _MultiProcessingLauncher,
+    _StrategyRegistry,
+    _sync_module_states,
+    pl,
+)
+from lightning_polystep.namespaces import register_in
 from lightning_polystep.parallel import Layout, Size
 from lightning_polystep.processes import Processes, ProcessGroup
 
 StartMethod = Literal["popen", "spawn", "fork"]
-
-_TITLE = "Gradient-free training by PolyStep: forward passes only"
-# Each name with what its processes do, and the arguments that make them do so.
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "polystep": ("processes divide the candidates", {}),
-    "polystep_ddp": ("processes divide the batch", {"data_parallel_size": "auto", "candidate_parallel_size": 1}),
-    "polystep_spawn": ("processes divide the candidates, and are spawned", {"start_method": "spawn"}),
-    "polystep_fork": ("processes divide the candidates, and are forked", {"start_method": "fork"}),
-    "polystep_notebook": ("processes divide the candidates, and are forked", {"start_method": "fork"}),
-}
 
 
 @dataclass
@@ -162,6 +155,4 @@ class LayoutStrategy(DDPStrategy):
     @classmethod
     def register_strategies(cls, strategy_registry: _StrategyRegistry) -> None:
         """Register the names; safe to call again, as on a reload."""
-        for name, (description, options) in NAMES.items():
-            if name not in strategy_registry:
-                strategy_registry.register(name, cls, description=f"{_TITLE}; {description}", **options)
+        register_in(strategy_registry, cls)

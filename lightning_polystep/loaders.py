@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.data import _set_sampler_epoch
-from lightning_fabric.utilities.types import _Stateful
-from pytorch_lightning.trainer.states import RunningStage
-from pytorch_lightning.utilities.data import _is_dataloader_shuffled
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_polystep.host import (
+    RunningStage,
+    _is_dataloader_shuffled,
+    _set_sampler_epoch,
+    _Stateful,
+    pl,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_polystep.parallel import Axis
 from lightning_polystep.randomness import noise_frame
 

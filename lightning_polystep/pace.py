@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_polystep.clock import VerbClock
 
@@ -134,14 +135,15 @@ class Pace:
             timer.cancel()
 
 
-@rank_zero_only
 def print_pace(pace: str) -> None:
     """Print what a step takes, or a slow phase does, to standard error, on one process.
 
     Args:
         pace: What :meth:`Pace.at_start_of_step` returned, or a sentence.
     """
-    print(f"PolyStep: {pace}", file=sys.stderr)
+    # Lightning knows better than the environment, if one of its packages is loaded; this file needs none.
+    if getattr(rank_zero_only, "rank", int(os.environ.get("RANK", "0"))) == 0:
+        print(f"PolyStep: {pace}", file=sys.stderr)
 
 
 def _rounded(seconds: float) -> str:

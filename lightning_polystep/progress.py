@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_polystep.isolation import replaced
 
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
     from lightning_polystep.engine import Engine
+    from lightning_polystep.host import pl
 
 # The rate is that of the last so many readings: what was compiled in the first steps is soon forgotten.
 _READINGS = 10

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
-
+from lightning_polystep.host import pl, rank_zero_info, rank_zero_warn
 from lightning_polystep.hosted import HostedOptimizer
 
 _REDEALT = (

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pytorch_lightning.core.optimizer import do_nothing_closure
 from torch import Tensor
+
+from lightning_polystep.host import do_nothing_closure
 
 TOO_FEW_BACKWARDS = "A replay of training_step made fewer manual_backward calls than before: make them unconditional."
 

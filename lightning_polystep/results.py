@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from lightning_polystep.__about__ import __version__
+from lightning_polystep.host import pl
 from lightning_polystep.strategy import PolyStepStrategy
 
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numba", "numpy")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
 from torch import Tensor
 
 from lightning_polystep.engine import Engine
+from lightning_polystep.host import pl
 from lightning_polystep.metrics.codes import flip_rates, weight_codes
 
 

@@ -7,11 +7,11 @@ from types import MethodType
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_polystep.adoption import Adoption
+from lightning_polystep.host import MisconfigurationException
 from lightning_polystep.hosted import HostedOptimizer
 
 UNKNOWN_OPTIMIZER = (

@@ -15,35 +15,41 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning_fabric.utilities.optimizer import _optimizers_to_device
-from pytorch_lightning.accelerators import Accelerator
-from pytorch_lightning.callbacks import Callback, LearningRateFinder
-from pytorch_lightning.core.optimizer import do_nothing_closure
-from pytorch_lightning.loggers.logger import DummyLogger
-from pytorch_lightning.plugins import Precision
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_polystep import guards, interruption, step_log, trainer_guards
 from lightning_polystep.adoption import ForeignOptimizer, adopt_all, note_found_radii
+from lightning_polystep.batch_size import allow_batch_size_finder
 from lightning_polystep.callbacks.autograd_off import AutogradOff
 from lightning_polystep.carried_state import CarriedState
 from lightning_polystep.checkpoint_strategy import CheckpointStrategy
 from lightning_polystep.engine import Engine
 from lightning_polystep.fingerprint import fingerprint
+from lightning_polystep.host import (
+    STEP_OUTPUT,
+    Accelerator,
+    Callback,
+    CheckpointIO,
+    ClusterEnvironment,
+    DummyLogger,
+    LearningRateFinder,
+    MisconfigurationException,
+    Precision,
+    TrainerFn,
+    _optimizers_to_device,
+    do_nothing_closure,
+    extract_batch_size,
+    pl,
+    rank_zero_only,
+)
 from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.interruption import FinishBatchFirst
 from lightning_polystep.isolation import silenced
 from lightning_polystep.layout_strategy import StartMethod
 from lightning_polystep.loaders import forget_order, keep_order, replayable
+from lightning_polystep.namespaces import choose
 from lightning_polystep.parallel import Size
 from lightning_polystep.progress import rate_on_bar
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
@@ -137,6 +143,7 @@ class PolyStepStrategy(CheckpointStrategy):
             candidate_parallel_size=candidate_parallel_size,
             check_replicas_every_n_steps=check_replicas_every_n_steps,
         )
+        allow_batch_size_finder()
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -168,8 +175,8 @@ class PolyStepStrategy(CheckpointStrategy):
         self._started = 0.0
 
     def __repr__(self) -> str:
-        """Name the package: the Trainer of lightning.pytorch prints this when it refuses the object."""
-        return f"{type(self).__name__}(for pytorch_lightning.Trainer)"
+        """Name the package: the Trainer of the other one prints this when it refuses the object."""
+        return f"{type(self).__name__}(for {choose()}.Trainer)"
 
     # --- lifecycle -------------------------------------------------------------------------------------------------
 

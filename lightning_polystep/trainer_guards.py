@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 
 import numba
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import Precision
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.model_helpers import is_overridden
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 
-from lightning_polystep.isolation import silenced
-
-WRONG_NAMESPACE = (
-    "lightning_polystep works with the Trainer of pytorch_lightning, but this one comes from lightning.pytorch: "
-    "use `import pytorch_lightning as pl` for the Trainer and for the modules."
+from lightning_polystep.host import (
+    MisconfigurationException,
+    Precision,
+    is_overridden,
+    is_param_in_hook_signature,
+    pl,
+    rank_zero_warn,
 )
+from lightning_polystep.isolation import silenced
 
 RAW_BACKWARD = (
     "loss.backward() was called inside training_step, but there is no autograd graph under PolyStep: call "
@@ -225,66 +219,3 @@ def check_replaceable(optimizer: object) -> None:
             "lightning_polystep.PolyStep(self.parameters()) from configure_optimizers, or None for its defaults."
         )
         raise MisconfigurationException(msg)
-
-
-def wrong_namespace(*_args: object, **_kwargs: object) -> None:
-    """Stand in for the strategy in the registry of ``lightning.pytorch``.
-
-    Raises:
-        MisconfigurationException: Always, naming the right import.
-    """
-    raise MisconfigurationException(WRONG_NAMESPACE)
-
-
-def register_refusal(names: Iterable[str] = ("polystep",)) -> None:
-    """Make ``lightning.pytorch.Trainer(strategy="polystep")`` fail with the right import, loaded before or after us.
-
-    Args:
-        names: All names of the strategy.
-    """
-    names = list(names)
-    other = sys.modules.get(_OTHER_REGISTRY)
-    if other is not None:
-        _refuse_in(other, names)
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(names))
-
-
-# Where lightning.pytorch keeps its strategies' names.
-_OTHER_REGISTRY = "lightning.pytorch.strategies"
-
-
-def _refuse_in(other: ModuleType, names: Iterable[str]) -> None:
-    for name in names:
-        if name not in other.StrategyRegistry:
-            other.StrategyRegistry.register(name, wrong_namespace, description=WRONG_NAMESPACE)
-
-
-class _AfterImport(MetaPathFinder):
-    """Waits for the other package to be imported, which loads as it would have, and registers the refusal in it.
-
-    Args:
-        names: All names of the strategy.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        del target
-        if fullname != _OTHER_REGISTRY:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path)
-        loader = None if spec is None else spec.loader
-        if loader is not None:
-            execute = loader.exec_module
-
-            def execute_and_refuse(module: ModuleType) -> None:
-                execute(module)
-                _refuse_in(module, self._names)
-
-            vars(loader)["exec_module"] = execute_and_refuse
-        return spec

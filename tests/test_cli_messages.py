@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_polystep.cli import main
+from lightning_polystep.cli import _name_of_module, main
 from lightning_polystep.cli_messages import readable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,3 +101,35 @@ def test_no_usage_of_a_hundred_lines():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [("/somewhere/lightning_polystep/__main__.py", {"prog": "python -m lightning_polystep"}), ("train.py", {})],
+)
+def test_the_tip_names_the_command_as_it_is_typed(monkeypatch, called, told):
+    monkeypatch.setattr("sys.argv", [called, "fit"])
+    assert _name_of_module() == told
+
+
+def test_data_that_are_not_there_are_a_sentence_with_the_cure(tmp_path, capsys):
+    pytest.importorskip("torchvision")
+    config = REPOSITORY / "configs" / "mnist_spiking.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config), "--data.root", str(tmp_path), "--trainer.logger", "false"])
+    assert ended.value.code == 2
+    error, tip = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert re.match(
+        r"error: .* not found in .*: pass download=True \(on the command line --data\.download true\)", error
+    )
+    assert tip.endswith("fit --help lists the options.")
+
+
+def test_a_missing_file_that_the_system_tells_of_keeps_its_traceback(tmp_path, monkeypatch):
+    def fit(*_args, **_kwargs):
+        (tmp_path / "not there").read_text(encoding="utf-8")
+
+    monkeypatch.setattr("lightning_polystep.cli.AuditTrainer.fit", fit)
+    config = REPOSITORY / "configs" / "digits_spiking.yaml"
+    with pytest.raises(FileNotFoundError, match="not there"):
+        main(["fit", "--config", str(config), "--trainer.logger", "false"])

@@ -1,4 +1,4 @@
-"""The figures of a step arrive once, under the names that the README lists."""
+"""The figures of a step arrive once, under the names that docs/using.md lists."""
 
 import pytest
 

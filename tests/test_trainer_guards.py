@@ -1,15 +1,9 @@
-import importlib
-import importlib.util
 import math
-import subprocess
-import sys
 from contextlib import nullcontext
-from types import ModuleType
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.strategies.registry import _StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -139,91 +133,3 @@ def test_optimizers_that_cannot_be_replaced():
     trainer_guards.check_replaceable(torch.optim.Adam(parameters))
     with pytest.raises(MisconfigurationException, match="LBFGS"):
         trainer_guards.check_replaceable(torch.optim.LBFGS(parameters))
-
-
-# --- the other package name -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other_registry(monkeypatch):
-    """The registry of ``lightning.pytorch``, which need not be installed."""
-    strategies = ModuleType("lightning.pytorch.strategies")
-    strategies.StrategyRegistry = _StrategyRegistry()
-    for name, module in {
-        "lightning": ModuleType("lightning"),
-        "lightning.pytorch": ModuleType("lightning.pytorch"),
-        "lightning.pytorch.strategies": strategies,
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return strategies.StrategyRegistry
-
-
-def test_the_other_trainer_is_told_the_right_import(other_registry):
-    trainer_guards.register_refusal()
-    assert "polystep" in other_registry
-    with pytest.raises(MisconfigurationException, match="import pytorch_lightning as pl"):
-        other_registry.get("polystep")  # what that Trainer does
-
-
-def test_registering_the_refusal_again_changes_nothing(other_registry):
-    trainer_guards.register_refusal()
-    trainer_guards.register_refusal()
-    assert other_registry.available_strategies() == ["polystep"]
-
-
-def test_nothing_is_registered_where_the_other_package_is_not_loaded(monkeypatch):
-    monkeypatch.delitem(sys.modules, "lightning.pytorch.strategies", raising=False)
-    before = set(sys.modules)
-    trainer_guards.register_refusal()
-    assert set(sys.modules) == before
-    assert pl.strategies.StrategyRegistry.get("polystep") is not None
-
-
-OTHER = """
-class Registry(dict):
-    def register(self, name, strategy, description=None):
-        self[name] = strategy
-StrategyRegistry = Registry()
-"""
-
-
-@pytest.mark.parametrize("first", ["ours", "the other"])
-@pytest.mark.parametrize("how", ["import lightning.pytorch.strategies", "from lightning.pytorch import strategies"])
-def test_the_refusal_does_not_depend_on_the_order_of_imports(tmp_path, first, how):
-    """The other package is made up, because it need not be installed."""
-    package = tmp_path / "lightning" / "pytorch"
-    package.mkdir(parents=True)
-    (tmp_path / "lightning" / "__init__.py").touch()
-    (package / "__init__.py").touch()
-    (package / "strategies.py").write_text(OTHER, encoding="utf-8")
-    imports = ["import lightning_polystep", how]
-    code = "\n".join(
-        [
-            "import sys",
-            f"sys.path.insert(0, {str(tmp_path)!r})",
-            *(imports if first == "ours" else reversed(imports)),
-            "registry = sys.modules['lightning.pytorch.strategies'].StrategyRegistry",
-            "assert 'polystep' in registry and 'polystep_ddp' in registry, registry",
-            "assert not [finder for finder in sys.meta_path if 'AfterImport' in type(finder).__name__]",
-            "try:",
-            "    registry['polystep']()",
-            "except Exception as error:",
-            "    print(error)",
-        ]
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "import pytorch_lightning as pl" in done.stdout
-
-
-def test_a_package_that_is_not_there_is_still_not_there():
-    assert importlib.util.find_spec("lightning_polystep") is not None
-    finder = trainer_guards._AfterImport(["polystep"])
-    sys.meta_path.insert(0, finder)
-    with pytest.raises(ModuleNotFoundError, match="lightning"):
-        importlib.import_module("lightning.pytorch.strategies_that_are_not_there")
-    sys.meta_path.remove(finder)
-
-
-def test_the_object_names_its_package_where_the_other_trainer_prints_it(tmp_path):
-    assert "pytorch_lightning.Trainer" in repr(trainer(tmp_path).strategy)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+
+from lightning_polystep.host import Callback, pl
 
 
 class AutogradOff(Callback):

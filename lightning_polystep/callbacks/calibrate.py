@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import nn
 
+from lightning_polystep.host import Callback, pl, rank_zero_info
 from lightning_polystep.layers import QuantActivation, calibrate
 from lightning_polystep.layers.quantised import QuantisedWeight
 from lightning_polystep.randomness import derive_seed

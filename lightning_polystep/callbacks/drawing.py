@@ -6,12 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers.logger import DummyLogger
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-
+from lightning_polystep.host import Callback, DummyLogger, TrainerFn, pl, rank_zero_warn
 from lightning_polystep.pictures.style import png_of
 
 if TYPE_CHECKING:

@@ -6,12 +6,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_polystep.first_weights import initialise
+from lightning_polystep.host import Callback, pl, rank_zero_info, rank_zero_warn
 from lightning_polystep.isolation import silenced
 
 # From this width on, radii are worth a group of their own: at 4, 150 steps reached 45 instead of 9 % of the digits.

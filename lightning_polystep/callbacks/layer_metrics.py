@@ -5,12 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
 from lightning_polystep.constants import is_foreign_neuron
+from lightning_polystep.host import Callback, MisconfigurationException, extract_batch_size, pl
 from lightning_polystep.metrics.watch import MEASURED, LayerWatch
 
 

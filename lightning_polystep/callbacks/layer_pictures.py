@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from copy import copy
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_polystep.callbacks.drawing import Drawing
 from lightning_polystep.functional.neurons import LIFOutput
+from lightning_polystep.host import pl
 from lightning_polystep.layers import ArgmaxAttention, HardMoE, SlotArgmaxAttention
 from lightning_polystep.layers.lif import SpikingNeuron
 from lightning_polystep.layers.step_function import StepFunction

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_polystep.callbacks.drawing import Drawing
+from lightning_polystep.host import pl
 from lightning_polystep.hosted import Pending
 from lightning_polystep.optimizer import PolyStep
 from lightning_polystep.particles import Proposal

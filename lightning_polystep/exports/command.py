@@ -6,15 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import yaml
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 
-from lightning_polystep.checkpoints import CheckedCheckpointIO
 from lightning_polystep.exports.chain import chain_of, network_of
 from lightning_polystep.exports.nir_check import check_nir
 from lightning_polystep.exports.nir_graph import AtThreshold, to_nir
@@ -25,6 +22,9 @@ from lightning_polystep.exports.qonnx import to_qonnx
 from lightning_polystep.interop.snntorch_conversion import ConversionError
 from lightning_polystep.layers import NotCalibratedError, TimeFirst
 from lightning_polystep.layers.lif import SpikingNeuron
+
+if TYPE_CHECKING:
+    from lightning_polystep.host import LightningDataModule, LightningModule
 
 Format = Literal["nir", "onnx", "qonnx"]
 FORMATS: tuple[Format, ...] = ("nir", "onnx", "qonnx")
@@ -182,6 +182,11 @@ def _built(
     settings: dict[str, Any], checkpoint: str, *, with_data: bool
 ) -> tuple[LightningModule, LightningDataModule | None]:
     """Make the model and the data of a configuration, and load the checkpoint into the model."""
+    # Whoever exports in Python needs no Lightning.
+    from lightning_polystep.checkpoints import CheckedCheckpointIO
+    from lightning_polystep.host import LightningDataModule, LightningModule
+    from lightning_polystep.host_cli import LightningArgumentParser
+
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     wanted = {"model": settings["model"]}

@@ -27,7 +27,8 @@ def to_qonnx(network: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProt
     Activations and weights are ``Quant`` nodes of 1 to 8 bits, signs and binary weights ``BipolarQuant``; everything
     else is ONNX. Scales of weights are multiplied behind the sum, as the layers here do, so the ``Quant`` of a weight
     has the scale 1. For a layer with ``integer=True`` so has that of its input, in front of which the input is divided
-    by its scale: sums are then of whole numbers, and exact in float32 below :math:`2^{24}`, in float64 above.
+    by its scale: sums are then of whole numbers, and exact in float32 below :math:`2^{24}`, in float64 above. A
+    ``Relu``, which changes no code, stands before every unsigned ``Quant``: FINN takes no other.
 
     Args:
         network: As in :func:`~lightning_polystep.exports.to_onnx`.
@@ -46,7 +47,7 @@ def to_qonnx(network: nn.Module, input_shape: tuple[int, ...]) -> onnx.ModelProt
         >>> from lightning_polystep.layers import QuantLinear
         >>> first = QuantLinear(4, 3, input_quant=QuantActivation(4, scale=0.1), integer=True)
         >>> [node.op_type for node in to_qonnx(nn.Sequential(first), (4,)).graph.node]
-        ['Div', 'Quant', 'Quant', 'MatMul', 'Mul', 'Add', 'Identity']
+        ['Div', 'Relu', 'Quant', 'Quant', 'MatMul', 'Mul', 'Add', 'Identity']
 
     Source:
         Pappalardo et al. 2022, *QONNX: representing arbitrary-precision quantized neural networks*, arXiv 2206.07527.
@@ -97,6 +98,10 @@ class _Qonnx:
 
 
 def _quant(graph: Graph, x: str, layer: QuantActivation, scale: float) -> str:
+    rectified = any(node.op_type == "Relu" and x in node.output for node in graph.nodes)
+    if not layer.signed and not rectified:
+        # It changes no code, and FINN takes an unsigned Quant behind a Relu alone.
+        x = graph.add("Relu", x)
     numbers = (_number(graph, value) for value in (scale, 0.0, float(layer.bits)))
     narrow = int(layer.signed and layer.narrow_range)
     return graph.add(

@@ -107,14 +107,18 @@ def _shares(plan: Plan) -> list[str]:
     rows = {a.block.name: (a.most_rows or a.block.rows) / a.period for a in probed}
     of_rows = sum(a.block.rows for a in probed)
     directions = sum(rows[a.block.name] * min(a.rank, a.block.dim) for a in probed)
-    if not everything or directions == everything:
+    if not everything or directions >= _ALL * everything:
         return []
     shares = f"{_percent(sum(rows.values()) / of_rows)} of the rows, in {_percent(directions / everything)}"
     return [f"a step probes {shares} of all directions; max_candidates=... or a rank in PolyStep's groups changes that"]
 
 
+# What is rounded to 100 %.
+_ALL = 0.995
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+    return f"{100 * share:.2g} %" if share < _ALL else "100 %"
 
 
 def together(names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,19 @@ LISTED = [line for tree in TOCTREES for line in tree.splitlines() if line and no
 
 def test_the_index_lists_every_page_once():
     pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} - {"index"}
-    assert sorted(LISTED) == sorted(pages)
+    notebooks = {f"notebooks/{path.stem}" for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
+    assert sorted(LISTED) == sorted(pages | notebooks)
 
 
-def test_the_configuration_reads_these_pages_and_the_docstrings():
-    configuration = runpy.run_path(str(DOCS / "conf.py"))
-    assert {"myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"} <= set(configuration["extensions"])
+def test_the_configuration_reads_these_pages_the_notebooks_and_the_docstrings(tmp_path):
+    # It copies the notebooks to where it lies.
+    shutil.copy(DOCS / "conf.py", tmp_path)
+    shutil.copytree(DOCS.parent / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "docs").mkdir()
+    configuration = runpy.run_path(str(shutil.move(tmp_path / "conf.py", tmp_path / "docs")))
+    copied = {path.name for path in (tmp_path / "docs" / "notebooks").iterdir()}
+    assert copied == {path.name for path in (DOCS.parent / "notebooks").glob("*.ipynb")}
+    assert {"myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"} <= set(configuration["extensions"])
     assert configuration["release"] == lightning_polystep.__version__
     assert not configuration.get("exclude_patterns")
 

@@ -28,6 +28,20 @@ def test_codes_between_float_sums_are_equal_where_these_do_not_round(case):
     assert [str(parity) for parity in found if parity.unequal] == []
 
 
+@given(quantised_networks())
+@settings(max_examples=20)
+def test_every_unsigned_activation_stands_behind_one_relu_as_finn_asks(case):
+    network, shape, _ = case
+    graph = to_qonnx(nn.Sequential(*network, nn.ReLU(), QuantActivation(4, scale=0.1)), shape).graph
+    made_by = {node.output[0]: node for node in graph.node}
+    unsigned = [n for n in graph.node if n.op_type == "Quant" and not {a.name: a.i for a in n.attribute}["signed"]]
+    assert unsigned
+    for node in unsigned:
+        relu = made_by[node.input[0]]
+        assert relu.op_type == "Relu"
+        assert made_by[relu.input[0]].op_type != "Relu" if relu.input[0] in made_by else True
+
+
 def test_signs_and_binary_weights_are_bipolar():
     network = nn.Sequential(QuantLinear(6, 5, weight_format="binary"), Sign(), QuantLinear(5, 2, weight_format="int4"))
     graph = to_qonnx(network, (6,))
