@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence, Set
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,9 @@ from lightning_polystep.step import Transported, adapt_reach, held_back, move, p
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import Transport, transport_of
 from lightning_polystep.values import at_least, check
+
+# After so many steps rows that change nothing are probed as wide as they ever are, and for some steps already.
+_IDLE_STEPS = 8
 
 
 class PolyStep(HostedOptimizer):
@@ -235,6 +239,8 @@ class PolyStep(HostedOptimizer):
                 squared_norm += self._move(proposal, displacement).cpu()
             results.append(result)
         self._warn_of_transports(pending.proposals, results)
+        if is_fresh and results and self.binding.idle_steps < _IDLE_STEPS:
+            self._warn_if_nothing_changes(results)
         in_turn = [self._move_in_turn(block) for block in pending.in_turn]
         squared_norm += sum(moved.squared_norm for moved in in_turn)
         candidates = sum(proposal.candidates for proposal in pending.proposals) if is_fresh else 0
@@ -275,6 +281,13 @@ class PolyStep(HostedOptimizer):
             moved = self.binding.movers[block.parameters[0]].move_in_turn(turn)
         self.progress.candidates += moved.candidates
         return moved
+
+    def _warn_if_nothing_changes(self, results: Sequence[Transported]) -> None:
+        """Say so once the candidates of the first steps have all cost the same, also those of rows probed widest."""
+        changes = any(bool(result.spread > 0) for result in results)
+        self.binding.idle_steps = math.inf if changes else self.binding.idle_steps + 1
+        if self.binding.idle_steps == _IDLE_STEPS:
+            warnings.warn(guards.NOTHING_CHANGES.format(_IDLE_STEPS), stacklevel=5)
 
     def _warn_of_transports(self, proposals: Sequence[Proposal], results: Sequence[Transported]) -> None:
         """Say once which blocks' weights are not what their transport was asked for."""

@@ -227,3 +227,22 @@ def test_a_package_that_is_not_there_is_still_not_there():
 
 def test_the_object_names_its_package_where_the_other_trainer_prints_it(tmp_path):
     assert "pytorch_lightning.Trainer" in repr(trainer(tmp_path).strategy)
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "on_before_optimizer_step"])
+def test_code_that_reads_gradients_is_told_that_there_are_none(tmp_path, hook):
+    def clamp(module, *_args):
+        for parameter in module.parameters():
+            parameter.grad.clamp_(-1, 1)
+
+    clamping = type("Clamping", (Boring,), {hook: clamp})
+    with pytest.raises(AttributeError) as caught:
+        trainer(tmp_path).fit(clamping(polystep), loader(batches=2))
+    assert caught.value.__notes__ == [trainer_guards.NO_GRADIENT]
+
+
+def test_another_missing_value_is_not_explained_by_gradients():
+    with pytest.raises(AttributeError) as caught:
+        None.item()
+    trainer_guards.explain_missing_gradient(caught.value)
+    assert not hasattr(caught.value, "__notes__")
