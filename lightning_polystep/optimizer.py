@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_polystep import guards
 from lightning_polystep.blocks import find_blocks
+from lightning_polystep.far_rows import Strides
 from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.in_turn import Moved, Turn
@@ -233,6 +234,8 @@ class PolyStep(HostedOptimizer):
                     self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
                 displacement = move(proposal, result.weights)
+                if is_fresh:
+                    self._adapt_strides(proposal, displacement)
                 if proposal.block.constant and index < len(pending.incumbents):
                     incumbent = sign * pending.incumbents[index] / pending.weight
                     displacement = held_back(displacement, proposal, shaped, incumbent)
@@ -305,17 +308,38 @@ class PolyStep(HostedOptimizer):
 
     def reach(self, block: Block) -> Tensor:
         """Return how many times wider than normal each row of a block is probed, shape (rows,)."""
+        return self._of_rows(block, "reach") * self._of_rows(block, "stride")
+
+    def _of_rows(self, block: Block, name: str, start: float = 1.0) -> Tensor:
         parameter = block.parameters[0]
-        known = self.state[parameter].get("reach")
-        return parameter.new_ones(block.rows) if known is None else known
+        known: Tensor | None = self.state[parameter].get(name)
+        return parameter.new_full((block.rows,), start) if known is None else known
 
     def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
-        block, reach = proposal.block, self.reach(proposal.block)
+        block, reach = proposal.block, self._of_rows(proposal.block, "reach")
         # Wider would be beyond what it can be: see `constants`.
         if block.constant or not SUBSPACES[block.subspace].adapts_reach:
             return
         adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
+
+    def _adapt_strides(self, proposal: Proposal, displacement: Tensor) -> None:
+        """Let rows stride whose mean outputs go the same way at every step, because they are far from their aim."""
+        block = proposal.block
+        known = self.statistics.get(block.name)
+        if (
+            known is None
+            or block.constant
+            or block.competes
+            or not (block.has_bias and SUBSPACES[block.subspace].adapts_reach)
+        ):
+            return
+        shifts = displacement.detach() @ known.moment[:, -1].to(displacement)
+        state, rows = self.state[block.parameters[0]], proposal.rows
+        before = Strides(self._of_rows(block, "stride"), self._of_rows(block, "steady", 0.0))
+        after = Strides(*(each[rows] for each in before)).after(shifts)
+        state["stride"] = before.lengths.index_copy(0, rows, after.lengths)
+        state["steady"] = before.steady.index_copy(0, rows, after.steady)
 
     def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
         """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""
