@@ -83,7 +83,12 @@ def restore_environment(before: dict[str, str]) -> None:
 def remember_numbers(value: Any) -> PutBack:
     """Return what puts a number, array or structure of C back."""
     before, place = bytes(value), ctypes.addressof(value)
-    return lambda: drop(ctypes.memmove(place, before, len(before)))
+
+    def put_back() -> None:
+        if bytes(value) != before:  # what has not changed may be memory that only can be read
+            ctypes.memmove(place, before, len(before))
+
+    return put_back
 
 
 def remember_memory(file: io.StringIO | io.BytesIO) -> PutBack:
