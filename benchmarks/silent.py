@@ -78,6 +78,16 @@ def ours(threshold: float) -> nn.Module:
     )
 
 
+def saturated() -> nn.Module:
+    """Return a network whose neurons all fire at every step, because of their biases."""
+    network = ours(1.0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(20.0)
+    return network
+
+
 def lapicque() -> nn.Module:
     """Return a network of snnTorch's Lapicque with its default resistance, which hardly charges in ten steps."""
     snntorch = importlib.import_module("snntorch")
@@ -106,6 +116,7 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "LIF, threshold 5": ("lightning_polystep", lambda: ours(5.0)),
     "LIF, threshold 10": ("lightning_polystep", lambda: ours(10.0)),
     "LIF, threshold 50": ("lightning_polystep", lambda: ours(50.0)),
+    "LIF, biases of 20": ("lightning_polystep", saturated),
     "snntorch.Lapicque(0.9)": ("snntorch", lapicque),
     "norse LIFCell": ("norse", norse),
     "spikingjelly LIFNode": ("spikingjelly", spikingjelly),

@@ -261,6 +261,8 @@ class Engine:
         if self._recording.tape is not None:
             wanted = self._inputs.measured(self._inputs.own_batch)
             self._seen.read(self._recording.tape, [block for block in self._blocks if block.name in wanted])
+            trained = [parameter for block in self._blocks for parameter in block.parameters]
+            self._seen.tell_hidden(self._recording.tape, trained)
         self._inputs.take(self._seen)
 
     def _unfit(self, loss: Tensor) -> tuple[str, str] | None:

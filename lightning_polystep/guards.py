@@ -61,6 +61,12 @@ DRIFTED_REPLICAS = (
     "alike, never under `if self.global_rank == 0`, and start again from a checkpoint."
 )
 
+NOTHING_CHANGES = (
+    "No candidate of the first {} steps has changed the loss, so nothing is trained: it may not depend on what is "
+    "trained (another module computes it, or it is rounded or clamped on the way), the network may be silent or "
+    "saturated (lightning_polystep.initialise gives it first weights), or the loss may be too small (of numbers below "
+    "1e-10 little is left, so multiply it)."
+)
 ONE_SIDED = (
     "transport={0!r} weighs {1} by a softmax, because a step probes fewer than {0.least_rows} of their rows, and what "
     "it asks of the vertices would leave nothing to choose: give their parameters transport='softmax' in a group of "

@@ -127,6 +127,7 @@ class Binding:
         changed_pairs: Share of each block's pairs of candidate and sample with another loss, for the blocks whose tier
             can tell and if the engine is asked to count; by name.
         warned: Which warnings have been given, so that none is given twice.
+        idle_steps: In how many steps since the first no candidate has changed the loss; infinite once one has.
         verb: Times the body under a verb.
         agree: Turns what this process has gathered into what all processes have.
         movers: Parts of the module that move particles of their own one after the other, by parameter.
@@ -142,6 +143,7 @@ class Binding:
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     changed_pairs: dict[str, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
+    idle_steps: float = 0
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
     movers: dict[nn.Parameter, MovesInTurn] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_polystep.agreement import Agreement
 from lightning_polystep.hosted import HostedOptimizer
-from lightning_polystep.input_units import packed, unpacked
+from lightning_polystep.input_units import packed, says_hidden, unpacked
 from lightning_polystep.particles import Block
 from lightning_polystep.sites import Observation
 from lightning_polystep.step import learn_inputs
@@ -73,7 +73,7 @@ class InputLearning:
         """Take what this micro-batch has shown, here and on the processes that hold its other shards."""
         data = self._agreement.layout.data
         self._next = self._optimizer.progress.micro_batch * data.size
-        moments = {name: packed(*each) for name, each in seen.take_inputs().items()}
+        moments = {name: packed(*each, hidden=name in seen.hidden) for name, each in seen.take_inputs().items()}
         if not self._agreement.sharded:
             self._waiting = [moments]
             return
@@ -98,4 +98,6 @@ class InputLearning:
             parts = {name: unpacked(square) for name, square in moments.items()}
             seen, spreads = ({name: each[place] for name, each in parts.items()} for place in (0, 1))
             learn_inputs(seen, self._optimizer.statistics, spreads)
+            for name, square in moments.items():
+                self._optimizer.statistics[name].hidden = says_hidden(square)
             self._next += 1

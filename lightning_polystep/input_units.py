@@ -9,7 +9,9 @@ any,
 
 which is 1.25 standard deviations of a normal column, and half of what a pixel is worth, however seldom it is lit: a
 rare pixel is no narrow column. Where units differ by more than a factor of ten, or lie far below the inputs' mean,
-directions are taken from :math:`(x_j - m_j) / u_j`; elsewhere from the inputs as they are.
+directions are taken from :math:`(x_j - m_j) / u_j`; elsewhere from the inputs as they are. So are those of a hidden
+layer whose units are small: they move while the layers in front are trained, and weights that made up for them, as
+behind a few ReLUs of ordinary first weights, would turn each such move into one many times as large.
 """
 
 from __future__ import annotations
@@ -137,12 +139,13 @@ def is_far_off(rows: Tensor, spreads: Tensor) -> bool:
     return bool(((spreads[1] > 0) & (rows.mean(0).square() > _EXACT**2 * spreads[1])).any())
 
 
-def packed(moment: Tensor, spreads: Tensor) -> Tensor:
+def packed(moment: Tensor, spreads: Tensor, *, hidden: bool = False) -> Tensor:
     """Return a moment and the spreads of its columns as one symmetric matrix, which processes tell one another.
 
     Args:
         moment: Shape (D, D).
         spreads: Shape (2, D) or, without those of a bias, (2, D - 1).
+        hidden: Whether these inputs come out of layers that are trained.
 
     Returns:
         Shape (D + 2, D + 2).
@@ -156,12 +159,18 @@ def packed(moment: Tensor, spreads: Tensor) -> Tensor:
     square = moment.new_zeros(dim + 2, dim + 2)
     square[:dim, :dim] = moment
     square[dim:, :inputs], square[:inputs, dim:] = spreads.to(moment), spreads.to(moment).T
+    square[-1, -1] = float(hidden)
     return square
 
 
 def unpacked(square: Tensor) -> tuple[Tensor, Tensor]:
     """Return what :func:`packed` was given; a bias has no spread."""
     return square[:-2, :-2].contiguous(), square[-2:, :-2].contiguous()
+
+
+def says_hidden(square: Tensor) -> bool:
+    """Tell whether :func:`packed` was told that the inputs are hidden."""
+    return bool(square[-1, -1])
 
 
 def changed(known: Tensor, new: Tensor) -> bool:
@@ -233,13 +242,15 @@ class OwnUnits(NamedTuple):
         return own
 
 
-def own_units(moment: Tensor, spreads: Tensor, has_bias: bool) -> OwnUnits | None:
+def own_units(moment: Tensor, spreads: Tensor, has_bias: bool, *, hidden: bool = False) -> OwnUnits | None:
     """Return the inputs' own units, or None where they are all of one kind, as pixels and spikes are.
 
     Args:
         moment: Second moment of the inputs, shape (D, D), float64; the last column is that of the constant 1 of a bias.
         spreads: Of the inputs, shape (2, D).
         has_bias: Whether there is a bias.
+        hidden: Whether the inputs come out of layers that are trained: then nothing makes up for inputs that are all
+            small.
 
     Example:
         >>> sizes = torch.tensor([1.0, 0.5, 1e3], dtype=torch.float64)
@@ -262,6 +273,8 @@ def own_units(moment: Tensor, spreads: Tensor, has_bias: bool) -> OwnUnits | Non
     if not bool((own > 0).any()):
         return None
     typical = own[often if bool(often.any()) else own > 0].median()
+    if hidden and float(typical) < 1 / _ONE_KIND:
+        return None
     wide = own > _ONE_KIND * typical
     narrow = often & (_ONE_KIND * own < typical)
     off = often & (means.abs() > _ONE_KIND * own)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,16 +93,17 @@ def remember_tensor(tensor: Tensor, *, whole: bool = False) -> tuple[Callable[[]
         tensor: Any tensor.
         whole: Whether it is copied whatever its size; otherwise one above 16 MiB is watched.
     """
-    if tensor.is_inference() or _is_expanded(tensor) or (isinstance(tensor, nn.Parameter) and not whole):
+    if _is_expanded(tensor) or (isinstance(tensor, nn.Parameter) and not whole):
         return None
     if not whole and not is_small(tensor.numel() * tensor.element_size()):
         return _watch_tensor(tensor), None
     # Another name for the same memory: a step may give the tensor other memory (`p.data = ...`).
-    strided = tensor.layout is torch.strided
+    strided = _is_strided(tensor)
     memory, copy = tensor.detach(), tensor.detach().clone()
 
     def put_back() -> None:
-        with torch.no_grad():
+        # Tensors of inference mode are written in it alone.
+        with torch.no_grad(), torch.inference_mode() if tensor.is_inference() else nullcontext():
             if strided and (tensor.shape != copy.shape or tensor.data_ptr() != memory.data_ptr()):
                 tensor.data = memory
             # By value: native kernels, and `tensor.data`, write without advancing the version counter. What has not
@@ -117,10 +121,10 @@ def _holds(tensor: Tensor, copy: Tensor) -> bool:
 
 
 def _watch_tensor(tensor: Tensor) -> Callable[[], None]:
-    version = tensor._version
+    version = _version(tensor)
 
     def check() -> None:
-        if tensor._version != version:
+        if _version(tensor) != version:
             size = tensor.numel() * tensor.element_size() / 2**20
             msg = (
                 f"The training step writes into a tensor of {size:.0f} MiB, which probes cannot undo: "
@@ -196,6 +200,37 @@ def metrics_muted(module: nn.Module) -> Iterator[None]:
         yield
 
 
+class _Nowhere(io.TextIOBase):
+    """A stream that forgets what is written to it."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Drop what the body prints and logs, and pass its breakpoints: a step that runs again has said it once.
+
+    Errors and warnings are not dropped.
+
+    Example:
+        >>> with unheard():
+        ...     print("once more")
+    """
+    stream, stop, handle = sys.stdout, sys.breakpointhook, logging.Logger.handle
+    sys.stdout, sys.breakpointhook = _Nowhere(), _pass_by
+    logging.Logger.handle = _pass_by  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.breakpointhook = stream, stop
+        logging.Logger.handle = handle  # type: ignore[method-assign]
+
+
+def _pass_by(*_args: Any, **_kwargs: Any) -> None:
+    """Do nothing."""
+
+
 def _not_a_number(*_args: Any, **_kwargs: Any) -> Tensor:
     return torch.tensor(float("nan"))
 
@@ -238,14 +273,19 @@ def _version(tensor: Tensor) -> int:
 
 
 def _is_comparable(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and is_small(tensor.numel() * tensor.element_size())
+    return _is_strided(tensor) and is_small(tensor.numel() * tensor.element_size())
 
 
 def _is_expanded(tensor: Tensor) -> bool:
     """Tell whether places of a tensor share memory, so that torch refuses to write into it."""
-    if tensor.layout is not torch.strided:
+    if not _is_strided(tensor):
         return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _is_strided(tensor: Tensor) -> bool:
+    # A nested tensor says that it is, and has no strides.
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def is_small(size: int) -> bool:

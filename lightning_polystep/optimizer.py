@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence, Set
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_polystep import guards
 from lightning_polystep.blocks import find_blocks
+from lightning_polystep.far_rows import Strides
 from lightning_polystep.hosted import HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.in_turn import Moved, Turn
@@ -23,6 +25,9 @@ from lightning_polystep.step import Transported, adapt_reach, held_back, move, p
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import Transport, transport_of
 from lightning_polystep.values import at_least, check
+
+# After so many steps rows that change nothing are probed as wide as they ever are, and for some steps already.
+_IDLE_STEPS = 8
 
 
 class PolyStep(HostedOptimizer):
@@ -229,12 +234,16 @@ class PolyStep(HostedOptimizer):
                     self._adapt_reach(proposal, result.row_spread)
             with self.binding.verb("move"):
                 displacement = move(proposal, result.weights)
+                if is_fresh:
+                    self._adapt_strides(proposal, displacement)
                 if proposal.block.constant and index < len(pending.incumbents):
                     incumbent = sign * pending.incumbents[index] / pending.weight
                     displacement = held_back(displacement, proposal, shaped, incumbent)
                 squared_norm += self._move(proposal, displacement).cpu()
             results.append(result)
         self._warn_of_transports(pending.proposals, results)
+        if is_fresh and results and self.binding.idle_steps < _IDLE_STEPS:
+            self._warn_if_nothing_changes(results)
         in_turn = [self._move_in_turn(block) for block in pending.in_turn]
         squared_norm += sum(moved.squared_norm for moved in in_turn)
         candidates = sum(proposal.candidates for proposal in pending.proposals) if is_fresh else 0
@@ -276,6 +285,13 @@ class PolyStep(HostedOptimizer):
         self.progress.candidates += moved.candidates
         return moved
 
+    def _warn_if_nothing_changes(self, results: Sequence[Transported]) -> None:
+        """Say so once the candidates of the first steps have all cost the same, also those of rows probed widest."""
+        changes = any(bool(result.spread > 0) for result in results)
+        self.binding.idle_steps = math.inf if changes else self.binding.idle_steps + 1
+        if self.binding.idle_steps == _IDLE_STEPS:
+            warnings.warn(guards.NOTHING_CHANGES.format(_IDLE_STEPS), stacklevel=5)
+
     def _warn_of_transports(self, proposals: Sequence[Proposal], results: Sequence[Transported]) -> None:
         """Say once which blocks' weights are not what their transport was asked for."""
         for message, unlike in [
@@ -292,17 +308,38 @@ class PolyStep(HostedOptimizer):
 
     def reach(self, block: Block) -> Tensor:
         """Return how many times wider than normal each row of a block is probed, shape (rows,)."""
+        return self._of_rows(block, "reach") * self._of_rows(block, "stride")
+
+    def _of_rows(self, block: Block, name: str, start: float = 1.0) -> Tensor:
         parameter = block.parameters[0]
-        known = self.state[parameter].get("reach")
-        return parameter.new_ones(block.rows) if known is None else known
+        known: Tensor | None = self.state[parameter].get(name)
+        return parameter.new_full((block.rows,), start) if known is None else known
 
     def _adapt_reach(self, proposal: Proposal, row_spread: Tensor) -> None:
-        block, reach = proposal.block, self.reach(proposal.block)
+        block, reach = proposal.block, self._of_rows(proposal.block, "reach")
         # Wider would be beyond what it can be: see `constants`.
         if block.constant or not SUBSPACES[block.subspace].adapts_reach:
             return
         adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
+
+    def _adapt_strides(self, proposal: Proposal, displacement: Tensor) -> None:
+        """Let rows stride whose mean outputs go the same way at every step, because they are far from their aim."""
+        block = proposal.block
+        known = self.statistics.get(block.name)
+        if (
+            known is None
+            or block.constant
+            or block.competes
+            or not (block.has_bias and SUBSPACES[block.subspace].adapts_reach)
+        ):
+            return
+        shifts = displacement.detach() @ known.moment[:, -1].to(displacement)
+        state, rows = self.state[block.parameters[0]], proposal.rows
+        before = Strides(self._of_rows(block, "stride"), self._of_rows(block, "steady", 0.0))
+        after = Strides(*(each[rows] for each in before)).after(shifts)
+        state["stride"] = before.lengths.index_copy(0, rows, after.lengths)
+        state["steady"] = before.steady.index_copy(0, rows, after.steady)
 
     def _move(self, proposal: Proposal, displacement: Tensor) -> Tensor:
         """Fold the displacement into the momentum of the probed rows and move them; return the squared length."""

@@ -126,6 +126,7 @@ class InputStatistics:
             where unknown.
         mixed: Whether ``basis`` was taken from inputs in units of their own.
         doubted: How many batches in a row were left out because their inputs are unlike those before.
+        hidden: Whether the inputs come out of layers that are trained, and so change with them.
     """
 
     moment: Tensor
@@ -137,6 +138,7 @@ class InputStatistics:
     spreads: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64))
     mixed: bool = False
     doubted: int = 0
+    hidden: bool = False
 
 
 class Loudness(NamedTuple):

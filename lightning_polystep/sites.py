@@ -27,7 +27,10 @@ _MOMENT_WINDOW = 20
 
 # Why random directions take the place of the span of a layer's inputs.
 _UNSEEN = "its inputs were not seen: the module is not called as a layer of floats"
-_UNREACHED = "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample"
+_UNREACHED = (
+    "its inputs were not seen: nothing reached it in the first batch, as an expert without a sample, or it runs inside "
+    "torch.func"
+)
 
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -108,6 +111,8 @@ class Observation:
 
     Args:
         calls: How often each site ran, by block name.
+        hidden: Blocks whose inputs come out of layers that are trained. Where no tape tells, those that were not the
+            first to be called.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
@@ -118,6 +123,7 @@ class Observation:
     _spreads: dict[str, Tensor] = field(default_factory=dict)
     _latest: dict[str, _Seen] = field(default_factory=dict)
     _has_read: bool = False
+    hidden: set[str] = field(default_factory=set)
 
     def settle(self, blocks: list[Block], statistics: dict[str, InputStatistics]) -> None:
         """Give sites of which no inputs are known random directions, and say why."""
@@ -157,6 +163,24 @@ class Observation:
         }
         for parameter, inputs in factors_of(tape, list(missed)):
             self._add(missed[parameter], inputs, inputs.detach)
+
+    def tell_hidden(self, tape: Tape, parameters: Iterable[Tensor]) -> None:
+        """Tell, of the inputs of this pass, which depend on parameters.
+
+        Args:
+            tape: Of the pass.
+            parameters: Those that are trained.
+        """
+        places = {name: tape.find(seen.inputs) for name, seen in self._latest.items()}
+        if not places:
+            return
+        made = {tape.leaves[id(each)] for each in parameters if id(each) in tape.leaves}
+        for operation in tape.operations:
+            if not made.isdisjoint(operation.operands):
+                made.update(each for each in operation.outputs if each is not None)
+        for name, place in places.items():
+            if place is not None:
+                (self.hidden.add if place in made else self.hidden.discard)(name)
 
     def _add(self, block: Block, inputs: Tensor, rows_of: Callable[[], Tensor]) -> None:
         latest = self._latest.get(block.name)
@@ -245,6 +269,10 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
     def on_input(block: Block) -> Callable[..., None]:
         @looking_on
         def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and _is_wrapped(args[0]):
+                return  # nothing can be asked of its values; the tape shows them
+            if seen.calls and block.name not in seen.calls:
+                seen.hidden.add(block.name)
             seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
             wanted = measured is None or block.name in measured
             inputs = _values(args[0]) if args else None
@@ -271,6 +299,13 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_wrapped(inputs: Any) -> bool:
+    """Tell whether something is a tensor inside of torch.func.vmap or grad."""
+    if torch.compiler.is_dynamo_compiling():  # it traces hooks, and does not know the question
+        return False
+    return isinstance(inputs, Tensor) and is_functorch_wrapped_tensor(inputs)
 
 
 def _values(seen: Any) -> Tensor | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import array
 import io
-import operator
-import random
-import sys
+import os
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
-from types import CellType, CodeType, FunctionType, GeneratorType, MappingProxyType, MethodType, SimpleNamespace
+from contextvars import ContextVar
+from functools import partial
+from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,37 +24,61 @@ from lightning_polystep.isolation import (
     remember_tensor,
     replaced_names,
 )
-
-# Packages whose objects are no state of a training step, or are put back by others.
-_LEFT_ALONE = frozenset(
-    {"torch", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
-    | {__name__.partition(".")[0]}
+from lightning_polystep.owners import (
+    LEFT_ALONE,
+    PARTS_OF_TRAINER,
+    is_data,
+    is_descriptor,
+    is_looked_into,
+    is_of_python,
+    is_trainer,
+    is_users_own,
+    may_be_written,
+    methods_called,
+    named_by,
+    names_in,
+    package_of,
+    parts_named,
+    slots_of,
 )
-# Modules of those and of Python whose objects do hold state that a step may change.
-_HOLD_STATE = ("collections", "queue", "weakref", "torch.optim", "torch.quasirandom")
+from lightning_polystep.positions import position
+from lightning_polystep.remembering import (
+    C_VALUES,
+    GENERATORS,
+    PutBack,
+    assign,
+    drop,
+    holds_the_same,
+    remember_generator,
+    remember_memory,
+    remember_numbers,
+    remember_variable,
+    restore_environment,
+)
+
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice, range})
 # Larger containers are data rather than state, and to look through one takes longer than a step of a small network.
 _MOST_ITEMS = 100_000
+# The same of what an object of an installed library holds, and its parts in all.
+_MOST_FOREIGN = 2_000
 _CONTAINERS: tuple[type, ...] = (OrderedDict, defaultdict, Counter, dict, list, deque, set, bytearray)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _MISSING = object()
-
-PutBack = Callable[[], None]
 
 
 class Snapshot:
     """Everything that code may change of what it can reach, to be put back.
 
     From each root follows what it holds: attributes of modules, of objects of the user's own classes and of those of
-    the libraries that the modules come from; items of containers and of their subclasses; variables that functions
-    close over, and those of the user's own module that the code names, or a function or method which it calls;
-    arguments of ``functools.partial``. All is put back in place, so that other references stay valid. Tensors and
-    arrays up to 16 MiB are copied. Larger tensors are only watched, and a change is an error; what else cannot be put
-    back is named by :attr:`unknown`.
+    installed libraries; items of containers and of their subclasses; variables that functions close over, and those of
+    the user's own modules that the code names, or a function or method which it calls; context variables, the
+    environment and attributes of the Trainer that the code names; arguments of ``functools.partial``. All is put back
+    in place, so that other references stay valid. Tensors and arrays up to 16 MiB are copied. Larger tensors are only
+    watched, and a change is an error; what else cannot be put back is named by :attr:`unknown`.
 
     Args:
         roots: Modules, batches, or code.
-        skip: Types of submodules to leave out, because they cannot change.
+        skip: Types of submodules to leave out, because they cannot change; elsewhere they are put back.
         parameters: Whether parameters are put back too, whatever their size.
         whole: Objects from which tensors are copied whatever their size: a batch.
 
@@ -84,12 +107,20 @@ class Snapshot:
         self._known: dict[int, Any] = {}  # holds on to the objects, so that no other one gets their identity
         self._copies: dict[int, Tensor] = {}
         self._put_back: list[PutBack] = []
+        self._opaque: dict[str, Any] = {}
+        self._names: dict[str, None] = {}
+        self._trainers: list[tuple[str, Any]] = []
+        self._looked_through: set[tuple[int, int]] = set()
+        self._foreign = 0
         modules = [part for root in roots if isinstance(root, nn.Module) for part in root.modules()]
-        self._libraries = {_package(type(part)) for part in modules} - _LEFT_ALONE
+        self._skipped = {id(part) for part in modules if isinstance(part, skip)}
+        self._libraries = {package_of(type(part)) for part in modules} - LEFT_ALONE
         self._whole = True
         self._follow([("the batch", each) for each in whole])
         self._whole = False
         self._follow([("" if isinstance(root, nn.Module) else "the code", root) for root in roots])
+        # Last, because of a Trainer only what some code names is followed.
+        self._follow([found for path, trainer in self._trainers for found in self._trainer(path, trainer)])
 
     @classmethod
     def of_step(cls, module: nn.Module, code: Any, skip: tuple[type[nn.Module], ...]) -> Snapshot:
@@ -114,8 +145,12 @@ class Snapshot:
             raise problem
 
     def positions(self) -> dict[str, Any]:
-        """Return where each of the :attr:`unknown` stands that can tell, by its path."""
-        return {path: _position(value) for path, value in self._unknown_objects.items()}
+        """Return where all that is not put back stands, as far as it can tell, by its path."""
+        return {path: position(value) for path, value in (self._opaque | self._unknown_objects).items()}
+
+    def what_is(self, path: str) -> str:
+        """Say what stands at the path of something that is not put back."""
+        return self.unknown.get(path) or f"an object of {type(self._opaque[path]).__name__}"
 
     def known(self) -> list[Any]:
         """Return all objects that were found."""
@@ -142,7 +177,10 @@ class Snapshot:
             path, value = found.pop()
             if type(value) not in _PLAIN and id(value) not in self._known:
                 self._known[id(value)] = value
-                found.extend(self._look_at(path, value))
+                try:
+                    found.extend(self._look_at(path, value))
+                except Exception:  # objects of others may raise anything when they are asked for attributes
+                    self._give_up(path, value, "an object that raises an error when it is looked into")
 
     def _look_at(self, path: str, value: Any) -> Iterable[tuple[str, Any]]:
         """Remember one object, and return what it holds, each with its path."""
@@ -151,12 +189,15 @@ class Snapshot:
             (nn.Module, self._module),
             (np.ndarray, self._array),
             (_CODE, self._code),
-            (_GENERATORS, self._generator),
+            (GENERATORS, self._generator),
             (_CONTAINERS, self._container),
             (array.array, self._numbers),
+            (C_VALUES, self._c_value),
             ((tuple, frozenset), self._items),
             (MappingProxyType, lambda path, view: self._items(path, tuple(view.values()))),
+            ((io.StringIO, io.BytesIO), self._memory),
             ((io.IOBase, Iterator), self._stream),
+            (ContextVar, self._context_variable),
         )
         for kinds, look in looks:
             if isinstance(value, kinds):
@@ -166,8 +207,17 @@ class Snapshot:
     def _items(self, path: str, value: Any) -> Iterable[tuple[str, Any]]:
         return [(f"{path}[{place}]", item) for place, item in enumerate(value)]
 
+    def _memory(self, path: str, value: io.StringIO | io.BytesIO) -> Iterable[tuple[str, Any]]:
+        """Remember a file that is none."""
+        if value.closed:
+            return ()
+        if not is_small(len(value.getvalue())):
+            return self._stream(path, value)
+        self._put_back.append(remember_memory(value))
+        return ()
+
     def _stream(self, path: str, value: Any) -> Iterable[tuple[str, Any]]:
-        if _package(type(value)) not in _LEFT_ALONE:
+        if package_of(type(value)) not in LEFT_ALONE:
             self._give_up(path, value, "a file" if isinstance(value, io.IOBase) else "an iterator")
         return ()
 
@@ -175,7 +225,7 @@ class Snapshot:
         self.unknown[path], self._unknown_objects[path] = what, value
 
     def _module(self, path: str, module: nn.Module) -> Iterable[tuple[str, Any]]:
-        if isinstance(module, self.skip):
+        if id(module) in self._skipped:
             return
         yield from self._table(path, vars(module), MODULE_TABLES)
         compiled = isinstance(module, torch.jit.ScriptModule)
@@ -186,8 +236,8 @@ class Snapshot:
             hooks = [hook for name in _HOOKS for hook in vars(module).get(name, {}).values()]
             yield from ((f"a hook of {path or 'the module'}", hook) for hook in hooks)
             yield from self._class(path, type(module))
-            if _is_users_own(_package(type(module))):
-                yield from ((path, each) for each in _methods_called(type(module), type(module).forward))
+            if is_users_own(package_of(type(module))):
+                yield from ((path, each) for each in methods_called(type(module), type(module).forward))
         else:
             yield from ((_joined(path, name), child) for name, child in module.named_children())
         yield from ((_joined(path, name), tensor) for name, tensor in buffers.items())
@@ -196,31 +246,62 @@ class Snapshot:
 
     def _attributes(self, path: str, value: Any) -> Iterable[tuple[str, Any]]:
         kind = type(value)
-        if isinstance(value, type) or not self._is_followed(kind):
+        if is_trainer(kind):
+            self._trainers.append((path, value))
             return
+        if isinstance(value, type) or not self._is_followed(kind):
+            if not (
+                self._whole
+                or isinstance(value, _CONTAINERS)
+                or hasattr(value, "__dict__")
+                or package_of(kind) in LEFT_ALONE
+            ):
+                self._opaque[path] = value
+            return
+        if not is_users_own(package_of(kind)):
+            self._foreign += 1
+            if self._foreign > _MOST_FOREIGN:
+                self._give_up(path, value, f"an object of {package_of(kind)} with many parts")
+                return
         if hasattr(value, "__dict__"):
             yield from self._table(path, vars(value))
-        names = [name for base in kind.__mro__ for name in _slots(base)]
+        names = [name for base in kind.__mro__ for name in slots_of(base)]
         if names:
             yield from self._fields(path, value, names)
         yield from self._class(path, kind)
 
     def _is_followed(self, kind: type) -> bool:
-        package = _package(kind)
-        if kind is SimpleNamespace or package in self._libraries or _is_users_own(package):
-            return True
-        if any(kind.__module__ == name or kind.__module__.startswith(f"{name}.") for name in _HOLD_STATE):
+        package = package_of(kind)
+        if package in self._libraries or is_looked_into(kind):
             return True
         # A batch is data, whichever library it comes from.
-        return self._whole and package not in _LEFT_ALONE and package not in sys.stdlib_module_names
+        return self._whole and package not in LEFT_ALONE and not is_of_python(package)
+
+    def _trainer(self, path: str, trainer: Any) -> Iterable[tuple[str, Any]]:
+        """Look at what some code names of a Trainer: attributes, callbacks and data."""
+        table, named = vars(trainer), [name for name in self._names if not hasattr(type(trainer), name)]
+        before = {name: table[name] for name in named if name in table}
+        missing = [name for name in named if name not in table]
+
+        def put_back() -> None:
+            assign(table, before)
+            for name in missing:
+                table.pop(name, None)
+
+        self._put_back.append(put_back)
+        yield from ((_joined(path, name), value) for name, value in before.items())
+        for part, get in PARTS_OF_TRAINER.items():
+            if any(part in name for name in self._names):
+                yield from ((_joined(path, part), each) for each in get(trainer))
 
     def _class(self, path: str, kind: type) -> Iterable[tuple[str, Any]]:
         """Look at data that all objects of the user's own classes share, such as a counter."""
         for base in kind.__mro__:
-            if _is_users_own(_package(base)) and id(base) not in self._known:
+            if is_users_own(package_of(base)) and id(base) not in self._known:
                 self._known[id(base)] = base
-                names = [name for name, value in vars(base).items() if _is_data(name, value)]
+                names = [name for name, value in vars(base).items() if is_data(name, value)]
                 yield from self._fields(path, base, names)
+                yield from ((_joined(path, name), each) for name, each in vars(base).items() if is_descriptor(each))
 
     def _fields(self, path: str, owner: Any, names: list[str]) -> Iterable[tuple[str, Any]]:
         before = {name: getattr(owner, name, _MISSING) for name in names}
@@ -264,7 +345,7 @@ class Snapshot:
         fill: Any = getattr(dict if kind is Counter else kind, "update", None) or kind.extend
 
         def put_back() -> None:
-            if not _holds_the_same(box, before):
+            if not holds_the_same(box, before):
                 kind.clear(box)
                 fill(box, before)
 
@@ -272,6 +353,8 @@ class Snapshot:
         if not isinstance(box, bytearray):
             pairs = before.items() if isinstance(box, dict) else enumerate(before)
             yield from ((f"{path}[{key!r}]" if type(key) in _PLAIN else path, item) for key, item in pairs)
+            if isinstance(box, dict):
+                yield from ((path, key) for key in before if type(key) not in _PLAIN)
 
     def _numbers(self, _path: str, numbers: array.array[Any]) -> Iterable[tuple[str, Any]]:
         before = numbers.tobytes()
@@ -284,25 +367,60 @@ class Snapshot:
         self._put_back.append(put_back)
         return ()
 
+    def _context_variable(self, path: str, variable: ContextVar[Any]) -> Iterable[tuple[str, Any]]:
+        try:
+            value = variable.get()
+        except LookupError:  # nobody can take a value away again
+            self._give_up(path, variable, "a context variable without a value")
+            return []
+        self._put_back.append(remember_variable(variable))
+        return [(path, value)]
+
+    def _c_value(self, _path: str, value: Any) -> Iterable[tuple[str, Any]]:
+        self._put_back.append(remember_numbers(value))
+        return ()
+
     def _code(self, path: str, code: Any) -> Iterable[tuple[str, Any]]:
         if isinstance(code, partial):
             return [(path, part) for part in (code.func, *code.args, *code.keywords.values())]
         if isinstance(code, MethodType):
-            called = _methods_called(type(code.__self__), code.__func__)
+            called = methods_called(type(code.__self__), code.__func__)
             return [(path, code.__self__), *((path, each) for each in called)]
         if isinstance(code, CellType):
             return self._fields(path, code, ["cell_contents"])
-        if code.__module__ is not None and code.__module__.partition(".")[0] in _LEFT_ALONE:
+        if code.__module__ is not None and code.__module__.partition(".")[0] in LEFT_ALONE:
             return []
-        names = dict.fromkeys(_names(code.__code__))
-        table = {name: code.__globals__[name] for name in names if name in code.__globals__}
-        self._put_back.append(lambda: _assign(code.__globals__, table))
-        named = [(name, value) for name, value in table.items() if _may_be_written(value)]
-        named += [each for kind in table.values() if isinstance(kind, type) for each in self._class(path, kind)]
-        named += self._table(path, code.__dict__) if code.__dict__ else ()
+        self._names |= dict.fromkeys(names_in(code.__code__))
+        named = named_by(code)
+        self._put_back.append(
+            partial(assign, code.__globals__, {n: v for n, v in named.items() if n in code.__globals__})
+        )
+        found = list(self._variables(code, named))
+        found += self._table(path, code.__dict__) if code.__dict__ else ()
         defaults = [*(code.__defaults__ or ()), *(code.__kwdefaults__ or {}).values()]
         cells = zip(code.__code__.co_freevars, code.__closure__ or (), strict=False)
-        return [*named, *((path, each) for each in defaults), *cells]
+        return [*found, *((path, each) for each in defaults), *cells]
+
+    def _variables(self, code: FunctionType, table: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+        """Look at variables that code names: its globals, and those of the user's own modules among them."""
+        for name, value in table.items():
+            if isinstance(value, ModuleType):
+                yield from self._variables_of(value, code)
+            elif may_be_written(value):
+                yield name, value
+            if isinstance(value, type):
+                yield from self._class(name, value)
+
+    def _variables_of(self, module: ModuleType, code: FunctionType) -> Iterable[tuple[str, Any]]:
+        if module is os and "environ" in self._names:
+            before = dict(os.environ)
+            self._put_back.append(lambda: restore_environment(before))
+        if not is_users_own(module.__name__.partition(".")[0]) or (id(module), id(code)) in self._looked_through:
+            return
+        self._looked_through.add((id(module), id(code)))
+        named = parts_named(module, code)
+        self._put_back.append(partial(assign, vars(module), named))
+        yield from self._variables(code, named)
 
     # --- what holds numbers ----------------------------------------------------------------------------------------
 
@@ -312,7 +430,7 @@ class Snapshot:
             return ()
         if is_parameter:
             frozen = partial(tensor.requires_grad_, tensor.requires_grad)
-            self._put_back.append(lambda: _drop(frozen()))
+            self._put_back.append(lambda: drop(frozen()))
         remembered = remember_tensor(tensor, whole=self._whole or is_parameter)
         if remembered is not None:
             put_back, copy = remembered
@@ -338,7 +456,7 @@ class Snapshot:
 
     def _generator(self, path: str, generator: Any) -> Iterable[tuple[str, Any]]:
         try:
-            self._put_back.append(_remember_generator(generator))
+            self._put_back.append(remember_generator(generator))
         except NotImplementedError:
             self._give_up(path, generator, "a source of random numbers without a state")
         return ()
@@ -363,112 +481,7 @@ def arguments_of(code: Any) -> list[Any]:
 
 
 _CODE = (FunctionType, MethodType, CellType, partial)
-_GENERATORS = (
-    torch.Generator,
-    random.Random,
-    np.random.Generator,
-    np.random.RandomState,
-    np.random.BitGenerator,
-    np.random.SeedSequence,
-)
-
-
-def _remember_generator(generator: Any) -> PutBack:
-    if isinstance(generator, np.random.SeedSequence):
-        raise NotImplementedError  # it counts its children where nobody can set the count
-    if isinstance(generator, torch.Generator):
-        state = generator.get_state()
-        return lambda: _drop(generator.set_state(state))
-    if isinstance(generator, random.Random):
-        return partial(generator.setstate, generator.getstate())
-    if isinstance(generator, np.random.RandomState):
-        return partial(generator.set_state, generator.get_state())
-    bits: Any = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-    return partial(setattr, bits, "state", bits.state)
-
-
-def _position(value: Any) -> Any:
-    """Return something that differs once an object has moved on, of those objects that can tell."""
-    if isinstance(value, GeneratorType):
-        frame = value.gi_frame
-        return None if frame is None else (frame.f_lasti, repr(frame.f_locals))
-    if isinstance(value, io.IOBase):
-        return None if value.closed or not value.seekable() else value.tell()
-    if isinstance(value, np.random.SeedSequence):
-        return value.n_children_spawned
-    return (repr(value), operator.length_hint(value, 0)) if isinstance(value, Iterator) else None
-
-
-def _may_be_written(value: Any) -> bool:
-    """Tell whether a global variable is followed: all but functions that are not the user's own."""
-    return not isinstance(value, FunctionType) or _is_users_own((value.__module__ or "").partition(".")[0])
-
-
-def _methods_called(kind: type, first: Any) -> list[FunctionType]:
-    """Return a method of a class, with those that it calls by name, and so on, as far as they are the user's own."""
-    called, waiting = list[FunctionType](), [first]
-    while waiting:
-        method = waiting.pop()
-        if isinstance(method, FunctionType) and method not in called:
-            called.append(method)
-            found = (getattr(kind, name, None) for name in _names(method.__code__))
-            waiting += [each for each in found if isinstance(each, FunctionType) and _may_be_written(each)]
-    return called
-
-
-def _drop(_result: Any) -> None:
-    """Return nothing."""
-
-
-def _holds_the_same(box: Any, before: Any) -> bool:
-    if len(box) != len(before):
-        return False
-    if isinstance(box, bytearray | set):
-        return bool(box == before)
-    if isinstance(box, dict):
-        return all(a is b and c is d for (a, c), (b, d) in zip(dict.items(box), before.items(), strict=True))
-    return all(a is b for a, b in zip(box, before, strict=True))
-
-
-def _assign(table: dict[str, Any], before: dict[str, Any]) -> None:
-    for name, value in before.items():
-        if table.get(name, _MISSING) is not value:
-            table[name] = value
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _is_data(name: str, value: Any) -> bool:
-    """Tell whether an entry of a class is no method, no property and nothing that Python has put there."""
-    return not (name.startswith("__") or name.startswith("_abc") or callable(value) or hasattr(type(value), "__get__"))
-
-
-def _slots(kind: type) -> list[str]:
-    slots = vars(kind).get("__slots__", ())
-    names = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in names if name not in {"__dict__", "__weakref__"}]
 
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-@lru_cache(maxsize=4096)
-def _is_users_own(package: str) -> bool:
-    """Tell whether a package is neither Python's nor installed: its objects are the user's own."""
-    if package in _LEFT_ALONE or package in sys.stdlib_module_names - {"__main__"}:
-        return False
-    places = [
-        getattr(sys.modules.get(package), "__file__", None) or "",
-        *getattr(sys.modules.get(package), "__path__", ()),
-    ]
-    return not any("site-packages" in place or "dist-packages" in place for place in places)

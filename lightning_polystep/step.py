@@ -318,7 +318,9 @@ def move(proposal: Proposal, weights: Tensor) -> Tensor:
     barycentre = torch.einsum("rgv,gvD->rD", weights, directions)
     moved = math.sqrt(proposal.particle_dim) * proposal.reach[:, None] * barycentre
     if proposal.block.competes:
-        moved = moved - moved.mean(0)
+        # Of some of the rows as much less as there are fewer of them: the move of a single one is not one of all.
+        share = (len(moved) - 1) / max(1, proposal.block.rows - 1)
+        moved = moved - share * moved.mean(0)
     if proposal.louder is None or proposal.outward is None:
         return moved
     grows = (moved * proposal.outward).sum(1, keepdim=True) > 0

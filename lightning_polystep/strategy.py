@@ -291,6 +291,7 @@ class PolyStepStrategy(CheckpointStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Save what can be saved."""
         super().on_exception(exception)
+        trainer_guards.explain_missing_gradient(exception)
         if self.lightning_module is not None and self.lightning_module._trainer is not None:
             interruption.on_exception(self._module.trainer, exception)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator
+=======
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+>>>>>>> e
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import numba
@@ -38,6 +43,11 @@ STOP_ITERATION = (
 
 NO_CLIPPING = (
     "clip_gradients has no effect under PolyStep, which has no gradients: the step radius `lr` bounds every step."
+)
+
+NO_GRADIENT = (
+    "PolyStep trains by forward passes, so that `.grad` of every parameter is None: leave out what reads or changes "
+    "gradients, such as clipping and logging of their norms; the step radius `lr` bounds every step."
 )
 
 FORK_AFTER_KERNELS = (
@@ -142,6 +152,24 @@ class NoStopIteration(AbstractContextManager[None]):
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, *_traceback: object) -> None:
         if isinstance(value, StopIteration):
             raise RuntimeError(STOP_ITERATION.format(where=self._where)) from value
+
+
+def explain_missing_gradient(error: BaseException) -> None:
+    """Add to an error of code that reads `.grad` that there is none, and why.
+
+    Args:
+        error: Whatever has ended the fit.
+
+    Example:
+        >>> error = AttributeError("'NoneType' object has no attribute 'clamp_'")
+        >>> explain_missing_gradient(error)  # raised nowhere, so not by such code
+        >>> hasattr(error, "__notes__")
+        False
+    """
+    if isinstance(error, AttributeError | TypeError) and "NoneType" in str(error):
+        lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__)]
+        if any(".grad" in line for line in lines):
+            error.add_note(NO_GRADIENT)
 
 
 @contextmanager

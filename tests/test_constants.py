@@ -109,6 +109,7 @@ class Clamped(nn.Module):
         self.tau, self.low, self.high = nn.Parameter(torch.tensor(value)), low, high
 
 
+@pytest.mark.filterwarnings("ignore:No candidate of the first 8 steps")
 @pytest.mark.parametrize(
     ("low", "high", "value", "sign"), [(0.5, 2.0, 1.9, -1), (0.5, 2.0, 0.6, 1), (0.5, 2.0, 2.5, 0)]
 )
@@ -137,6 +138,7 @@ def test_held_back_leaves_vectors_alone():
 
 
 @pytest.mark.filterwarnings("ignore:Nothing trains what lies before a silent layer")
+@pytest.mark.filterwarnings("ignore:No candidate of the first 8 steps")
 def test_constants_of_silent_neurons_are_not_probed_wider():
     torch.manual_seed(0)
     network = nn.Sequential(

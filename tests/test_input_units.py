@@ -15,6 +15,7 @@ from lightning_polystep.input_units import (
     own_units,
     packed,
     pulled_in,
+    says_hidden,
     spreads_of,
     units,
     unpacked,
@@ -256,3 +257,33 @@ def test_three_bad_values_in_the_first_batch_cost_nothing_later():
         accuracy.append(float((network(x[1200:]).argmax(1) == y[1200:]).float().mean()))
     assert accuracy[0] > 0.8
     assert accuracy[1] > accuracy[0] - 0.05
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_the_small_activations_of_a_deep_network_are_not_made_up_for(activation):
+    """Torch's first weights make them smaller from layer to layer; Adam's accuracy here is 81 and 88 %."""
+    torch.manual_seed(0)
+    data = load_digits()
+    x, y = torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
+    hidden = [part for _ in range(4) for part in (nn.Linear(32, 32), activation())]
+    network = nn.Sequential(nn.Linear(64, 32), activation(), *hidden, nn.Linear(32, 10))
+    engine = Engine(network, PolyStep(network.parameters(), seed=0), announce=None)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        chosen = torch.randint(1200, (128,), generator=draw)
+        engine.step(lambda chosen=chosen: functional.cross_entropy(network(x[chosen]), y[chosen]))
+    assert float((network(x[1200:]).argmax(1) == y[1200:]).float().mean()) > 0.65
+    assert all(bool((p.abs() < 10).all()) for p in network.parameters())
+
+
+def test_a_hidden_layer_has_units_of_its_own_only_where_they_are_not_small():
+    sizes = torch.tensor([1.0, 0.5, 1e3], dtype=F64)
+    moment, spreads = torch.diag(sizes.square()), torch.stack([sizes, sizes.square()])
+    assert own_units(moment, spreads, has_bias=False, hidden=True) is not None
+    assert own_units(1e-4 * moment, 1e-2 * spreads * torch.tensor([[1.0], [1e-2]]), has_bias=False) is not None
+    assert own_units(1e-4 * moment, 1e-2 * spreads * torch.tensor([[1.0], [1e-2]]), has_bias=False, hidden=True) is None
+
+
+def test_whether_inputs_are_hidden_is_told_to_other_processes():
+    moment, spreads = torch.eye(3), torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    assert [says_hidden(packed(moment, spreads, hidden=hidden)) for hidden in (False, True)] == [False, True]

@@ -1,6 +1,8 @@
 """Whatever a step writes while it is probed is put back: values, identities, and what was not there before."""
 
 import copy
+import logging
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
@@ -16,6 +18,7 @@ from lightning_polystep.isolation import (
     TensorState,
     metrics_muted,
     silenced,
+    unheard,
 )
 from lightning_polystep.snapshot import Snapshot
 
@@ -190,7 +193,7 @@ def test_parameters_are_not_the_business_of_a_snapshot():
     assert module.weight.item() == 3.0
 
 
-@pytest.mark.parametrize("kind", ["expanded", "sparse", "inference", "integer", "not a number"])
+@pytest.mark.parametrize("kind", ["expanded", "sparse", "inference", "integer", "not a number", "jagged"])
 def test_tensors_of_unusual_kinds_are_no_obstacle(kind):
     with torch.inference_mode(kind == "inference"):
         tensor = {
@@ -199,6 +202,7 @@ def test_tensors_of_unusual_kinds_are_no_obstacle(kind):
             "inference": torch.ones(2),
             "integer": torch.arange(3),
             "not a number": torch.tensor([float("nan"), 1.0]),
+            "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
         }[kind]
     module = nn.Identity()
     module.attribute = tensor
@@ -381,3 +385,23 @@ def test_hidden_state_is_put_back_and_nothing_else():
         assert not hasattr(cell, "fresh")
         assert not hasattr(cell, "more")
     assert (cell.running.tolist(), cell.setting, cell.function) == ([2.0, 2.0], 2, torch.relu)
+
+
+def test_a_probe_prints_and_logs_nothing_and_passes_breakpoints(capsys, caplog):
+    logger = logging.getLogger("of a user")
+    with caplog.at_level(logging.INFO):
+        with unheard():
+            print("twice")
+            logger.error("twice")
+            breakpoint()
+        print("once")
+        logger.info("once")
+    assert capsys.readouterr().out == "once\n"
+    assert [record.message for record in caplog.records] == ["once"]
+
+
+def test_an_error_in_a_probe_gives_the_output_back():
+    stream = sys.stdout
+    with pytest.raises(ValueError, match="mine"), unheard():
+        raise ValueError("mine")
+    assert sys.stdout is stream

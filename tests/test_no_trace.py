@@ -4,18 +4,24 @@ Random steps that change their batch, parameters, buffers, attributes, lists and
 once by the engine; then everything that the two can reach is compared.
 """
 
+import argparse
 import copy
+import io
+import os
 import random
 import warnings
 from collections import Counter, OrderedDict, defaultdict, deque
-from types import SimpleNamespace
+from contextvars import ContextVar
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -31,6 +37,10 @@ class Box:
 
     def __init__(self):
         self.n, self.trace, self.inner = 0, torch.zeros(4), SimpleNamespace(seen=[])
+
+
+TOTALS, COUNT = ModuleType("totals"), ContextVar("count", default=0)
+TOTALS.n = 0
 
 
 class Slotted:
@@ -71,6 +81,11 @@ class Net(nn.Module):
         self.numpy_draws, self.old_draws = np.random.default_rng(1), np.random.RandomState(1)
         self.python_draws, self.in_a_dict = random.Random(1), {"draws": [np.random.default_rng(2)]}
         self.alone = [nn.BatchNorm1d(4)]  # in a list, where torch does not find it
+        self.scaler = StandardScaler().fit(np.zeros((1, 4)))
+        self.normal = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+        self.metrics = {"mean": torchmetrics.MeanMetric()}
+        self.options, self.text = argparse.Namespace(n=0), io.StringIO()
+        self.keys = {Box(): 1}
         self.loop = [self.boxes]
         self.loop.append(self.loop)  # holds itself
 
@@ -148,6 +163,23 @@ def shared(_net, _batch):
     return Box.total
 
 
+def counted_elsewhere(_net, _batch):
+    TOTALS.n += 1
+    COUNT.set(COUNT.get() + 1)
+    os.environ["STEPS"] = os.environ.get("STEPS", "") + "x"
+    return TOTALS.n + COUNT.get() + len(os.environ["STEPS"])
+
+
+def of_libraries(net, batch):
+    net.scaler.partial_fit(batch["x"].numpy())
+    net.normal.loc.add_(1)
+    net.metrics["mean"].update(float(net.normal.loc.sum()))
+    net.options.n += 1
+    net.text.write("a")
+    next(iter(net.keys)).n += 1
+    return net.scaler.mean_.sum() + net.normal.loc.sum() + net.options.n + net.text.tell()
+
+
 def made(net, _batch):
     net.fresh = torch.ones(3)
     net.membrane = net.membrane * 0.5 + 1
@@ -171,6 +203,9 @@ ACTIONS = {
     "writes containers": scaled(kept),
     "writes arrays": scaled(arrays),
     "counts in its class": scaled(shared),
+    "counts in a module, a variable and the environment": scaled(counted_elsewhere),
+    "writes objects of libraries": scaled(of_libraries),
+    "spawns a generator": scaled(lambda net, batch: net.numpy_draws.spawn(1)[0].random()),
     "makes and deletes attributes": scaled(made),
     "draws from its torch generator": lambda net, batch, x: x + torch.rand(x.shape, generator=net.torch_draws),
     "draws from its numpy generators": scaled(lambda net, batch: net.numpy_draws.random() + net.old_draws.rand()),
@@ -208,14 +243,20 @@ def items(value, seen):
     return [*(readable(each, seen) for each in value), *own]
 
 
+def spawned(draws):
+    return draws.bit_generator.seed_seq.n_children_spawned
+
+
 READERS = (
     (torch.Tensor, lambda value, _: value.detach().flatten().tolist()),
     (np.ndarray, lambda value, _: value.tolist()),
     (torch.Generator, lambda value, _: value.get_state().tolist()),
     (random.Random, lambda value, _: value.getstate()),
-    (np.random.Generator, lambda value, seen: readable(value.bit_generator.state, seen)),
+    (np.random.Generator, lambda value, seen: readable((value.bit_generator.state, spawned(value)), seen)),
+    (io.StringIO, lambda value, _: (value.getvalue(), value.tell())),
     (np.random.RandomState, lambda value, seen: readable(value.get_state(), seen)),
-    (dict, lambda value, seen: [(key, readable(each, seen)) for key, each in value.items()]),
+    (dict, lambda value, seen: [(readable(key, seen), readable(each, seen)) for key, each in value.items()]),
+    (torchmetrics.MeanMetric, lambda value, _: (float(value.mean_value), float(value.weight))),
     (set, lambda value, _: sorted(value)),
     ((list, tuple, deque), items),
     (Slotted, lambda value, _: (value.n, value.names)),
@@ -229,7 +270,20 @@ def state(net, batch):
     }
     tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if not t.requires_grad}
     modes = {name: part.training for name, part in net.named_modules()}
-    return {"held": held, "tensors": tensors, "modes": modes, "batch": batch, "class": Box.total}
+    return {"held": held, "tensors": tensors, "modes": modes, "batch": batch}
+
+
+class Outside:
+    """What the engine's net and its twin share, because it is none of theirs."""
+
+    @staticmethod
+    def get():
+        return Box.total, TOTALS.n, COUNT.get(), os.environ.get("STEPS", "")
+
+    @staticmethod
+    def set(values):
+        Box.total, TOTALS.n, count, os.environ["STEPS"] = values
+        COUNT.set(count)
 
 
 def plain(net, batch, seed, step):
@@ -261,7 +315,7 @@ def test_each_kind_of_step_leaves_behind_what_one_run_of_it_does(name, evaluatio
 
 def check_steps(actions, evaluation):
     torch.manual_seed(0)
-    Box.total = 0
+    Outside.set((0, 0, 0, ""))
     net = Net(actions)
     twin = copy.deepcopy(net)
     before = copy.deepcopy(net.net.state_dict())
@@ -271,12 +325,13 @@ def check_steps(actions, evaluation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(2):
-            batch, twins_batch, before_step = batch_of(step), batch_of(step), Box.total
+            batch, twins_batch, before_step = batch_of(step), batch_of(step), Outside.get()
             twin.net.load_state_dict(net.net.state_dict())
             engine.step(lambda: net(batch))  # noqa: B023 - called before the next batch comes
-            total, Box.total = Box.total, before_step
+            ours = Outside.get()
+            Outside.set(before_step)
             plain(twin, twins_batch, 0, step)
-            assert total == Box.total
+            assert ours == Outside.get()
             compare(net, batch, twin, twins_batch)
     assert any(not torch.equal(before[name], value) for name, value in net.net.state_dict().items())
 
@@ -301,7 +356,7 @@ class Task(pl.LightningModule):
 def test_the_strategy_leaves_behind_what_one_run_does(evaluation, half):
     names = sorted(ACTIONS)[half::2]
     torch.manual_seed(0)
-    Box.total = 0
+    Outside.set((0, 0, 0, ""))
     task = Task(names)
     twin = copy.deepcopy(task.task)
     trainer = pl.Trainer(
@@ -313,8 +368,8 @@ def test_the_strategy_leaves_behind_what_one_run_does(evaluation, half):
         warnings.filterwarnings("error", message=".*another loss.*")
         trainer.fit(task, DataLoader([batch_of(0)], batch_size=None))
     assert len(task.batches) == 1
-    total, Box.total = Box.total, 0
-    twins_batch = batch_of(0)
+    ours, twins_batch = Outside.get(), batch_of(0)
+    Outside.set((0, 0, 0, ""))
     plain(twin, twins_batch, 0, 0)
-    assert total == Box.total
+    assert ours == Outside.get()
     compare(task.task, task.batches[0], twin, twins_batch)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -599,3 +600,23 @@ def test_copies_keep_the_state_but_not_the_binding():
     assert copied.param_groups[0]["transport"] == Sinkhorn(tolerance=0.1)
     with pytest.raises(RuntimeError, match="nothing scores them"):
         copied.step()
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "loop"])
+@pytest.mark.parametrize("scale", [0.0, 1e-20], ids=["constant", "tiny"])
+def test_a_loss_that_no_candidate_changes_is_told_once(scale, evaluation):
+    network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    engine = Engine(network, PolyStep(network.parameters()), evaluation=evaluation, max_candidates=12, announce=None)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        for _ in range(12):
+            engine.step(lambda: network(x).square().mean() * scale)
+    assert [str(each.message)[:48] for each in caught] == ["No candidate of the first 8 steps has changed th"]
+
+
+def test_a_loss_that_candidates_change_later_is_not_told():
+    network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    engine = Engine(network, PolyStep(network.parameters()), max_candidates=12, announce=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(12):
+            engine.step(lambda step=step: network(x).square().mean() * float(step == 5))

@@ -256,3 +256,45 @@ def test_an_input_that_is_given_again_counts_again_unless_it_has_been_written():
         layer(x)
         layer(x.zero_())
     torch.testing.assert_close(seen.take_inputs()[block.name][0][:3, :3], half)
+
+
+class Towers(nn.Module):
+    """Two branches on raw data, and a layer behind both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.out = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.one(x[:, :3]).relu(), self.other(x[:, 3:] * 2.0)], 1)).square().mean()
+
+
+@pytest.mark.parametrize(("evaluation", "hidden"), [("tape", {"out"}), ("loop", {"other", "out"})])
+def test_which_inputs_change_with_what_is_trained(evaluation, hidden):
+    network, x = Towers(), torch.randn(8, 5)
+    optimizer = PolyStep(network.parameters(), seed=0)
+    engine = Engine(network, optimizer, evaluation=evaluation, max_candidates=24, announce=None)
+    engine.step(lambda: network(x))
+    assert {name for name, known in optimizer.statistics.items() if known.hidden} == hidden
+
+
+@pytest.mark.parametrize("evaluation", ["auto", "loop"])
+def test_layers_inside_of_vmap_and_jacobians_train(evaluation):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x):
+            slopes = torch.func.vmap(torch.func.jacrev(self.inner))(x)
+            return (torch.func.vmap(self.inner)(x) + slopes[:, :, 0]).square().mean()
+
+    torch.manual_seed(0)
+    network, x = Net(), torch.randn(8, 3)
+    before = network.inner.weight.detach().clone()
+    engine = Engine(network, PolyStep(network.parameters(), seed=0), evaluation=evaluation, announce=None)
+    first = engine.step(lambda: network(x))
+    for _ in range(4):
+        last = engine.step(lambda: network(x))
+    assert not torch.equal(network.inner.weight, before)
+    assert last < first

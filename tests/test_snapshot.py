@@ -1,18 +1,30 @@
 """What a snapshot finds, puts back in place, leaves alone, and names because it cannot be put back."""
 
+import argparse
 import array
+import ctypes
+import hashlib
 import io
 import itertools
+import os
 import queue
 import random
+import sqlite3
+import sys
+import threading
 from collections import ChainMap, UserDict, UserList
+from contextvars import ContextVar
 from functools import partial
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
+from unittest import mock
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+import torchmetrics
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from lightning_polystep.snapshot import Snapshot, arguments_of
@@ -111,19 +123,20 @@ def test_memory_that_can_only_be_read_is_not_written(tmp_path):
     assert module.tensor._version == version, "what has not changed is not written"
 
 
-def test_what_cannot_be_put_back_is_named():
+def test_what_cannot_be_put_back_is_named(tmp_path):
     module = nn.Identity()
-    module.stream, module.file = itertools.count(), io.StringIO()
+    module.stream = itertools.count()
     module.box = SimpleNamespace(secure=random.SystemRandom())
     module.table = np.zeros(2**22)
     module.names = ["x"] * 100_001
-    assert Snapshot(module).unknown == {
-        "stream": "an iterator",
-        "file": "a file",
-        "box.secure": "a source of random numbers without a state",
-        "table": "an array of 32 MiB",
-        "names": "a list of 100,001 items",
-    }
+    with (tmp_path / "log").open("w") as module.file:
+        assert Snapshot(module).unknown == {
+            "stream": "an iterator",
+            "file": "a file",
+            "box.secure": "a source of random numbers without a state",
+            "table": "an array of 32 MiB",
+            "names": "a list of 100,001 items",
+        }
 
 
 def test_objects_of_libraries_are_left_alone_but_for_those_of_the_network():
@@ -174,7 +187,91 @@ def counting():
     counting.calls += 1
 
 
+def inference_tensor():
+    with torch.inference_mode():
+        return torch.zeros(2)
+
+
+def add_in_inference_mode(tensor):
+    with torch.inference_mode():
+        tensor += 1
+
+
+class Counting:
+    """An object of the user's own, which may be a key."""
+
+    n = 0
+
+
+class Remembered:
+    """An attribute that is kept elsewhere, by object."""
+
+    def __init__(self):
+        self.numbers = WeakKeyDictionary()
+
+    def __get__(self, owner, kind=None):
+        return self if owner is None else self.numbers.get(owner, 0)
+
+    def __set__(self, owner, number):
+        self.numbers[owner] = number
+
+
+class HasRemembered:
+    n = Remembered()
+
+
+def add_one(box):
+    box.n += 1
+
+
+VARIABLE = ContextVar("variable", default=0)
+
 HOLDERS = {
+    "a sequence of seeds": (
+        lambda: np.random.SeedSequence(0),
+        lambda box: box.spawn(1),
+        lambda box: box.n_children_spawned,
+    ),
+    "spawned generators": (
+        lambda: np.random.default_rng(0),
+        lambda box: box.spawn(1),
+        lambda box: box.bit_generator.seed_seq.n_children_spawned,
+    ),
+    "text in memory": (io.StringIO, lambda box: box.write("a\n"), lambda box: (box.getvalue(), box.tell())),
+    "bytes in memory": (io.BytesIO, lambda box: box.write(b"a"), lambda box: (box.getvalue(), box.tell())),
+    "numbers of a thread": (
+        threading.local,
+        lambda box: box.__setattr__("n", len(vars(box))),
+        lambda box: len(vars(box)),
+    ),
+    "a semaphore": (lambda: threading.Semaphore(9), lambda box: box.acquire(), lambda box: box._value),
+    "options": (lambda: argparse.Namespace(n=0), add_one, lambda box: box.n),
+    "a distribution": (
+        lambda: torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+        lambda box: box.loc.add_(1),
+        lambda box: box.loc.tolist(),
+    ),
+    "an estimator of a library": (
+        lambda: StandardScaler().fit([[1.0]]),
+        lambda box: box.partial_fit([[2.0]]),
+        lambda box: (box.n_samples_seen_, box.mean_.tolist()),
+    ),
+    "a mock": (mock.Mock, lambda box: box.play(1), lambda box: box.play.call_count),
+    "a number of C": (lambda: ctypes.c_int(0), lambda box: setattr(box, "value", box.value + 1), lambda box: box.value),
+    "numbers of C": (ctypes.c_int * 2, lambda box: box.__setitem__(0, box[0] + 1), list),
+    "a tensor of inference mode": (inference_tensor, add_in_inference_mode, lambda box: box.tolist()),
+    "a key of a dict": (lambda: {Counting(): 1}, lambda box: add_one(next(iter(box))), lambda box: next(iter(box)).n),
+    "a descriptor": (HasRemembered, add_one, lambda box: box.n),
+    "a context variable": (
+        lambda: VARIABLE,
+        lambda box: box.set(box.get() + 1),
+        lambda box: box.get(),
+    ),
+    "a metric that no module holds": (
+        lambda: [torchmetrics.MeanMetric()],
+        lambda box: box[0].update(1.0),
+        lambda box: float(box[0].weight),
+    ),
     "UserDict": (lambda: UserDict(n=0), lambda box: box.update(n=box["n"] + 1), lambda box: box["n"]),
     "UserList": (UserList, lambda box: box.append(1), len),
     "ChainMap": (lambda: ChainMap({"n": 0}), lambda box: box.update(n=box["n"] + 1), lambda box: box["n"]),
@@ -198,7 +295,7 @@ def test_what_else_of_python_and_torch_holds_state_is_put_back(name):
     counting.calls = 0
     module = nn.Identity()
     module.box = make()
-    before, snapshot = read(module.box), Snapshot(module)
+    before, snapshot = read(module.box), Snapshot(module, skip=(torchmetrics.Metric,))
     change(module.box)
     assert read(module.box) != before
     snapshot.restore()
@@ -261,10 +358,91 @@ def test_whether_a_parameter_is_frozen_is_put_back():
 def test_what_cannot_be_put_back_tells_where_it_stands():
     module = nn.Identity()
     module.count, module.items = itertools.count(), iter([1, 2])
-    module.own, module.seeds = (n for n in range(3)), np.random.SeedSequence(0)
+    module.own, module.seeds = (n for n in range(3)), hashlib.sha256()
+    module.rows, module.round = sqlite3.connect(":memory:"), itertools.cycle([1, 2, 3])
+    module.rows.execute("create table t(a)")
     snapshot = Snapshot(module)
     before = snapshot.positions()
     assert before == snapshot.positions()
-    next(module.own), module.seeds.spawn(1), next(module.count), next(module.items)
-    assert set(before) == {"count", "items", "own", "seeds"}
+    next(module.own), module.seeds.update(b"x"), next(module.count), next(module.items), next(module.round)
+    module.rows.execute("insert into t values(1)")
+    assert set(before) == {"count", "items", "own", "seeds", "rows", "round"}
     assert all(before[name] != now for name, now in snapshot.positions().items())
+    assert snapshot.what_is("seeds") == "an object of HASH"
+    assert snapshot.what_is("own") == "an iterator"
+
+
+HELPERS = ModuleType("helpers")
+exec("N = 0\nSEEN = []\ndef tick():\n    global N\n    N += 1\n    SEEN.append(N)\n", vars(HELPERS))
+sys.modules.setdefault("helpers_of_a_user", HELPERS)
+
+
+def step_with_helpers():
+    from helpers_of_a_user import SEEN  # noqa: PLC0415 - as users do
+
+    HELPERS.N += 1
+    HELPERS.tick()
+    SEEN.append(0)
+    os.environ["STEPS_OF_A_TEST"] = os.environ.get("STEPS_OF_A_TEST", "") + "x"
+
+
+def test_what_a_step_writes_into_modules_of_the_users_own_and_the_environment_is_put_back(monkeypatch):
+    monkeypatch.delenv("STEPS_OF_A_TEST", raising=False)
+    snapshot = Snapshot(nn.Identity(), step_with_helpers)
+    step_with_helpers()
+    assert (HELPERS.N, len(HELPERS.SEEN), os.environ["STEPS_OF_A_TEST"]) == (2, 2, "x")
+    snapshot.restore()
+    assert (HELPERS.N, HELPERS.SEEN, "STEPS_OF_A_TEST" in os.environ) == (0, [], False)
+
+
+class Notes(pl.Callback):
+    def __init__(self):
+        self.n = 0
+
+
+class WritesTrainer(pl.LightningModule):
+    def training_step(self, batch, batch_idx):
+        self.trainer.should_stop = True
+        self.trainer.mine = 1
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Notes):
+                callback.n += 1
+
+
+def test_what_a_step_writes_at_the_trainer_and_its_callbacks_is_put_back():
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[Notes()], max_epochs=1)
+    module = WritesTrainer()
+    module.trainer = trainer
+    snapshot = Snapshot(module, partial(module.training_step, torch.ones(1), 0))
+    trainer.other = trainer.limit_val_batches = 5  # nobody names these
+    module.training_step(torch.ones(1), 0)
+    snapshot.restore()
+    assert not trainer.should_stop
+    assert not hasattr(trainer, "mine")
+    assert trainer.other == 5
+    assert next(each for each in trainer.callbacks if isinstance(each, Notes)).n == 0
+
+
+def test_compiled_code_that_a_library_keeps_is_not_taken_away():
+    numba = pytest.importorskip("numba")
+    module = nn.Identity()
+    module.total = numba.njit(lambda x: x.sum())
+    snapshot = Snapshot(module)
+    module.total(np.ones(2))
+    snapshot.restore()
+    assert len(module.total.signatures) == 1
+
+
+def test_an_object_that_cannot_be_looked_into_is_no_error():
+    class Shy:
+        def __getattribute__(self, name):
+            raise AttributeError(name)
+
+    module = nn.Identity()
+    module.shy, module.n = Shy(), [0]
+    snapshot = Snapshot(module)
+    module.n.append(1)
+    snapshot.restore()
+    assert module.n == [0]
+    assert snapshot.unknown == {"shy": "an object that raises an error when it is looked into"}
+    assert snapshot.positions() == {"shy": None}

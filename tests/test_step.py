@@ -423,3 +423,14 @@ def test_null_candidates_equal_a_loop(costs):
 
 def test_a_loss_of_zero_has_null_candidates():
     assert float(null_candidates(torch.tensor([0.0, 1e-30]), torch.tensor(0.0))) == 0.5
+
+
+@pytest.mark.parametrize(("chosen", "share"), [(1, 0.0), (2, 0.5), (3, 1.0)])
+def test_what_rows_of_a_softmax_do_alike_is_taken_away_in_proportion_to_how_many_move(chosen, share):
+    block = Block("out", (nn.Parameter(torch.zeros(3, 2)),), ("w",), {}, rows=3, dim=2, subspace="full")
+    reach = torch.ones(chosen, dtype=F64)
+    proposal = Proposal(block, torch.arange(chosen), reach, torch.eye(2, dtype=F64)[None], 2, 1.0)
+    weights = torch.rand(chosen, 1, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    alone = move(proposal, weights)
+    block.competes = True
+    torch.testing.assert_close(move(proposal, weights), alone - share * alone.mean(0))

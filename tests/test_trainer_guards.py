@@ -133,3 +133,22 @@ def test_optimizers_that_cannot_be_replaced():
     trainer_guards.check_replaceable(torch.optim.Adam(parameters))
     with pytest.raises(MisconfigurationException, match="LBFGS"):
         trainer_guards.check_replaceable(torch.optim.LBFGS(parameters))
+
+
+@pytest.mark.parametrize("hook", ["on_after_backward", "on_before_optimizer_step"])
+def test_code_that_reads_gradients_is_told_that_there_are_none(tmp_path, hook):
+    def clamp(module, *_args):
+        for parameter in module.parameters():
+            parameter.grad.clamp_(-1, 1)
+
+    clamping = type("Clamping", (Boring,), {hook: clamp})
+    with pytest.raises(AttributeError) as caught:
+        trainer(tmp_path).fit(clamping(polystep), loader(batches=2))
+    assert caught.value.__notes__ == [trainer_guards.NO_GRADIENT]
+
+
+def test_another_missing_value_is_not_explained_by_gradients():
+    with pytest.raises(AttributeError) as caught:
+        None.item()
+    trainer_guards.explain_missing_gradient(caught.value)
+    assert not hasattr(caught.value, "__notes__")

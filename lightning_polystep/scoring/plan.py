@@ -185,11 +185,10 @@ def make_plan(
     for assignment in plan.assignments:
         assignment.peers = plan.assignments
         assignment.planned = math.ceil(assignment.most_candidates / assignment.period)
-    if plan.reruns_step or (probe.before is not None and probe.before.unknown):
-        with probe.isolated():
-            plan.unrepeatable = difference(probe)
-        if plan.unrepeatable:
-            warnings.warn(plan.unrepeatable, stacklevel=4)
+    with probe.isolated():  # on a tape too, whose plan and trials run the step again
+        plan.unrepeatable = difference(probe)
+    if plan.unrepeatable:
+        warnings.warn(plan.unrepeatable, stacklevel=4)
     return plan
 
 

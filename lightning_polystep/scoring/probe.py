@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_polystep.isolation import metrics_muted
+from lightning_polystep.isolation import metrics_muted, unheard
 from lightning_polystep.randomness import noise_frame
 from lightning_polystep.sites import not_recording
 from lightning_polystep.snapshot import Snapshot
@@ -84,7 +84,7 @@ class Probe:
         Returns:
             The losses, float64, detached.
         """
-        with self.evaluating(), noise_frame(*self.noise_key):
+        with self.evaluating(), noise_frame(*self.noise_key), unheard():
             return forward().detach().double()
 
     def loss(self, changed: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class Probe:
             start.restore()
             for parameter, value in (changed or {}).items():
                 parameter.copy_(value)
-            with noise_frame(*self.noise_key):
+            with noise_frame(*self.noise_key), unheard():
                 return step().detach().double()
 
     def start_of(self, parameter: Tensor) -> Tensor:

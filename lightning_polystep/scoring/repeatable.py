@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 
+from lightning_polystep.positions import effects_outside
 from lightning_polystep.scoring.probe import Probe
 
 NOT_REPEATABLE = (
@@ -17,30 +18,38 @@ NOT_REPEATABLE = (
 GOES_ON = (
     "Each run of the training step that scores a candidate moves on what PolyStep cannot put back: {}. It is not where "
     "one run of the step would have left it. Keep what changes in tensors, numbers, lists or generators "
-    "that the module or the batch holds."
+    "that the module or the batch holds, or change it in on_train_batch_end, which runs once."
 )
 
 
 def difference(probe: Probe) -> str:
     """Return a warning where two evaluations of the same parameters differ, naming what may be the cause; else nothing.
 
-    So is one that leaves something further on than it was, though the loss is the same.
+    So is one that leaves something further on than it was, or writes files, though the loss is the same.
 
     Args:
         probe: Of the micro-batch, isolated.
     """
-    unknown = {} if probe.before is None else probe.before.unknown
-    before = {} if probe.before is None else probe.before.positions()
+    before = _positions(probe)
     # No generator, in which a StopIteration of the user's would be another error.
-    first, second = [float(probe.loss()) for _ in range(2)]
-    after = {} if probe.before is None else probe.before.positions()
+    first = float(probe.loss())
+    with effects_outside() as effects:  # of the second run: the first one may still compile or load something
+        second = float(probe.loss())
+    after = _positions(probe)
+    moved = [_named(path, probe) for path in before if path in after and before[path] != after[path]] + list(effects)
     tensors = torch.tensor(first), torch.tensor(second)
     if not torch.allclose(*tensors, rtol=1e-5, atol=1e-7, equal_nan=True):
-        named = _named(unknown, unknown)
+        known = {} if probe.before is None else probe.before.unknown
+        suspects = dict.fromkeys([*moved, *(_named(path, probe) for path in known)])
+        named = ", ".join(list(suspects)[:3])
         return NOT_REPEATABLE.format(first, second, f", perhaps {named}" if named else "")
-    moved = [path for path in unknown if before[path] != after[path]]
-    return GOES_ON.format(_named(moved, unknown)) if moved else ""
+    return GOES_ON.format(", ".join(moved[:3])) if moved else ""
 
 
-def _named(paths: Iterable[str], unknown: dict[str, str]) -> str:
-    return ", ".join([f"{path or 'the module'} ({unknown[path]})" for path in paths][:3])
+def _positions(probe: Probe) -> dict[str, Any]:
+    return {} if probe.before is None else probe.before.positions()
+
+
+def _named(path: str, probe: Probe) -> str:
+    assert probe.before is not None
+    return f"{path or 'the module'} ({probe.before.what_is(path)})"

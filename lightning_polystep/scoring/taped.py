@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
@@ -126,8 +127,9 @@ class Recording:
             self._collects = False
             gc.enable()
 
-    def __del__(self) -> None:
-        self.clear()
+    def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not at_exit():  # then the modules that it calls are taken apart, and nothing is left to be collected
+            self.clear()
 
     def ends_in(self, loss: Tensor) -> None:
         """Take note which tensor is the loss of the step."""

@@ -90,7 +90,7 @@ class InputSubspace(Subspace):
     def _whitened(self, block: Block, group: dict[str, Any], statistics: InputStatistics) -> Tensor:
         own = None
         if statistics.spreads.numel():
-            own = own_units(statistics.moment, statistics.spreads, block.has_bias)
+            own = own_units(statistics.moment, statistics.spreads, block.has_bias, hidden=statistics.hidden)
         if statistics.drift > _MOST_DRIFT or statistics.mixed != (own is not None):
             moment = statistics.moment if own is None else own.moment(statistics.moment)
             floor = group["span_floor"] * (1.0 if own is None else _OWN_SHARE)

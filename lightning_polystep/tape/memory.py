@@ -95,7 +95,7 @@ class Memory:
 
     def neighbour(self, tensor: Tensor) -> Tensor | None:
         """Take in a tensor from outside the step; return one that came before it and shares memory with it."""
-        if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta or not tensor.numel():
             return None
         tenants = self._tenants.setdefault(tensor.untyped_storage().data_ptr(), [])
         first, last = _extent(tensor)

@@ -280,7 +280,7 @@ class Recorder(TorchDispatchMode):
             index = tape.leaves[id(tensor)] = len(tape.values)
             tape.values.append(Value(tensor))
             self._name(tensor, index)
-            tape.key.append((tuple(tensor.shape), tensor.dtype))
+            tape.key.append((_shape(tensor), tensor.dtype))
             return index
         parent = Ref(self._value(neighbour))
         if tensor.shape == neighbour.shape and tensor.stride() == neighbour.stride():
@@ -483,7 +483,7 @@ def _of_tuple(arguments: Any) -> Iterable[int]:
 
 
 def _sizes(tape: Tape, index: int | None) -> Any:
-    return None if index is None else tuple(tape.values[index].tensor.shape)
+    return None if index is None else _shape(tape.values[index].tensor)
 
 
 def _place() -> str:
@@ -492,3 +492,8 @@ def _place() -> str:
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
         frame = frame.f_back  # type: ignore[assignment]
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    # A nested tensor has no shape; those of its rows are told by the operations that take them out.
+    return (-1,) if tensor.is_nested else tuple(tensor.shape)

@@ -1,5 +1,8 @@
 """Scoring from the tape: tiers agree with networks built by hand, Python runs once a step, and doubts are told."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -281,3 +284,17 @@ def test_a_tape_trains():
     engine = Engine(network, PolyStep(network.parameters(), seed=0, rank=4), evaluation="tape", announce=None)
     losses = [float(engine.step(lambda: F.cross_entropy(network(x), y))) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_tape_that_still_lives_when_python_ends_is_no_error():
+    """Modules of Python are taken apart then, and what they held is None."""
+    script = """
+import builtins, gc, torch
+from lightning_polystep.scoring import taped
+recording = taped.Recording()
+with recording.recording():
+    torch.ones(2).sum()
+builtins.kept, taped.gc = recording, None
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Error" not in done.stderr
