@@ -7,11 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_polystep.constants import is_foreign_neuron
 from lightning_polystep.metrics.watch import MEASURED, LayerWatch
+from lightning_polystep.samples import samples_in
 
 
 class LayerMetrics(Callback):
@@ -99,7 +98,7 @@ class LayerMetrics(Callback):
 
     def _count(self, batch: Any) -> None:
         if self._watch is not None:
-            self._watch.count_samples(_batch_size(batch))
+            self._watch.count_samples(samples_in(batch))
 
     def _log(self, pl_module: pl.LightningModule, stage: str) -> None:
         if self._watch is not None:
@@ -129,14 +128,3 @@ def _warn_of_unmeasured(pl_module: pl.LightningModule) -> None:
             "LayerMetrics finds no hard layer of this package in the model, so it logs no more than operations.",
             stacklevel=3,
         )
-
-
-def _batch_size(batch: Any) -> int:
-    """Return the number of samples of a batch; 0 when it cannot be told."""
-    with warnings.catch_warnings():
-        # Lightning warns where parts of a batch have different sizes, and takes the first, as it does for logging.
-        warnings.simplefilter("ignore")
-        try:
-            return extract_batch_size(batch)
-        except MisconfigurationException:
-            return 0
