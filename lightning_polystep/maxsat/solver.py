@@ -113,36 +113,41 @@ class Solver:
             self._run(0, sweeps, None)
             return self._answer()
         end = self._clock() + (seconds or 0.0)
-        run, length = 0, max(_FEWEST, min(100, _FIRST_VISITS // max(1, len(self.formula.literals))))
+        run = 0
+        length: int | None = max(_FEWEST, min(100, _FIRST_VISITS // max(1, len(self.formula.literals))))
         while not self._over() and self._clock() < end:
-            began = self._clock()
+            began, before = self._clock(), self._sweeps
             self._run(run, length, end)
             now = self._clock()
-            each = max(now - began, 1e-9) / length
+            each = max(now - began, 1e-9) / max(1, self._sweeps - before)
+            if length is None:
+                break
             if self._walk.violated:
                 self._weigh_hard_clauses_more()
             run, length = run + 1, min(_GROWTH * length, _MOST)
             if now + 1.5 * length * each > end:
-                length = max(1, int(_MARGIN * (end - now) / each))
+                length = None  # the last one: as many as there is time for
         return self._answer()
 
-    def _run(self, run: int, length: int, end: float | None) -> None:
-        """Cool once; if the time runs out before, faster."""
+    def _run(self, run: int, length: int | None, end: float | None) -> None:
+        """Cool once, in so many sweeps, or fewer if the time runs out; None takes all the time there is.
+
+        A sweep takes less and less time, because fewer and fewer variables flip: how many fit in can't be said before.
+        """
         self._restart(run)
         walk = self._walk
         spread = walk.spread()
         cold = min(COLD * spread, _COLDEST * self._least_weight)
         schedule = Exponential(max(HOT * spread, cold), cold, steps=_STAGES)
-        per_stage = max(1, length // _STAGES)
-        began, done = self._clock(), 0
-        while done < length and not self._over():
-            share = done / length
-            if end is not None:
-                share = max(share, (self._clock() - began) / max(end - began, 1e-9))
-            if share >= 1:
-                break
-            self._sweep(schedule.at(round(share * _STAGES)), min(per_stage, length - done))
-            done += per_stage
+        began, first, share, count = self._clock(), self._sweeps, 0.0, 1
+        while share < 1 and not self._over():
+            self._sweep(schedule.at(round(share * _STAGES)), count)
+            done, passed = self._sweeps - first, self._clock() - began
+            by_time = passed / max(_MARGIN * (end - began), 1e-9) if end is not None else 0.0
+            share = by_time if length is None else max(done / length, by_time)
+            # As many temperatures as stages, where there are as many sweeps.
+            expected = length if length is not None else done / max(by_time, 1e-9)
+            count = max(1, min(int(expected / _STAGES), int(expected) - done))
         if not self._over():
             self._sweep(schedule.end, 1)
 
