@@ -1,6 +1,6 @@
 """Kill fits of the command line and resume them: ``python -m benchmarks.killed_fits configs/cartpole.yaml --kills 3``.
 
-Each configuration is fitted once in peace, and once struck by SIGKILL at a random moment after its first checkpoints,
+Each configuration is fitted once in peace, and once struck by SIGKILL at a random moment, after one to eight checkpoints,
 resumed from the newest intact one, struck again, and so on. Both save after every step; what the last checkpoints hold,
 parameters and optimizer, must be the same to the bit. Other arguments (``--data.variables 1000``) go to the fits.
 Prints a table, then one line of JSON; exits with 1 if anything differs. Where ``benchmarks.faults`` strikes one small
@@ -28,8 +28,9 @@ from benchmarks.common import REPOSITORY, finish, make_parser, show
 from lightning_polystep.checkpoints import newest_intact
 
 _CALLBACK = "pytorch_lightning.callbacks.ModelCheckpoint"
-# A fit is struck so many seconds at the most after it has written a checkpoint.
-_LATEST_SECONDS = 2.0
+# A fit is struck after so many new checkpoints at the most, and so many seconds after that. Not after its last step:
+# the best checkpoint that the newest one knows of may have been replaced by then.
+_MOST_SAVED, _LATEST_SECONDS = 8, 0.1
 _COMPARED = ("state_dict", "optimizer_states", "global_step", "epoch")
 
 
@@ -102,9 +103,9 @@ def ended(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def strike(process: subprocess.Popen[bytes], folder: Path, draw: random.Random) -> bool:
-    """Kill a fit once it has saved something new; return whether it was still running."""
-    before = set((folder / "saved").glob("*.ckpt"))
-    while process.poll() is None and not set((folder / "saved").glob("*.ckpt")) - before:
+    """Kill a fit once it has saved some new checkpoints; return whether it was still running."""
+    before, wanted = set((folder / "saved").glob("*.ckpt")), draw.randint(1, _MOST_SAVED)
+    while process.poll() is None and len(set((folder / "saved").glob("*.ckpt")) - before) < wanted:
         time.sleep(0.01)
     time.sleep(draw.uniform(0, _LATEST_SECONDS))
     if process.poll() is not None:

@@ -41,6 +41,7 @@ def test_a_fit_that_resumes_with_other_bits_is_noticed(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(killed_fits, "start", start)
     monkeypatch.setattr(killed_fits, "_LATEST_SECONDS", 0.01)
+    monkeypatch.setattr(killed_fits, "_MOST_SAVED", 1)
     arguments = ["any.yaml", "--kills", "2", "--threads", "1", "--data.variables", "9"]
     if scale == 1.0:
         killed_fits.main(arguments)
