@@ -1,6 +1,6 @@
 """Kill fits of the command line and resume them: ``python -m benchmarks.killed_fits configs/cartpole.yaml --kills 3``.
 
-Each configuration is fitted once in peace, and once struck by SIGKILL at a random moment, after one to eight checkpoints,
+Each configuration is fitted once in peace and once struck by SIGKILL at random, up to eight checkpoints later,
 resumed from the newest intact one, struck again, and so on. Both save after every step; what the last checkpoints hold,
 parameters and optimizer, must be the same to the bit. Other arguments (``--data.variables 1000``) go to the fits.
 Prints a table, then one line of JSON; exits with 1 if anything differs. Where ``benchmarks.faults`` strikes one small

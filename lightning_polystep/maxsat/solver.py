@@ -24,6 +24,12 @@ _COLDEST = 0.07
 _FIRST_VISITS, _FEWEST, _MOST = 10**8, 12, 16_384
 # How much longer a run is than the one before, and temperatures in a run.
 _GROWTH, _STAGES = 4, 256
+# First weight of a hard clause, and what one gets more each time that a run ends with it violated; temperature from
+# which such a run is gone on with; both in units of the least soft weight.
+_HARD, _REHEATED = 4, 2.0
+# Sweeps of that; and after how many a random assignment is tried again: the fewest, and one more per so many literals,
+# because small formulas gain by it and large ones would have to begin anew.
+_REPAIR, _FEWEST_REPAIRS, _LITERALS_PER_REPAIR = 200, 16, 1000
 # Kept for the end of a run: a sweep may take longer than the last one did.
 _MARGIN = 0.96
 
@@ -59,8 +65,8 @@ class Solver:
 
     A run starts at a random assignment and cools geometrically; the variables move in turn, as with
     ``transport="sample"`` (:class:`~lightning_polystep.maxsat.UnsatisfiedWeight`). Runs grow by a factor of four, so
-    that most of the time goes into the longest, and the last one is fitted into the time that is left. If a run ends
-    with a hard clause violated, the next one weighs hard clauses twice as much.
+    that most of the time goes into the longest, and the last one takes all that is left. If a run ends with hard
+    clauses violated, these alone weigh more from then on, and the next runs go on from there, reheated a little.
 
     Args:
         formula: The formula.
@@ -90,11 +96,14 @@ class Solver:
         self._seed = seed
         self._on_better = on_better
         self._stopped = stopped
-        self._walk = Search(formula)
         self._sweeps = 0
         self._best = (np.zeros(formula.variables, np.bool_), formula.clauses + 1, 0)
         soft = formula.weights[~formula.hard & (formula.weights > 0)]
         self._least_weight = int(soft.min(initial=np.iinfo(np.int64).max))
+        self._unit = self._least_weight if len(soft) else 1
+        self._repairs = 0
+        self._restart_every = max(_FEWEST_REPAIRS, len(formula.literals) // _LITERALS_PER_REPAIR)
+        self._walk = Search(formula, _HARD * self._unit if formula.hard.any() else None)
 
     def search(self, seconds: float | None = None, sweeps: int | None = None) -> Answer:
         """Search for some time, or for one run of so many sweeps, which draws the same whatever the machine.
@@ -122,9 +131,11 @@ class Solver:
             each = max(now - began, 1e-9) / max(1, self._sweeps - before)
             if length is None:
                 break
+            run += 1
             if self._walk.violated:
-                self._weigh_hard_clauses_more()
-            run, length = run + 1, min(_GROWTH * length, _MOST)
+                self._walk.weigh_violated(_HARD * self._unit)
+                self._repairs += 1
+            length = _REPAIR if self._repairs else min(_GROWTH * length, _MOST)
             if now + 1.5 * length * each > end:
                 length = None  # the last one: as many as there is time for
         return self._answer()
@@ -134,11 +145,15 @@ class Solver:
 
         A sweep takes less and less time, because fewer and fewer variables flip: how many fit in can't be said before.
         """
-        self._restart(run)
+        # A run that ended with a hard clause violated is gone on with, at temperatures at which soft weights count.
+        repairs = self._repairs > 0 and run % self._restart_every > 0
+        if not repairs:
+            self._restart(run)
         walk = self._walk
         spread = walk.spread()
         cold = min(COLD * spread, _COLDEST * self._least_weight)
-        schedule = Exponential(max(HOT * spread, cold), cold, steps=_STAGES)
+        hot = _REHEATED * self._unit if repairs else HOT * spread
+        schedule = Exponential(max(hot, cold), cold, steps=_STAGES)
         began, first, share, count = self._clock(), self._sweeps, 0.0, 1
         while share < 1 and not self._over():
             self._sweep(schedule.at(round(share * _STAGES)), count)
@@ -161,12 +176,6 @@ class Solver:
         draw = np.random.Generator(np.random.PCG64(derive_seed(self._seed, run, 0, "first assignment")))
         self._walk.go_to(draw.integers(0, 2, self.formula.variables, dtype=np.int8).astype(np.bool_))
         self._remember()
-
-    def _weigh_hard_clauses_more(self) -> None:
-        try:
-            self._walk = Search(self.formula, 2 * self._walk.penalty)
-        except ValueError:  # as large as can be
-            return
 
     def _remember(self) -> None:
         walk, (_, violated, cost) = self._walk, self._best
