@@ -216,6 +216,8 @@ def picture(results: dict[str, Any], options: argparse.Namespace) -> None:
             axis.loglog([when for when, _ in path], shares, "o-", color=colours[way], label=way)
         axis.axhline(100 * (1 - found["greedy"]["median"]), color="#999999", linestyle="--", label="greedy")
         axis.set(title=f"{int(size):,} variables", xlabel="seconds", ylabel="% of the weight not satisfied")
+        axis.set_xticks([mark * found["seconds"] for mark in _MARKS], [f"{m * found['seconds']:g}" for m in _MARKS])
+        axis.xaxis.set_minor_formatter("")
     panels[0].legend()
     save_picture(figure, options.plot)
 

@@ -81,7 +81,7 @@ def _solve_exactly(formula: WeightedCNF, answer: Any) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = make_parser(__doc__)
-    parser.add_argument("--variables", type=int, default=100)
+    parser.add_argument("--variables", type=int, default=60)
     parser.add_argument("--ratio", type=float, default=3.2, help="hard clauses per variable")
     parser.add_argument("--formulas", type=int, default=20)
     parser.add_argument("--file", type=Path, help="one formula from a file instead")

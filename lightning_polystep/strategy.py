@@ -40,7 +40,6 @@ from lightning_polystep.host import (
     TrainerFn,
     _optimizers_to_device,
     do_nothing_closure,
-    extract_batch_size,
     pl,
     rank_zero_only,
 )
@@ -53,6 +52,7 @@ from lightning_polystep.namespaces import choose
 from lightning_polystep.parallel import Size
 from lightning_polystep.progress import rate_on_bar
 from lightning_polystep.replays import BACKWARD_OUTSIDE, Replays, loss_of
+from lightning_polystep.samples import samples_in
 from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.providers import Evaluation
 from lightning_polystep.stepping import UNKNOWN_OPTIMIZER, Stepping
@@ -315,7 +315,7 @@ class PolyStepStrategy(CheckpointStrategy):
         """Run the commit pass: the user's step, once, at the current parameters, without autograd."""
         # Lightning's closure has just enabled autograd; this holds until the closure ends, hooks included.
         torch.set_grad_enabled(False)
-        self._samples = _batch_size(args)
+        self._samples = samples_in(args)
         self._batch = fingerprint(args) if self.layout.candidates.size > 1 else 0
         step = partial(self._forward, partial(self._module.training_step, *args, **kwargs))
         with trainer_guards.NoStopIteration("training_step"), self._replays.step(step), self._observing(step):
@@ -463,13 +463,3 @@ def _profiled(trainer: pl.Trainer, index: int | None, verb: str) -> Any:
 
 def _callbacks(trainer: pl.Trainer) -> list[Callback]:
     return vars(trainer)["callbacks"]
-
-
-def _batch_size(args: tuple[Any, ...]) -> int:
-    """Return the number of samples of a batch for the counters; 0 when it cannot be told."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return extract_batch_size(args[0]) if args else 0
-        except MisconfigurationException:
-            return 0

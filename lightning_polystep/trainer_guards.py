@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import sys
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator
-=======
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
->>>>>>> e
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import numba

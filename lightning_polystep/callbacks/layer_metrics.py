@@ -6,8 +6,9 @@ import warnings
 from typing import Any
 
 from lightning_polystep.constants import is_foreign_neuron
-from lightning_polystep.host import Callback, MisconfigurationException, extract_batch_size, pl
+from lightning_polystep.host import Callback, pl
 from lightning_polystep.metrics.watch import MEASURED, LayerWatch
+from lightning_polystep.samples import samples_in
 
 
 class LayerMetrics(Callback):
@@ -95,7 +96,7 @@ class LayerMetrics(Callback):
 
     def _count(self, batch: Any) -> None:
         if self._watch is not None:
-            self._watch.count_samples(_batch_size(batch))
+            self._watch.count_samples(samples_in(batch))
 
     def _log(self, pl_module: pl.LightningModule, stage: str) -> None:
         if self._watch is not None:
@@ -125,14 +126,3 @@ def _warn_of_unmeasured(pl_module: pl.LightningModule) -> None:
             "LayerMetrics finds no hard layer of this package in the model, so it logs no more than operations.",
             stacklevel=3,
         )
-
-
-def _batch_size(batch: Any) -> int:
-    """Return the number of samples of a batch; 0 when it cannot be told."""
-    with warnings.catch_warnings():
-        # Lightning warns where parts of a batch have different sizes, and takes the first, as it does for logging.
-        warnings.simplefilter("ignore")
-        try:
-            return extract_batch_size(batch)
-        except MisconfigurationException:
-            return 0

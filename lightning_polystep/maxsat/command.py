@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 
 import numpy as np
@@ -39,16 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     """
     began = time.perf_counter()
     options = _options(arguments)
-    with _noting_signals() as stopped:
+    with _Signals() as signals:
         try:
             formula = read_formula(options.file)
-            solver = Solver(formula, options.seed, on_better=_print_cost, stopped=stopped)
-        except (FormulaError, ValueError) as error:
-            return _refuse(str(error))
-        except MemoryError:
-            return _refuse(f"{options.file} does not fit into memory.")
-        except OSError as error:
-            return _refuse(f"{options.file} cannot be read ({error.strerror or error}).")
+            solver = Solver(formula, options.seed, on_better=_print_cost, stopped=signals.stopped)
+            signals.searching = True
+        except _Stopped:
+            _print("c stopped before the formula was read")
+            _print("s UNKNOWN")
+            return UNKNOWN
+        except (ValueError, MemoryError, OSError) as error:
+            return _refuse(_sentence(error, options.file))
         read = time.perf_counter() - began
         try:
             _print(
@@ -99,21 +99,33 @@ def _sweeps(text: str) -> int:
     return sweeps
 
 
-@contextmanager
-def _noting_signals() -> Iterator[Callable[[], bool]]:
-    """Take note of Ctrl+C and SIGTERM while the body runs; yields what tells whether one came."""
-    came = list[int]()
+class _Stopped(BaseException):
+    """A signal came before there was anything to print."""
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        del frame
-        came.append(signum)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """Take note of Ctrl+C and SIGTERM; before the search begins, they end what reads the formula."""
+
+    def __init__(self) -> None:
+        self.searching = False
+        self._came = False
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def stopped(self) -> bool:
+        """Tell whether one came."""
+        return self._came
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+        if not self.searching:
+            raise _Stopped
 
 
 def _print_cost(cost: int) -> None:
@@ -143,6 +155,16 @@ def _shown(values: NDArray[np.bool_], form: str) -> str:
 
 def _print(line: str) -> None:
     print(line, flush=True)  # tools read along
+
+
+def _sentence(error: ValueError | MemoryError | OSError, file: str) -> str:
+    if isinstance(error, FormulaError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{file} does not fit into memory."
+    if isinstance(error, OSError):
+        return f"{file} cannot be read ({error.strerror or error})."
+    return f"{file}: {error}"
 
 
 def _refuse(sentence: str) -> int:

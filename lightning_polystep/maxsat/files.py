@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 import re
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_polystep.kernels.simd import compiled
+from lightning_polystep.maxsat import memory
 from lightning_polystep.maxsat.formula import MOST_VARIABLES, MOST_WEIGHT, WeightedCNF
 
 Format = Literal["cnf", "old wcnf", "wcnf"]
@@ -26,14 +28,15 @@ _CHUNK = 2**24
 _HEADER = re.compile(rb"^p[ \t]+(cnf|wcnf)[ \t]+(\d+)[ \t]+(\d+)(?:[ \t]+(\d+))?[ \t]*\r?$", re.MULTILINE)
 
 # What the parser finds wrong; the messages are in the order of their numbers.
-_FINE, _NO_NUMBER, _TOO_LARGE, _NO_WEIGHT, _BAD_WEIGHT, _OPEN = range(6)
+_FINE, _NO_NUMBER, _TOO_LARGE, _NO_WEIGHT, _BAD_WEIGHT, _OPEN, _INSIDE = range(7)
 _PROBLEMS = (
     "",
-    "a number or the end of a clause (0) is expected",
-    "a number is too large (variables up to 2^30, weights below 2^62)",
-    "a clause needs its weight first, or h where it is hard",
-    "a weight must be at least 0, and at least 1 in an old .wcnf",
+    "a number or the end of a clause (0) is expected.",
+    "a number is too large (variables up to 2^30, weights below 2^62).",
+    "a clause needs its weight first, or h where it is hard.",
+    "a weight must be at least 0, and at least 1 in an old .wcnf.",
     "the clause that begins here has no 0 at its end: is the file cut off?",
+    "something follows the 0 that ends a clause: a literal 0, or a line end that is missing?",
 )
 
 
@@ -50,7 +53,7 @@ def read_formula(path: str | Path, *, most_bytes: int = 2**33) -> WeightedCNF:
 
     Args:
         path: Of a file, plain or compressed by gzip, xz or bzip2.
-        most_bytes: Largest size of the file, once decompressed, that is read.
+        most_bytes: Largest size of the file, once decompressed, that is read; an eighth of the memory at the most.
 
     Raises:
         FormulaError: When the file is damaged, empty, cut off, too large or no formula.
@@ -67,15 +70,16 @@ def read_formula(path: str | Path, *, most_bytes: int = 2**33) -> WeightedCNF:
     References:
         DIMACS 1993, "Satisfiability: suggested format"; MaxSAT Evaluation 2022, input format.
     """
-    text = _read(Path(path), most_bytes)
+    text = _read(Path(path), min(most_bytes, memory.most_bytes())).removeprefix(codecs.BOM_UTF8)
     if not text.strip():
         raise FormulaError(f"{path} is empty: a formula has at least a header or a clause.")
     kind, variables, clauses, top, begin = _header(path, text)
+    _check_memory(path, text, variables or 0)
     data = np.frombuffer(text, np.uint8)[begin:]
     line = 1 + text[:begin].count(b"\n")
-    literals, starts, weights, hard, problem, where = _parse(data, line, kind != "cnf", top)
+    literals, starts, weights, hard, problem, where = _parse(data, line, kind != "cnf", top, kind == "wcnf")
     if problem != _FINE:
-        raise FormulaError(f"{path}, line {where}: {_PROBLEMS[problem]}.")
+        raise FormulaError(f"{path}, line {where}: {_PROBLEMS[problem]}")
     if clauses is not None and clauses != len(weights):
         raise FormulaError(
             f"{path}: the header says {clauses} clauses and the file has {len(weights)}: is it cut off or damaged?"
@@ -89,6 +93,7 @@ def read_formula(path: str | Path, *, most_bytes: int = 2**33) -> WeightedCNF:
             f"{path}, clause {clause} (line {_line_of(data, line, kind != 'cnf', top, clause)}): variable {largest} "
             f"is beyond the {variables} of the header."
         )
+    _check_memory(path, text, largest)
     if float(weights[~hard].sum(dtype=np.float64)) >= MOST_WEIGHT:
         raise FormulaError(f"{path}: the soft weights sum to 2^62 or more, which is not supported.")
     weights[hard] = 1
@@ -164,21 +169,30 @@ def _read_up_to(file: IO[bytes], path: Path, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def _check_memory(path: str | Path, text: bytes, variables: int) -> None:
+    if wanting := memory.wanting(variables, len(text)):
+        raise FormulaError(f"{path}: {wanting}")
+
+
 def _header(path: str | Path, text: bytes) -> tuple[Format, int | None, int | None, int, int]:
     """Return format, variables, clauses, the weight of hard clauses (-1: none), and where the clauses begin."""
     begin = 0
     while text[begin : begin + 1] in {b"c", b"\n", b"\r"}:  # comments and empty lines before the header
         end = text.find(b"\n", begin)
         begin = len(text) if end < 0 else end + 1
+    line = 1 + text[:begin].count(b"\n")
     if text[begin : begin + 1] != b"p":
+        if ".cnf" in Path(path).suffixes:  # its clauses would be taken for those of a new .wcnf, weights first
+            raise FormulaError(f"{path}, line {line}: a .cnf begins with 'p cnf N M', and only a new .wcnf does not.")
         return "wcnf", None, None, -1, begin
     found = _HEADER.match(text, begin)
     if found is None:
-        line = 1 + text[:begin].count(b"\n")
         raise FormulaError(f"{path}, line {line}: the header is neither 'p cnf N M' nor 'p wcnf N M TOP'.")
     variables, clauses = int(found[2]), int(found[3])
     top = int(found[4]) if found[4] is not None else -1
-    if variables > MOST_VARIABLES or clauses > len(text) or top >= 2**63:
+    if top >= 2**63:
+        raise FormulaError(f"{path}, line {line}: the weight of hard clauses is {top}, and must be below 2^63.")
+    if variables > MOST_VARIABLES or clauses > len(text):
         raise FormulaError(
             f"{path}: the header says {variables} variables and {clauses} clauses, which is more than the file can "
             "hold or than is supported (2^30 variables)."
@@ -191,7 +205,7 @@ def _line_of(data: NDArray[np.uint8], line: int, weighted: bool, top: int, claus
     low, high = 0, len(data)
     while low < high:  # the shortest beginning of the file that holds the clause
         middle = (low + high) // 2
-        if len(_parse(data[:middle], line, weighted, top)[2]) >= clause:
+        if len(_parse(data[:middle], line, weighted, top, False)[2]) >= clause:
             high = middle
         else:
             low = middle + 1
@@ -200,7 +214,7 @@ def _line_of(data: NDArray[np.uint8], line: int, weighted: bool, top: int, claus
 
 @compiled()
 def _parse(  # noqa: C901, PLR0912 - one pass over the bytes, as fast as memory allows
-    data: NDArray[np.uint8], line: int, weighted: bool, top: int
+    data: NDArray[np.uint8], line: int, weighted: bool, top: int, by_lines: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], int, int]:
     """Return literals, starts, weights, which clauses are hard, what is wrong, and in which line."""
     most = len(data) // 2 + 1  # of a digit and a blank each
@@ -220,6 +234,8 @@ def _parse(  # noqa: C901, PLR0912 - one pass over the bytes, as fast as memory 
                 place += 1
         elif fresh and byte == 37 and not weighted:  # %: how the files of SATLIB end
             break
+        elif by_lines and begun == 0 and not fresh:
+            problem = _INSIDE
         elif byte == 104 and weighted and begun == 0 and top < 0:  # h
             weights[clauses], hard[clauses], begun, fresh, place = 1, True, line, False, place + 1
             if place < len(data) and data[place] > 32:

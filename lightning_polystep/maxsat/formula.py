@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_polystep.kernels.simd import compiled
+
 # Sums of all weights stay below it, so that no sum of costs overflows int64.
 MOST_WEIGHT = 2**62
 # A literal is stored as twice its variable plus its sign, in 32 bits.
@@ -127,9 +129,7 @@ class WeightedCNF:
         """
         if values.shape != (self.variables,):
             raise ValueError(f"An assignment has shape ({self.variables},), got {values.shape}.")
-        true = values[np.abs(self.literals) - 1] == (self.literals > 0)
-        reached = np.concatenate([[0], np.cumsum(true, dtype=np.int64)])[self.starts]
-        return np.diff(reached) == 0
+        return _unsatisfied(values, self.literals, self.starts)
 
     def cost(self, values: NDArray[np.bool_]) -> int:
         """Return the weight of the soft clauses that are not satisfied.
@@ -154,3 +154,19 @@ class WeightedCNF:
             values: An assignment, shape (n,), bool.
         """
         return 1.0 - float(self.unsatisfied(values).mean()) if self.clauses else 1.0
+
+
+@compiled()
+def _unsatisfied(
+    values: NDArray[np.bool_], literals: NDArray[np.int32], starts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    found = np.empty(len(starts) - 1, np.bool_)
+    for clause in range(len(found)):
+        none_true = True
+        for place in range(starts[clause], starts[clause + 1]):
+            literal = literals[place]
+            if values[abs(literal) - 1] == (literal > 0):
+                none_true = False
+                break
+        found[clause] = none_true
+    return found

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightning_polystep.kernels.clause_sweep import ClauseLayout, Draws, SweepState, clause_sweep
+from lightning_polystep.kernels.clause_sweep.layout import WEIGHT
 from lightning_polystep.kernels.flip_costs import flip_costs
 from lightning_polystep.kernels.simd import compiled
 from lightning_polystep.maxsat.formula import WeightedCNF
@@ -56,8 +57,10 @@ class Search:
         self.unavoidable = int(formula.weights[empty & ~formula.hard].sum())
         weights = np.where(hard, penalty, weights)
         self.layout = ClauseLayout.of(formula.variables, literals, starts, weights, int(hard.sum()), coloured=coloured)
+        self._most_touched = int(np.diff(self.layout.first).max(initial=1))
         none = torch.zeros(formula.variables, dtype=torch.bool)
         self._state = SweepState(none, np.zeros(formula.variables, self.layout.records.dtype), 0, 0)
+        self._weighed = False
         self.go_to(none.numpy())
 
     def go_to(self, values: NDArray[np.bool_]) -> None:
@@ -74,6 +77,28 @@ class Search:
         state.weight = int(found[-1])
         layout.count(state.values.numpy())
         state.violated = int((layout.records[layout.offsets[: layout.hard]] == 0).sum())
+
+    def weigh_violated(self, by: int) -> None:
+        """Give each hard clause that is violated now a larger weight, unless costs might no longer fit.
+
+        Args:
+            by: How much larger.
+        """
+        state, layout = self._state, self.layout
+        clauses = self._violated()
+        most = np.iinfo(layout.records.dtype).max // 4
+        if not len(clauses) or int(layout.weights[clauses].max()) + by > most // max(1, self._most_touched):
+            return
+        self._weighed = True
+        layout.weights[clauses] += by
+        layout.records[layout.offsets[clauses] + WEIGHT] += by
+        for clause in clauses.tolist():  # few; each of their variables would satisfy them
+            np.subtract.at(state.costs, layout.literals[layout.starts[clause] : layout.starts[clause + 1]] >> 1, by)
+        state.weight += by * len(clauses)
+
+    def _violated(self) -> NDArray[np.int64]:
+        layout = self.layout
+        return np.flatnonzero(layout.records[layout.offsets[: layout.hard]] == 0)
 
     def is_at(self, values: NDArray[np.bool_]) -> bool:
         """Tell whether this is the current assignment.
@@ -106,7 +131,9 @@ class Search:
     @property
     def cost(self) -> int:
         """Weight of the soft clauses that are not satisfied."""
-        return self.penalised - self.penalty * self.violated
+        if not self._weighed:
+            return self.penalised - self.penalty * self.violated
+        return self.penalised - int(self.layout.weights[self._violated()].sum()) if self.violated else self.penalised
 
     @property
     def flips(self) -> int:

@@ -24,6 +24,12 @@ _COLDEST = 0.07
 _FIRST_VISITS, _FEWEST, _MOST = 10**8, 12, 16_384
 # How much longer a run is than the one before, and temperatures in a run.
 _GROWTH, _STAGES = 4, 256
+# First weight of a hard clause, and what one gets more each time that a run ends with it violated; temperature from
+# which such a run is gone on with; both in units of the least soft weight.
+_HARD, _REHEATED = 4, 2.0
+# Sweeps of that; and after how many a random assignment is tried again: the fewest, and one more per so many literals,
+# because small formulas gain by it and large ones would have to begin anew.
+_REPAIR, _FEWEST_REPAIRS, _LITERALS_PER_REPAIR = 200, 16, 1000
 # Kept for the end of a run: a sweep may take longer than the last one did.
 _MARGIN = 0.96
 
@@ -59,8 +65,8 @@ class Solver:
 
     A run starts at a random assignment and cools geometrically; the variables move in turn, as with
     ``transport="sample"`` (:class:`~lightning_polystep.maxsat.UnsatisfiedWeight`). Runs grow by a factor of four, so
-    that most of the time goes into the longest, and the last one is fitted into the time that is left. If a run ends
-    with a hard clause violated, the next one weighs hard clauses twice as much.
+    that most of the time goes into the longest, and the last one takes all that is left. If a run ends with hard
+    clauses violated, these alone weigh more from then on, and the next runs go on from there, reheated a little.
 
     Args:
         formula: The formula.
@@ -90,11 +96,14 @@ class Solver:
         self._seed = seed
         self._on_better = on_better
         self._stopped = stopped
-        self._walk = Search(formula)
         self._sweeps = 0
         self._best = (np.zeros(formula.variables, np.bool_), formula.clauses + 1, 0)
         soft = formula.weights[~formula.hard & (formula.weights > 0)]
         self._least_weight = int(soft.min(initial=np.iinfo(np.int64).max))
+        self._unit = self._least_weight if len(soft) else 1
+        self._repairs = 0
+        self._restart_every = max(_FEWEST_REPAIRS, len(formula.literals) // _LITERALS_PER_REPAIR)
+        self._walk = Search(formula, _HARD * self._unit if formula.hard.any() else None)
 
     def search(self, seconds: float | None = None, sweeps: int | None = None) -> Answer:
         """Search for some time, or for one run of so many sweeps, which draws the same whatever the machine.
@@ -113,36 +122,47 @@ class Solver:
             self._run(0, sweeps, None)
             return self._answer()
         end = self._clock() + (seconds or 0.0)
-        run, length = 0, max(_FEWEST, min(100, _FIRST_VISITS // max(1, len(self.formula.literals))))
+        run = 0
+        length: int | None = max(_FEWEST, min(100, _FIRST_VISITS // max(1, len(self.formula.literals))))
         while not self._over() and self._clock() < end:
-            began = self._clock()
+            began, before = self._clock(), self._sweeps
             self._run(run, length, end)
             now = self._clock()
-            each = max(now - began, 1e-9) / length
+            each = max(now - began, 1e-9) / max(1, self._sweeps - before)
+            if length is None:
+                break
+            run += 1
             if self._walk.violated:
-                self._weigh_hard_clauses_more()
-            run, length = run + 1, min(_GROWTH * length, _MOST)
+                self._walk.weigh_violated(_HARD * self._unit)
+                self._repairs += 1
+            length = _REPAIR if self._repairs else min(_GROWTH * length, _MOST)
             if now + 1.5 * length * each > end:
-                length = max(1, int(_MARGIN * (end - now) / each))
+                length = None  # the last one: as many as there is time for
         return self._answer()
 
-    def _run(self, run: int, length: int, end: float | None) -> None:
-        """Cool once; if the time runs out before, faster."""
-        self._restart(run)
+    def _run(self, run: int, length: int | None, end: float | None) -> None:
+        """Cool once, in so many sweeps, or fewer if the time runs out; None takes all the time there is.
+
+        A sweep takes less and less time, because fewer and fewer variables flip: how many fit in can't be said before.
+        """
+        # A run that ended with a hard clause violated is gone on with, at temperatures at which soft weights count.
+        repairs = self._repairs > 0 and run % self._restart_every > 0
+        if not repairs:
+            self._restart(run)
         walk = self._walk
         spread = walk.spread()
         cold = min(COLD * spread, _COLDEST * self._least_weight)
-        schedule = Exponential(max(HOT * spread, cold), cold, steps=_STAGES)
-        per_stage = max(1, length // _STAGES)
-        began, done = self._clock(), 0
-        while done < length and not self._over():
-            share = done / length
-            if end is not None:
-                share = max(share, (self._clock() - began) / max(end - began, 1e-9))
-            if share >= 1:
-                break
-            self._sweep(schedule.at(round(share * _STAGES)), min(per_stage, length - done))
-            done += per_stage
+        hot = _REHEATED * self._unit if repairs else HOT * spread
+        schedule = Exponential(max(hot, cold), cold, steps=_STAGES)
+        began, first, share, count = self._clock(), self._sweeps, 0.0, 1
+        while share < 1 and not self._over():
+            self._sweep(schedule.at(round(share * _STAGES)), count)
+            done, passed = self._sweeps - first, self._clock() - began
+            by_time = passed / max(_MARGIN * (end - began), 1e-9) if end is not None else 0.0
+            share = by_time if length is None else max(done / length, by_time)
+            # As many temperatures as stages, where there are as many sweeps.
+            expected = length if length is not None else done / max(by_time, 1e-9)
+            count = max(1, min(int(expected / _STAGES), int(expected) - done))
         if not self._over():
             self._sweep(schedule.end, 1)
 
@@ -156,12 +176,6 @@ class Solver:
         draw = np.random.Generator(np.random.PCG64(derive_seed(self._seed, run, 0, "first assignment")))
         self._walk.go_to(draw.integers(0, 2, self.formula.variables, dtype=np.int8).astype(np.bool_))
         self._remember()
-
-    def _weigh_hard_clauses_more(self) -> None:
-        try:
-            self._walk = Search(self.formula, 2 * self._walk.penalty)
-        except ValueError:  # as large as can be
-            return
 
     def _remember(self) -> None:
         walk, (_, violated, cost) = self._walk, self._best

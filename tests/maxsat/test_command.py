@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lightning_polystep import cli
-from lightning_polystep.maxsat import random_ksat, read_formula, write_formula
+from lightning_polystep.maxsat import command, random_ksat, read_formula, write_formula
 from lightning_polystep.maxsat.command import OPTIMUM, SATISFIABLE, UNKNOWN, UNSATISFIABLE, WRONG, main
 
 
@@ -115,3 +115,18 @@ def test_a_signal_prints_the_best_so_far(tmp_path, number):
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == SATISFIABLE
     check(file, "".join([*out, rest]).splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_file_is_read_leaves_no_answer(capsys, monkeypatch, tmp_path, number):
+    def reading(path):
+        signal.raise_signal(number)
+        raise AssertionError(f"{path} was read on")
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(command, "read_formula", reading)
+    status, out, err = run(capsys, tmp_path, "h 1 0\n")
+    assert (status, err) == (UNKNOWN, "")
+    assert lines(out, "s") == ["UNKNOWN"]
+    assert not lines(out, "v")
+    assert signal.getsignal(number) is before

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_polystep.maxsat import FormulaError, WeightedCNF, read_formula, write_formula
+from lightning_polystep.maxsat import FormulaError, WeightedCNF, memory, read_formula, write_formula
 from tests.maxsat.formulas import formulas
 
 CNF = b"c of two\np cnf 3 2\n1 -3 0\n2 3 -1 0\n"
@@ -76,6 +76,8 @@ def test_the_hard_weight_of_an_old_file_is_that_of_its_header(tmp_path):
         (b"p cnf 3 1\n1 99999999999999999999999 0\n", "line 2: a number is too large"),
         (b"p cnf 9999999999 1\n1 0\n", "more than the file can hold or than is supported"),
         (b"p cnf 3 99999999\n1 0\n", "more than the file can hold"),
+        (b"p wcnf 3 1 99999999999999999999\n1 1 0\n", "line 1: the weight of hard clauses is 9+, and must be below"),
+        (b"h 1 0 2 0\n3 -1 0\n", "line 1: something follows the 0 that ends a clause"),
         (b"p wcnf 3 1 5\n-2 1 0\n", "line 2: a weight must be at least 0"),
         (b"p wcnf 3 1 5\n0 1 0\n", "line 2: a weight must be at least 0, and at least 1"),
         (b"h 1 0\nhard 1 0\n", "line 2: a number or the end"),
@@ -95,6 +97,29 @@ def test_what_is_wrong_is_said_with_the_line(tmp_path, content, message):
     with pytest.raises(FormulaError, match=message) as error:
         read(tmp_path, content)
     assert "\n" not in str(error.value)
+
+
+def test_a_cnf_without_a_header_is_not_taken_for_weights(tmp_path):
+    for name, says in (("formula.cnf", "begins with 'p cnf N M'"), ("formula.cnf.gz", "begins with 'p cnf N M'")):
+        file = tmp_path / name
+        file.write_bytes(b"c one\n1 -2 0\n")
+        with pytest.raises(FormulaError, match=f"line 2: a .cnf {says}"):
+            read_formula(file)
+    assert read(tmp_path, b"1 -2 0\n").literals.tolist() == [-2]
+
+
+def test_byte_order_mark_is_no_clause(tmp_path):
+    assert same(read(tmp_path, b"\xef\xbb\xbf" + CNF), read(tmp_path, CNF))
+
+
+def test_what_does_not_fit_into_memory_is_said_before_it_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "installed", lambda: 10_000)
+    assert read(tmp_path, CNF).variables == 3
+    for content in (b"p cnf 500 1\n1 0\n", b"2 500 0\n"):
+        with pytest.raises(FormulaError, match=r"500 variables and .* bytes take about 0 GB of memory"):
+            read(tmp_path, content)
+    with pytest.raises(FormulaError, match="more than 1,250 bytes"):
+        read(tmp_path, b"c " + b"x" * 2000)
 
 
 def test_what_is_too_large_once_decompressed_is_not_read(tmp_path):

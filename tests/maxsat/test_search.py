@@ -24,6 +24,29 @@ def test_costs_are_those_of_the_formula_wherever_it_walks(formula, seed):
     assert search.contradiction == bool(empty_hard)
 
 
+@given(formula=formulas(hard=True), seed=st.integers(0, 999), by=st.integers(1, 50))
+def test_clauses_that_weigh_more_keep_all_costs_exact(formula, seed, by):
+    search, weight = Search(formula), None
+    search.go_to(np.random.default_rng(seed).random(formula.variables) < 0.5)
+    for sweep in range(3):
+        before, violated = search.penalised, search.violated
+        search.weigh_violated(by)
+        assert search.penalised == before + by * violated
+        weight, costs = search.penalised, search.costs.copy()
+        search.go_to(search.values.copy())  # counts anew
+        assert search.penalised == weight
+        assert np.array_equal(search.costs, costs)
+        assert search.cost == formula.cost(search.values)
+        search.sweep(Draws(3.0, True, 1.0, seed, range(sweep, sweep + 1)))
+
+
+def test_weights_that_might_not_fit_stay_as_they_are():
+    search = Search(WeightedCNF.of([[1], [-1]], hard=[True, False]))
+    for by in (2**31, 2**62):
+        search.weigh_violated(by)
+        assert search.penalised == search.penalty
+
+
 @given(formula=formulas(hard=True))
 def test_no_single_flip_pays_for_a_hard_clause(formula):
     search = Search(formula)
