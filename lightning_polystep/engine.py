@@ -30,7 +30,6 @@ from lightning_polystep.parallel import divide
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.processes import Processes
 from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.scoring.plan import Plan, make_plan
 from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.probe import Probe
@@ -432,16 +431,12 @@ class Engine:
     def _propose(self, plan: Plan) -> Pending:
         proposals = [
             self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
-            for assignment in self._due(plan)
+            for assignment in plan.due(self.optimizer.round, self.optimizer.scores)
             if is_something(self._in_play(assignment.block))
         ]
         costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
         pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
         return self._shared(pending, plan)
-
-    def _due(self, plan: Plan) -> list[Assignment]:
-        """Return the blocks that this step probes."""
-        return [a for a in plan.assignments if self.optimizer.scores(a.block) and a.is_due(self.optimizer.round)]
 
     def _shared(self, pending: Pending, plan: Plan) -> Pending:
         """Say which candidates of a step this process scores."""
@@ -457,7 +452,8 @@ class Engine:
 
     def _loaded_pending(self, plan: Plan) -> Pending | None:
         """Return what a checkpoint from the middle of an accumulation window had gathered, once."""
-        whole = self.optimizer.binding.take_loaded([assignment.block for assignment in self._due(plan)])
+        due = plan.due(self.optimizer.round, self.optimizer.scores)
+        whole = self.optimizer.binding.take_loaded([assignment.block for assignment in due])
         if whole is None:
             return None
         # The costs of all processes will be summed, so one of them holds what is there already.

@@ -77,6 +77,15 @@ class Plan:
         """Whether some block is not probed at each step."""
         return any(assignment.period > 1 for assignment in self.assignments)
 
+    def due(self, step: int, scored: Callable[[Block], bool]) -> list[Assignment]:
+        """Return what a step probes.
+
+        Args:
+            step: How many steps have scored candidates before it.
+            scored: Tells of which blocks candidates are scored in it.
+        """
+        return [each for each in self.assignments if scored(each.block) and each.is_due(step)]
+
     def per_step(self, assignments: Iterable[Assignment]) -> int:
         """Return the candidates of a step, of some blocks; on average where they take turns.
 
@@ -230,13 +239,17 @@ def _choose_tier(
         if tier.name == LoopTier.name:
             return _Choice(tier, "; ".join(reasons), slowness)
         problem, notes = _compared(tier, block, probe, propose_trial)
-        off = None
+        off, failed = None, False
         if problem is None and tier.approximation():
-            off, problem = _approximation(tier, block, propose_trial, probe)
+            try:
+                off, problem = _approximation(tier, block, propose_trial, probe)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                # An estimate that fails is no reason for a run to end: there are slower ways to score.
+                problem, failed = first_line(error), True
             notes = [tier.approximation()]
         if problem is None:
             return _Choice(tier, "; ".join([*reasons, *notes]), slowness, off)
-        if problem not in reasons and not providers[slowness].optional:
+        if problem not in reasons and (failed or not providers[slowness].optional):
             reasons.append(f"not {providers[slowness].name}: {problem}")
     raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
 

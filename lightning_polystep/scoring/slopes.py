@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.probe import Probe
@@ -140,6 +141,22 @@ def odd_parts(trial: Proposal, costs: Tensor) -> Tensor:
     count = trial.directions.shape[1]
     apart = costs.reshape(-1, 2, count // 2)
     return 0.5 * (apart[:, 0] - apart[:, 1])
+
+
+def cosine_of_rows(trial: Proposal, costs: Tensor, exact: Tensor) -> float:
+    """Return how well the directions agree in which costs send rows, the mean cosine; 1 where nothing costs anything.
+
+    Args:
+        trial: The candidates.
+        costs: By how much they change the loss, as estimated.
+        exact: The same exactly.
+    """
+    if not bool(exact.any()):
+        return 1.0
+    if trial.mirrored:
+        costs, exact = (odd_parts(trial, each) for each in (costs, exact))
+    rows = len(trial.rows)
+    return float(functional.cosine_similarity(costs.reshape(rows, -1), exact.reshape(rows, -1), dim=1).mean())
 
 
 def precise(numbers: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.answers import Answers
@@ -27,7 +26,7 @@ from lightning_polystep.scoring.feedback import Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, odd_parts
+from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, cosine_of_rows
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.worth import Worth, worth_of
@@ -150,12 +149,8 @@ class UnitResponseTier(SlopeTier):
         if self.learns:
             enough = 2 * affordable >= directions_wanted(self.block)
             return "so many exact directions can be afforded that feedback is not needed" if enough else ""
-        if trial.mirrored:
-            costs, exact = (odd_parts(trial, each) for each in (costs, exact))
-        rows = len(trial.rows)
-        cosine = functional.cosine_similarity(costs.reshape(rows, -1), exact.reshape(rows, -1), dim=1).mean()
-        points_away = bool(exact.any()) and not bool(cosine > 0)
-        return f"costs have a cosine of {float(cosine):.2f} with exact ones" if points_away else ""
+        cosine = cosine_of_rows(trial, costs, exact)
+        return "" if cosine > 0 else f"costs have a cosine of {cosine:.2f} with exact ones"
 
 
 def offer_units(recording: Recording, block: Block) -> UnitResponseTier:

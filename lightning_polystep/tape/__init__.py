@@ -7,7 +7,7 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.dense import Dense, is_batch_norm, last_products
-from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches
+from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, products_of
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
@@ -15,7 +15,7 @@ from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
-from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program
+from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.schedule import Segment, schedule
@@ -54,9 +54,11 @@ __all__ = [
     "mixes_changes",
     "moving",
     "patches",
+    "products_of",
     "replay",
     "replays",
     "schedule",
     "shifted_products",
     "unrecorded",
+    "whole_program",
 ]

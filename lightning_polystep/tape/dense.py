@@ -56,15 +56,22 @@ class Dense:
         return cls(whole, steps[::-1], list(wanted))
 
     @torch.no_grad()
-    def run(self, tape: Tape, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def run(
+        self, tape: Tape, given: Mapping[int, Tensor], shifts: Mapping[int, Tensor] | None = None
+    ) -> dict[int, Tensor]:
         """Return the wanted values, (I, ...).
 
         Args:
             tape: Of the structure.
             given: Values of I instances, (I, ...).
+            shifts: What is added to others, (I, ...): to what was recorded of them, or comes out on the way.
         """
-        everyone = torch.arange(len(next(iter(given.values()))))
-        frame = Frame(tape, self.program, Stage.WHOLE, everyone, torch.zeros_like(everyone), values=dict(given))
+        shifts = shifts or {}
+        everyone = torch.arange(len(next(iter({**given, **shifts}.values()))))
+        inside = {made for step in self.steps for made in self.program.operation(tape, step.number).outputs}
+        begun = {made: tape.values[made].tensor + each for made, each in shifts.items() if made not in inside}
+        values = {**given, **begun}
+        frame = Frame(tape, self.program, Stage.WHOLE, everyone, torch.zeros_like(everyone), values=values)
         for step in self.steps:
             operation = self.program.operation(tape, step.number)
             if is_batch_norm(operation):
@@ -73,6 +80,8 @@ class Dense:
                 frame.values[made] = _normalised_as_recorded(frame, operation)
             else:
                 execute(frame, operation)
+            for index in shifts.keys() & set(operation.outputs):
+                frame.values[index] = frame.read(index)[0] + shifts[index]
         return {index: frame.values[index] for index in self.wanted}
 
 

@@ -116,6 +116,36 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
     return Entries(products, before, replace(program, steps=behind)) if products else None
 
 
+def products_of(tape: Tape, parameters: Sequence[int | None]) -> list[Entry] | None:
+    """Find the matrix products that multiply parameters as they are; None where anything else reads them.
+
+    Other than with :func:`entries_of`, what they are multiplied with may depend on these parameters.
+
+    Args:
+        tape: Of a step.
+        parameters: The values of a block's parameters; None for one that the step does not use.
+    """
+    own = {index for index in parameters if index is not None}
+    turned, products = dict[int, int](), list[Entry]()
+    for operation in tape.operations:
+        packet = getattr(operation.function, "overloadpacket", None)
+        read = [index for index in operation.operands if index in own or index in turned]
+        if not read:
+            continue
+        made = operation.outputs[0]
+        assert made is not None
+        if packet is aten.t and read[0] in own:
+            turned[made] = read[0]
+            continue
+        *added, inputs, weight = operation.operands if packet in {aten.mm, aten.addmm} else (None, None)
+        bias = added[0] if added and added[0] in own else None
+        expected = [*([] if bias is None else [bias]), *([weight] if weight in turned else [])]
+        if operation.kwargs or inputs is None or read != expected or tape.values[made].tensor.ndim != 2:
+            return None
+        products.append(Entry(made, inputs, None if weight is None else turned.get(weight), bias))
+    return products or None
+
+
 def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) -> Entry | None:
     """Return an operation as a product that rows enter; None where it is none."""
     packet = getattr(operation.function, "overloadpacket", None)
@@ -127,7 +157,7 @@ def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) 
             operation.operands,
             operation.args[3:9],
         )
-        plain = not transposed and groups == 1
+        plain = not transposed and groups == 1 and len(stride) <= 2
         window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(tape.values[weight].tensor.shape[2:])
     else:
         *added, inputs, weight = operation.operands

@@ -10,7 +10,7 @@ product on the way). Where samples are taken together, as by the mean of a loss,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -194,6 +194,30 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     return program
 
 
+def whole_program(tape: Tape, sources: Sequence[int], loss: int) -> Program:
+    """Find out what depends on values that change at all units and samples, and which axis the samples are.
+
+    Args:
+        tape: Of a step.
+        sources: The values; some may depend on others.
+        loss: The value of the loss.
+
+    Raises:
+        NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
+    """
+    program = compile_program(tape, dict.fromkeys(sources), loss)
+    numbers = [step.number for step in program.steps]
+    as_read = {number: program.operation(tape, number) for number in numbers}
+    renamed_tape = Tape(tape.values, [as_read.get(n, _NOTHING) for n in range(len(tape.operations))])
+    changed = set(sources) | {o for number in numbers for o in tape.operations[number].outputs if o is not None}
+    needed = {program.loss} | {index for number in numbers for index in program.operation(tape, number).operands}
+    parts = _Parts(renamed_tape, numbers, set(sources), changed, changed, needed, program.axes, program.flows)
+    sample = parts.sample(program.labels, _NO_LABEL)
+    samples = program.labels.size((sample,)) if sample is not None else 0
+    return replace(program, sample=sample, samples=samples)
+
+
+_NO_LABEL = -1
 _NOTHING = Operation(None, (), {}, (), ())
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.scoring.slopes import SlopeTier, add_slopes, check_slopes, odd_parts, of_samples
+from lightning_polystep.scoring.slopes import SlopeTier, add_slopes, check_slopes, cosine_of_rows, odd_parts, of_samples
 from lightning_polystep.scoring.tier import NotOfferedError
 from tests.helpers.tapes import blocks_of, record, trial
 
@@ -61,6 +61,18 @@ def test_odd_parts_are_half_the_differences_of_opposite_vertices():
     proposal = trial(blocks_of(nn.Linear(6, 5))[0], rows=3, vertices=4)
     costs = torch.tensor([3.0, 5.0, 1.0, 1.0] * len(proposal.rows))
     assert torch.equal(odd_parts(proposal, costs), torch.tensor([[1.0, 2.0]] * len(proposal.rows)))
+
+
+def test_a_cosine_is_the_mean_over_rows_of_what_odd_parts_agree():
+    proposal = trial(blocks_of(nn.Linear(6, 5))[0], rows=2, vertices=4)
+    proposal.mirrored = True
+    exact = torch.tensor([1.0, 0.0, -1.0, 0.0, 0.0, 2.0, 0.0, -2.0])
+    assert len(proposal.rows) == 2
+    assert cosine_of_rows(proposal, exact, exact) == 1.0
+    assert cosine_of_rows(proposal, exact + 3.0, exact) == 1.0
+    turned = torch.tensor([0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0])
+    assert cosine_of_rows(proposal, turned, exact) == -0.5
+    assert cosine_of_rows(proposal, turned, 0 * exact) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,238 @@
+r"""Score rows whose units cannot be followed, as of recurrence and attention: by learned feedback at their products.
+
+The weights of a recurrence act on what they have made before, and those of attention on heads that are cut apart at
+once: no unit of theirs answers by itself. What they enter are still products, at places q: steps of time, tokens. All
+units are shifted at random at all places, in two mirrored replays of the whole step from there, with the recurrence.
+What that does to the scores is learned over steps (``feedback.py``), and with the slopes of the loss by the scores
+(``scores.py``) it gives the slopes at all places, and so the costs of all candidates (``slopes.py``).
+
+This is an estimate that is followed without being scored candidate by candidate: feedback is the mean over samples, and
+what a row is multiplied with is taken as it was in the step, though it would be another if the row were. The plan
+compares it with exact costs and prints the error.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.randomness import generator
+from lightning_polystep.scoring.answers import random_signs
+from lightning_polystep.scoring.chunks import Chunking
+from lightning_polystep.scoring.feedback import Feedback
+from lightning_polystep.scoring.grid import offer_from_tape
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.scores import Scores
+from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, cosine_of_rows, precise
+from lightning_polystep.scoring.taped import Recording, Script
+from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.subspaces import candidates_wanted, directions_wanted
+from lightning_polystep.tape import Dense, Entries, NotOnTapeError, Program, products_of, whole_program
+
+# Below so many candidates all are scored exactly.
+_FEW_CANDIDATES = 256
+# Rounds of random shifts from which feedback is learned at first; one at each later step.
+_FIRST_ROUNDS = 8
+# Rows whose candidates are made out at once.
+_ROWS_AT_ONCE = 128
+# Costs that agree less with exact ones are not followed: those of a recurrence of threshold neurons have a cosine of
+# 0.35 and learn, those of an LSTM, of 0.14, learn worse than exact costs of few rows.
+_LEAST_COSINE = 0.2
+# Numbers that feedback may have: a layer of more is too large.
+_MOST_NUMBERS = 2**24
+
+
+class _Products(NamedTuple):
+    """What is known of a block on steps of one structure.
+
+    Args:
+        entries: The products that its rows enter.
+        scores: Of the step.
+        whole: Leads from the products to the scores, through later products of the same rows.
+        program: What lies behind the products, with the labels of their axes.
+    """
+
+    entries: Entries
+    scores: Scores
+    whole: Dense
+    program: Program
+
+
+@dataclass
+class ProductFeedbackTier(SlopeTier):
+    """Scores all candidates of all rows by learned feedback at their products."""
+
+    _known: dict[Program, _Products] = field(default_factory=dict, init=False, repr=False)
+    _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
+
+    name: ClassVar[str] = "feedback"
+    fills_budget: ClassVar[bool] = False
+
+    def affordable_rows(self) -> int | None:
+        """Return that all rows are looked at together."""
+        return None
+
+    def chunking(self, memory_budget: int) -> Chunking:
+        """Return that all candidates are scored at once: rows are cut inside."""
+        del memory_budget
+        return Chunking(sys.maxsize)
+
+    @property
+    def entered(self) -> tuple[Entries, Script]:
+        """Where the rows of the block enter the step, and how candidates are replayed."""
+        return self.products.entries, self.recording.script(self.block)
+
+    @property
+    def feedback(self) -> Feedback:
+        """What is known of what lies behind."""
+        return Feedback(self.recording.learned.setdefault(self.block.name, {}))
+
+    @property
+    def products(self) -> _Products:
+        """What is known of the block on steps of this structure.
+
+        Raises:
+            NotOnTapeError: Where it reaches the loss in other ways too, or is too large.
+        """
+        program = self.recording.script(self.block).program
+        if program not in self._known:
+            self._known[program] = _read(self.recording, self.block)
+        return self._known[program]
+
+    def look(self, proposal: Proposal, probe: Probe) -> None:
+        """Learn feedback from what this micro-batch shows."""
+        self._learn(self.feedback, proposal, probe)
+
+    def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
+        """Return the slope of the loss by what some rows are multiplied as, (R, D) by value."""
+        tape, products = self.recording.taken(), self.products
+        key = (products.program, "slopes of all rows")
+        if key not in tape.arrays or tape.arrays[key][0] is not proposal:
+            feedback, slopes = self.feedback, dict[int, Tensor]()
+            if feedback.is_new:  # the plan tries it: what is learned of a trial is not kept
+                feedback = Feedback({})
+                self._learn(feedback, proposal, probe)
+            of_scores = self._of_scores(products.scores.made[0], products.scores.slopes(self.recording))
+            for place, entry in enumerate(products.entries.products):
+                known = feedback.credit(place, of_scores)
+                answer = _from_samples(products.program, entry.made, known, tape.values[entry.made].tensor.shape)
+                add_slopes(slopes, tape, entry, answer.T[:, :, None])
+            tape.arrays[key] = proposal, slopes
+        rows = proposal.rows[places]
+        return {index: slope[rows] for index, slope in tape.arrays[key][1].items()}
+
+    def _learn(self, feedback: Feedback, proposal: Proposal, probe: Probe) -> None:
+        """Shift all units at all places at random, and see what the scores make of it."""
+        tape, products = self.recording.taken(), self.products
+        reaches, entered = Reaches.of(self, products.entries, proposal), products.entries.products
+        seed, step, micro_batch = probe.noise_key
+        for turn in range(_FIRST_ROUNDS if feedback.is_new else 1):
+            draw = generator(seed, step, f"feedback/{self.block.name}/{turn}", micro_batch)
+            shifts = dict[int, Tensor]()
+            for entry in entered:
+                made = precise(tape.values[entry.made].tensor)
+                shifts[entry.made] = random_signs(tuple(made.shape), draw).to(made) * reaches[entry.key][1][:, None]
+            both = products.whole.run(tape, {}, {made: torch.stack([each, -each]) for made, each in shifts.items()})
+            changed = [
+                self._of_scores(index, 0.5 * (precise(both[index][0]) - precise(both[index][1])))
+                for index in products.scores.made
+            ]
+            by_sample = [_by_sample(products.program, entry.made, shifts[entry.made]) for entry in entered]
+            feedback.learn([each.flatten(1) for each in by_sample], torch.stack(changed).sum(0))
+
+    def _of_scores(self, made: int, value: Tensor) -> Tensor:
+        """Return what belongs to the scores of each sample, (N, S): places added up if the loss takes them alike."""
+        products = self.products
+        apart = _by_sample(products.program, made, value)
+        return apart.flatten(1) if products.scores.program.samples > len(apart) else apart.sum(1)
+
+    def approximation(self) -> str:
+        """Say what is approximated."""
+        del self
+        return "estimated from learned feedback"
+
+    def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
+        """Say why exact costs tell more: they have half of all directions, or the estimate hardly agrees with them.
+
+        Rows move as far whatever their costs are worth: those of which feedback tells little would move at random.
+        """
+        affordable = (self.exact().affordable() or 1) / (2 * self.block.rows_in_play)
+        if 2 * affordable >= directions_wanted(self.block):
+            return "so many exact directions can be afforded that feedback is not needed"
+        cosine = cosine_of_rows(trial, costs, exact)
+        least = _LEAST_COSINE
+        return f"costs have a cosine of {cosine:.2f} with exact ones, {least} is asked for" if cosine < least else ""
+
+
+def _slots(program: Program, index: int) -> tuple[list[int], int]:
+    slots = program.slots(index)
+    sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
+    return sizes, slots.index(program.sample)
+
+
+def _by_sample(program: Program, index: int, value: Tensor) -> Tensor:
+    """Return what a product makes of each sample, (N, places, U)."""
+    sizes, at = _slots(program, index)
+    return value.reshape(sizes).movedim(at, 0).reshape(sizes[at], -1, value.shape[-1])
+
+
+def _from_samples(program: Program, index: int, apart: Tensor, shape: torch.Size) -> Tensor:
+    """Undo :func:`_by_sample`."""
+    sizes, at = _slots(program, index)
+    moved = [sizes[at], *sizes[:at], *sizes[at + 1 :]]
+    return apart.reshape(moved).movedim(0, at).reshape(shape)
+
+
+def _read(recording: Recording, block: Block) -> _Products:
+    """Find the products that a block's rows enter.
+
+    Raises:
+        NotOnTapeError: Where it reaches the loss in other ways too, or is too large.
+    """
+    tape, loss, scores = recording.taken(), recording.loss, Scores.of(recording)
+    products = products_of(tape, recording.leaves_of(block))
+    if scores is None or loss is None or products is None:
+        raise NotOnTapeError("it does not reach the scores of each sample by products alone")
+    made = [entry.made for entry in products]
+    program = whole_program(tape, made, loss)
+    holds_samples = program.sample is not None and all(
+        index in program.axes and program.position(index, program.sample) == 0 for index in [*made, *scores.made]
+    )
+    if not holds_samples:
+        raise NotOnTapeError("samples are mixed before the loss")
+    numbers = sum(tape.values[index].tensor.numel() for index in made) // program.samples
+    width = tape.values[scores.made[0]].tensor.numel() // program.samples
+    if numbers * width > _MOST_NUMBERS:
+        raise NotOnTapeError("what its units do to the scores has too many numbers to be learned")
+    inside = {output for step in program.steps for output in program.operation(tape, step.number).outputs}
+    whole = Dense.of(tape, program, set(made) - inside, scores.made)
+    return _Products(Entries(products, [], program), scores, whole, program)
+
+
+def offer_feedback(recording: Recording, block: Block) -> ProductFeedbackTier:
+    """Return the tier that scores a block by learned feedback.
+
+    Args:
+        recording: The commit pass.
+        block: The parameters.
+
+    Raises:
+        NotOfferedError: Where it cannot, or need not.
+    """
+    check_slopes(block)
+    offer_from_tape(recording, block)
+    if candidates_wanted(block) <= _FEW_CANDIDATES:
+        raise NotOfferedError("so few candidates are scored exactly")
+    tier = ProductFeedbackTier(block, recording)
+    try:
+        _ = tier.products
+    except NotOnTapeError as error:
+        raise NotOfferedError(str(error)) from error
+    if recording.divides_batches:
+        raise NotOfferedError("processes that divide a batch would learn different feedback")
+    return tier
