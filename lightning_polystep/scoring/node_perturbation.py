@@ -59,6 +59,13 @@ class NodePerturbationTier(SlopeTier):
         """A pattern and its opposite."""
         return 2
 
+    def obstacle(self) -> str:
+        """Say why rows cannot be looked at on the batch that was recorded; nothing where they can."""
+        entered = self.recording.entries(self.block)
+        if entered is None or not mixes_changes(self.recording.taken(), entered[1].program):
+            return "it does not reach the loss of each sample by products alone"
+        return ""
+
     def work_of_row(self) -> Work:
         """Return what a replay of shifts costs."""
         return self.entered[1].work

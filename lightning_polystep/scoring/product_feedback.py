@@ -104,9 +104,18 @@ class ProductFeedbackTier(SlopeTier):
             self._known[program] = _read(self.recording, self.block)
         return self._known[program]
 
+    def obstacle(self) -> str:
+        """Say why feedback cannot be used on the batch that was recorded; nothing where it can."""
+        try:
+            _ = self.products
+        except NotOnTapeError as error:
+            return str(error)
+        return ""
+
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn feedback from what this micro-batch shows."""
-        self._learn(self.feedback, proposal, probe)
+        if not self.obstacle():
+            self._learn(self.feedback, proposal, probe)
 
     def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
         """Return the slope of the loss by what some rows are multiplied as, (R, D) by value."""

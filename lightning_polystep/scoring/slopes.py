@@ -12,8 +12,10 @@ of a candidate is computed, not assumed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ from lightning_polystep.scoring.taped import Script
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.tape import Entries, Entry, Program, Tape, patches
 
+# Bytes that candidates may take that are scored exactly after all.
+_EXACT_MEMORY = 2**28
 # Directions from which it is learned how far a typical candidate shifts each place.
 _TYPICAL = 16
 # Rows of which that is looked at where masks or quantisers make it another for each.
@@ -36,7 +40,28 @@ _OF_ITS_OWN = 32
 
 @dataclass
 class SlopeTier(RowTier):
-    """Scores candidates by slopes, which a subclass finds."""
+    """Scores candidates by slopes, which a subclass finds; exactly on a batch that has none, as one of one sample."""
+
+    _told: bool = field(default=False, init=False, repr=False)
+
+    def obstacle(self) -> str:
+        """Say why slopes cannot be told on the batch that was recorded; nothing where they can."""
+        return "" if self.recording.entries(self.block) is not None else "its rows enter no products of samples"
+
+    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        obstacle = self.obstacle()
+        if not obstacle:
+            return super().score(proposal, probe, start, stop)
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"{self.block.name}: on a batch that is unlike the first ({obstacle}) its candidates are scored "
+                "exactly, which takes longer. drop_last=True in the DataLoader leaves out a last batch of one sample.",
+                stacklevel=2,
+            )
+        exact = self.exact()
+        return exact.chunking(_EXACT_MEMORY).run(partial(exact.score, proposal, probe), range(start, stop))
 
     @property
     def entered(self) -> tuple[Entries, Script]:

@@ -93,6 +93,14 @@ class UnitResponseTier(SlopeTier):
                 self._known[entries.behind] = _Units(scores, worth)
         return self._known[entries.behind]
 
+    def obstacle(self) -> str:
+        """Say why units cannot be looked at on the batch that was recorded; nothing where they can."""
+        try:
+            _ = self.units
+        except NotOnTapeError as error:
+            return str(error)
+        return ""
+
     @property
     def learns(self) -> bool:
         """Whether what answers are worth is learned."""
@@ -101,7 +109,7 @@ class UnitResponseTier(SlopeTier):
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn feedback from what this micro-batch shows."""
-        worth = self.units.worth
+        worth = None if self.obstacle() else self.units.worth
         if worth is not None and worth.learns:
             worth.learn(self.recording.taken(), self._typical(proposal), probe.noise_key, self.block.name)
 

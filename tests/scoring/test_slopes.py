@@ -48,6 +48,21 @@ def test_costs_are_the_product_of_slopes_with_what_changes(make):
     assert tier.most_directions() == (None if make is not Masked else 32)
 
 
+def test_a_batch_without_slopes_is_scored_exactly_and_said_once(recwarn):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5)).double(), torch.randn(7, 6).double()
+    recording, probe, _ = record(net, lambda: net(x).square().sum(1).mean())
+    block = blocks_of(net)[0]
+    tier, proposal = Given(block, recording), trial(block, rows=5, vertices=6)
+    tier.obstacle = lambda: "it has one sample"
+    costs = [tier.score(proposal, probe, 0, proposal.candidates) for _ in range(2)]
+    expected = tier.exact().score(proposal, probe, 0, proposal.candidates)
+    assert torch.equal(costs[0], expected)
+    assert torch.equal(costs[1], expected)
+    (message,) = [str(each.message) for each in recwarn]
+    assert "unlike the first (it has one sample)" in message
+
+
 def test_numbers_of_samples_are_spread_over_tokens():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 5)), torch.randn(7, 3, 6)

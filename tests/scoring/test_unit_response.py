@@ -151,6 +151,23 @@ def test_an_estimate_that_points_away_is_not_taken():
     assert "cosine of -1.00" in tier.verdict(proposal, -exact, exact)
 
 
+def test_a_batch_of_one_sample_among_others_changes_no_tier():
+    torch.manual_seed(0)
+    net = Convolutional()
+    engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
+
+    def step(samples):
+        x, y = torch.rand(samples, 3, 9, 9), torch.arange(samples) % 10
+        engine.step(lambda: F.cross_entropy(net(x), y))
+        return {each.block.name: each.tier.name for each in engine.plan.assignments}
+
+    before = step(64)
+    assert "units" in before.values()
+    with pytest.warns(UserWarning, match="unlike the first"):
+        assert step(1) == before
+    assert step(33) == before
+
+
 def test_what_was_learned_is_in_a_checkpoint_and_goes_on_to_the_bit():
     torch.manual_seed(0)
     x, y = torch.rand(64, 3, 9, 9), torch.arange(64) % 10
