@@ -137,7 +137,7 @@ class Comparison:
             if ratios:
                 found["times_adam"] = median_and_spread(ratios)
         for way, found in self.found.items() if self.options.seconds else ():
-            fits = [self.ask(way, "fit", rate, self.options.seconds) for rate in rates[way]]
+            fits = [self.ask(way, "fit", rate, self.options.seconds, self.options.cosine) for rate in rates[way]]
             found["fits"] = [fit for fit in fits if fit is not None]
             if found["fits"]:
                 best = max(found["fits"], key=lambda fit: fit["val"])
@@ -194,8 +194,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--other", type=Path, metavar="DIR", help="checkout of another version of the package")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=45.0, help="of training, for the accuracy; 0 leaves it out")
-    parser.add_argument("--adam-rates", type=float, nargs="+", default=[0.001, 0.003, 0.01], help="constant")
-    parser.add_argument("--rates", type=float, nargs="+", default=[None], help="of ours and the other, constant")
+    parser.add_argument("--adam-rates", type=float, nargs="+", default=[0.001, 0.003, 0.01], help="of Adam")
+    parser.add_argument("--rates", type=float, nargs="+", default=[None], help="of ours and the other")
+    parser.add_argument("--cosine", action="store_true", help="let all rates fall along half a cosine of the seconds")
     parser.add_argument("--rounds", type=int, default=5, help="of turns")
     parser.add_argument("--turn", type=float, default=0.5, help="seconds of a turn, or one step if that takes longer")
     parser.add_argument("--most", type=float, default=90.0, help="seconds after which no other round begins")
@@ -266,7 +267,8 @@ def row(name: str, found: Mapping[str, Any], options: argparse.Namespace) -> lis
 def report(results: dict[str, Any], left_out: dict[str, str], options: argparse.Namespace) -> None:
     """Print what was measured, then how candidates were scored, and what the networks are."""
     after = f", accuracy after {options.seconds:g} s" if options.seconds else ""
-    notes = [f"batches of {options.batch}, seed {options.seed}, one thread{after}"]
+    falling = ", rates along half a cosine" if options.cosine else ""
+    notes = [f"batches of {options.batch}, seed {options.seed}, one thread{after}{falling}"]
     notes += ["data: " + "; ".join(dict.fromkeys(found["data"] for found in results.values()))]
     notes += [f"{name} was left out: {why}" for name, why in left_out.items()]
     title = "Seconds of a step as a multiple of Adam's" + (", and test accuracy" if options.seconds else "")

@@ -8,6 +8,7 @@ is imported, and of the package only what every version has.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import warnings
@@ -37,6 +38,11 @@ class Training(Protocol):
         """Return the tiers that score candidates, those of the first layers first."""
         ...
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What holds the learning rate."""
+        ...
+
 
 class Adam:
     """The gradient, true or what the network's author puts in its place.
@@ -48,7 +54,7 @@ class Adam:
 
     def __init__(self, case: general_networks.Case, rate: float) -> None:
         self.case = case
-        self.optimizer = torch.optim.Adam(case.network.parameters(), lr=rate)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(case.network.parameters(), lr=rate)
 
     def step(self, inputs: Tensor, labels: Tensor) -> None:
         """Make a step."""
@@ -76,8 +82,9 @@ class Ours:
         self, package: ModuleType, case: general_networks.Case, seed: int, rate: float | None, plans: bool
     ) -> None:
         self.case = case
-        optimizer = package.PolyStep(case.network.parameters(), seed=seed, **({} if rate is None else {"lr": rate}))
-        self.engine = package.Engine(case.network, optimizer, **({} if plans else {"announce": None}))
+        own_rate = {} if rate is None else {"lr": rate}
+        self.optimizer: torch.optim.Optimizer = package.PolyStep(case.network.parameters(), seed=seed, **own_rate)
+        self.engine = package.Engine(case.network, self.optimizer, **({} if plans else {"announce": None}))
 
     def step(self, inputs: Tensor, labels: Tensor) -> None:
         """Make a step."""
@@ -168,18 +175,24 @@ class Worker:
         """Return the tiers in use."""
         return self.training.tiers()
 
-    def fit(self, rate: float | None, seconds: float) -> dict[str, Any]:
+    def fit(self, rate: float | None, seconds: float, cosine: bool = False) -> dict[str, Any]:
         """Train a new network for so long; the first step counts, and the step under way is finished.
 
         Args:
             rate: Learning rate.
             seconds: Of training.
+            cosine: Whether the rate falls to 0 along half a cosine in that time.
 
         Returns:
             Steps, seconds, and the accuracy on validation and test samples.
         """
         spent, steps = self.start(rate), 1
+        groups = self.training.optimizer.param_groups
+        first = [group["lr"] for group in groups]
         while spent < seconds:
+            share = 0.5 * (1 + math.cos(math.pi * spent / seconds)) if cosine else 1.0
+            for group, own in zip(groups, first, strict=True):
+                group["lr"] = own * share
             spent, steps = spent + self.step(), steps + 1
         accuracies = {split: self.accuracy(*self.splits[split]) for split in ("val", "test")}
         return {"rate": rate, "steps": steps, "seconds": spent, "tiers": self.tiers(), **accuracies}

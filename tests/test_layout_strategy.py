@@ -19,6 +19,7 @@ from lightning_polystep.cli import main
 from tests.helpers.boring import BATCH, FEATURES, Boring, Busy, CountingLogger, loader, polystep, separable, trainer
 from tests.helpers.ranks import (
     alike,
+    deep_task,
     fit,
     foreign_task,
     noisy_hybrid,
@@ -45,6 +46,12 @@ def test_the_number_of_processes_does_not_change_a_bit(tmp_path, task, accumulat
     options = {"accumulate_grad_batches": accumulate}
     one, two, four = (alike(fit(task, ranks, tmp_path, options=options)) for ranks in (1, 2, 4))
     assert one == two == four
+
+
+def test_feedback_is_learned_alike_by_processes_that_score_other_candidates(tmp_path):
+    two = fit(deep_task, 2, tmp_path)
+    assert alike(two) == alike(fit(deep_task, 1, tmp_path))
+    assert two[0].report["tiers"][1:3] == ["units", "units"]
 
 
 def shuffled_on_rank_1():

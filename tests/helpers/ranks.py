@@ -18,6 +18,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 # Imported by the server, so that no process has to; no kernel runs there.
@@ -250,6 +251,26 @@ def sampled_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
 def foreign_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
     """Batch normalisation and dropout by vmap, trained by an Adam that is replaced."""
     return Busy(), loader(6, shuffle=True), {"logger": CountingLogger()}
+
+
+class Deep(Busy):
+    """Layers whose units are looked at all at once, behind one of which feedback is learned."""
+
+    def __init__(self):
+        super().__init__()
+        first, second, third = nn.Linear(self.net[0].in_features, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.net = nn.Sequential(
+            first, nn.BatchNorm1d(64), nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Linear(64, 2)
+        )
+
+    def on_train_epoch_end(self):
+        (engine,) = self.trainer.strategy.engines
+        self.report = {"tiers": [each.tier.name for each in engine.plan.assignments if each.block.dim > 1]}
+
+
+def deep_task() -> tuple[pl.LightningModule, Any, dict[str, Any]]:
+    """Layers that are scored by the answers of their units."""
+    return Deep(), loader(6, shuffle=True), {"logger": CountingLogger()}
 
 
 class Dealt(Sampler):
