@@ -30,11 +30,13 @@ from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, ch
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.worth import Worth, worth_of
-from lightning_polystep.subspaces import candidates_wanted, directions_wanted
+from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import Entry, NotOnTapeError, Program
 
 # Below so many candidates all are scored exactly.
-_FEW_CANDIDATES = 256
+_FEW_CANDIDATES = 128
+# Exact directions are cheap where a step affords so many times as many: they cost little beside a look at the layer.
+_CHEAP = 4
 # Rows whose candidates are made out at once.
 _ROWS_AT_ONCE = 128
 
@@ -151,12 +153,11 @@ class UnitResponseTier(SlopeTier):
         """Say why exact costs tell more; nothing where they do not.
 
         On the first batch they agree least: feedback is new, and the scores of all classes are alike. So an estimate
-        is left only where it points the wrong way, and one by feedback where half of all directions can be exact.
+        is left only where it points the wrong way, and one by feedback where all directions are cheap to have exactly.
         """
-        affordable = (self.exact().affordable() or 1) / (2 * self.block.rows_in_play)
         if self.learns:
-            enough = 2 * affordable >= directions_wanted(self.block)
-            return "so many exact directions can be afforded that feedback is not needed" if enough else ""
+            cheap = (self.exact().affordable() or 1) >= _CHEAP * candidates_wanted(self.block)
+            return "exact directions are so cheap that feedback is not needed" if cheap else ""
         cosine = cosine_of_rows(trial, costs, exact)
         return "" if cosine > 0 else f"costs have a cosine of {cosine:.2f} with exact ones"
 
