@@ -407,7 +407,9 @@ def test_a_batch_that_is_not_on_the_tape_is_scored_by_the_loop_and_the_next_one_
 
 @pytest.mark.parametrize("max_candidates", [None, 400])
 def test_where_the_loop_is_dear_all_blocks_that_fail_share_one_budget(max_candidates):
-    _, engine, counts, told = fitted("auto", max_candidates=max_candidates, group={"particle_dim": 1, "rotations": 8, "response_grid": 0})
+    _, engine, counts, told = fitted(
+        "auto", max_candidates=max_candidates, group={"particle_dim": 1, "rotations": 8, "response_grid": 0}
+    )
     assert counts[0] > 256
     assert {assignment.tier.name for assignment in engine.plan.assignments} == {LOOP}
     assert all("from now on" in text for text in told[1])
