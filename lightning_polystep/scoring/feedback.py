@@ -19,6 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rounds of random shifts from which feedback is learned at first; one at each later step.
+FIRST_ROUNDS = 8
+# Numbers that feedback may have: a layer of more is too large.
+MOST_NUMBERS = 2**24
 # What is left of what was learned after another step.
 _KEEP = 0.98
 # Of units that hardly answer less is believed: this share of a typical unit's change counts as noise.

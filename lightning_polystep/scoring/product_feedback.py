@@ -24,7 +24,7 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.answers import random_signs
 from lightning_polystep.scoring.chunks import Chunking
-from lightning_polystep.scoring.feedback import Feedback
+from lightning_polystep.scoring.feedback import FIRST_ROUNDS, MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
@@ -36,15 +36,11 @@ from lightning_polystep.tape import Dense, Entries, NotOnTapeError, Program, pro
 
 # Below so many candidates all are scored exactly.
 _FEW_CANDIDATES = 256
-# Rounds of random shifts from which feedback is learned at first; one at each later step.
-_FIRST_ROUNDS = 8
 # Rows whose candidates are made out at once.
 _ROWS_AT_ONCE = 128
 # Costs that agree less with exact ones are not followed: those of a recurrence of threshold neurons have a cosine of
 # 0.35 and learn, those of an LSTM, of 0.14, learn worse than exact costs of few rows.
 _LEAST_COSINE = 0.2
-# Numbers that feedback may have: a layer of more is too large.
-_MOST_NUMBERS = 2**24
 
 
 class _Products(NamedTuple):
@@ -140,7 +136,7 @@ class ProductFeedbackTier(SlopeTier):
         tape, products = self.recording.taken(), self.products
         reaches, entered = Reaches.of(self, products.entries, proposal), products.entries.products
         seed, step, micro_batch = probe.noise_key
-        for turn in range(_FIRST_ROUNDS if feedback.is_new else 1):
+        for turn in range(FIRST_ROUNDS if feedback.is_new else 1):
             draw = generator(seed, step, f"feedback/{self.block.name}/{turn}", micro_batch)
             shifts = dict[int, Tensor]()
             for entry in entered:
@@ -216,7 +212,7 @@ def _read(recording: Recording, block: Block) -> _Products:
         raise NotOnTapeError("samples are mixed before the loss")
     numbers = sum(tape.values[index].tensor.numel() for index in made) // program.samples
     width = tape.values[scores.made[0]].tensor.numel() // program.samples
-    if numbers * width > _MOST_NUMBERS:
+    if numbers * width > MOST_NUMBERS:
         raise NotOnTapeError("what its units do to the scores has too many numbers to be learned")
     inside = {output for step in program.steps for output in program.operation(tape, step.number).outputs}
     whole = Dense.of(tape, program, set(made) - inside, scores.made)

@@ -11,15 +11,10 @@ from torch import Tensor
 
 from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.answers import Answers, random_signs
-from lightning_polystep.scoring.feedback import Feedback
+from lightning_polystep.scoring.feedback import FIRST_ROUNDS, MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import precise
 from lightning_polystep.tape import Dense, NotOnTapeError, Stage, Tape
-
-# Rounds of random shifts from which feedback is learned at first; one at each later step.
-_FIRST_ROUNDS = 8
-# Numbers that feedback may have: a layer of more is too large.
-_MOST_NUMBERS = 2**24
 
 
 class Taker(NamedTuple):
@@ -136,7 +131,7 @@ class ByFeedback(Worth):
     def learn(self, tape: Tape, typical: Mapping[object, Tensor], key: tuple[int, int, int], name: str) -> None:
         """Shift all units at random, and see what they and the scores make of it."""
         answers, (seed, step, micro_batch) = self.answers, key
-        for turn in range(_FIRST_ROUNDS if self.feedback.is_new else 1):
+        for turn in range(FIRST_ROUNDS if self.feedback.is_new else 1):
             draw = generator(seed, step, f"feedback/{name}/{turn}", micro_batch)
             signs, shifts = None, dict[object, Tensor]()
             for product, each in typical.items():
@@ -205,6 +200,6 @@ def worth_of(tape: Tape, answers: Answers, scores: Scores, feedback: Feedback) -
         raise NotOnTapeError("it does not reach all scores")
     passed_on = sum(torch.Size(layout.laid_out[1:]).numel() for layout in answers.sinks.values())
     width = tape.values[scores.made[0]].tensor.numel() // max(1, program.samples)
-    if passed_on * width > _MOST_NUMBERS:
+    if passed_on * width > MOST_NUMBERS:
         raise NotOnTapeError("what its units do to the scores has too many numbers to be learned")
     return ByFeedback(answers, scores, whole, feedback)

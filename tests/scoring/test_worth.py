@@ -74,6 +74,6 @@ def test_a_trial_learns_and_keeps_nothing():
 
 
 def test_feedback_of_too_many_numbers_is_refused(monkeypatch):
-    monkeypatch.setattr(worth_module, "_MOST_NUMBERS", 10)
+    monkeypatch.setattr(worth_module, "MOST_NUMBERS", 10)
     with pytest.raises(NotOnTapeError, match="too many numbers"):
         setting("0")
