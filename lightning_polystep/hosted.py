@@ -381,6 +381,9 @@ class HostedOptimizer(Optimizer):
         vars(self.progress).update(own["progress"])
         self.binding.pending, self.binding.loaded = None, own.get("pending")
         self.binding.loaded_tiers = own.get("tiers", {})
-        self.learned.clear()
-        self.learned.update({block: dict(known) for block, known in own.get("learned", {}).items()})
+        learned = own.get("learned", {})
+        for name in {*self.learned, *learned}:  # tiers hold on to the dict of their block
+            known = self.learned.setdefault(name, {})
+            known.clear()
+            known.update(learned.get(name, {}))
         self.load_own_state(own)

@@ -195,6 +195,25 @@ def test_what_was_learned_is_in_a_checkpoint_and_goes_on_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_state_that_is_loaded_in_mid_run_replaces_what_tiers_have_learned():
+    torch.manual_seed(0)
+    net, x, y = Convolutional(), torch.rand(64, 3, 9, 9), torch.arange(64) % 10
+    optimizer = PolyStep(net.parameters(), seed=0)
+    engine = Engine(net, optimizer, announce=None)
+
+    def two_steps():
+        for _ in range(2):
+            engine.step(lambda: F.cross_entropy(net(x), y))
+        return [parameter.clone() for parameter in net.parameters()]
+
+    two_steps()
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(net.state_dict())
+    once = two_steps()
+    net.load_state_dict(weights)
+    optimizer.load_state_dict(saved)
+    assert all(torch.equal(a, b) for a, b in zip(once, two_steps(), strict=True))
+
+
 def test_steps_are_the_same_bits():
     first, second = (planned()[1] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
