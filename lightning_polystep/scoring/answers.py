@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.slopes import half_difference, precise
 from lightning_polystep.tape import (
     Dense,
     Entries,
@@ -134,8 +134,7 @@ class Answers:
         for sink, layout in self.sinks.items():
             met = [self.places[sink].to_later(each) for key, each in radii.items() if (key, sink) in self.related]
             total = torch.stack(met).sum(0) if met else reach.new_zeros(())
-            up, down = both[sink]
-            answer = 0.5 * (precise(up) - precise(down)) * worth[sink]
+            answer = half_difference(both[sink]) * worth[sink]
             valued[sink] = layout.apart(answer[None]) * torch.where(total > 0, 1 / total, 0.0)
         slopes = {}
         for key, layout in self.layouts.items():

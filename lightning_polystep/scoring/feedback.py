@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_polystep.randomness import generator
+
 # Rounds of random shifts from which feedback is learned at first; one at each later step.
-FIRST_ROUNDS = 8
+_FIRST_ROUNDS = 8
 # Numbers that feedback may have: a layer of more is too large.
 MOST_NUMBERS = 2**24
 # What is left of what was learned after another step.
@@ -45,6 +47,16 @@ class Feedback:
     def is_new(self) -> bool:
         """Whether nothing has been learned yet."""
         return not self.memory
+
+    def draws(self, key: tuple[int, int, int], name: str) -> list[torch.Generator]:
+        """Return the sources of the random shifts of a micro-batch, one for each round.
+
+        Args:
+            key: Seed, step and micro-batch.
+            name: Of the layer.
+        """
+        (seed, step, micro_batch), rounds = key, _FIRST_ROUNDS if self.is_new else 1
+        return [generator(seed, step, f"feedback/{name}/{turn}", micro_batch) for turn in range(rounds)]
 
     @staticmethod
     def ties(widths: Sequence[int]) -> bool:

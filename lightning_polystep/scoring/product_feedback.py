@@ -13,7 +13,6 @@ compares it with exact costs and prints the error.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -21,23 +20,20 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
-from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.answers import random_signs
-from lightning_polystep.scoring.chunks import Chunking
-from lightning_polystep.scoring.feedback import FIRST_ROUNDS, MOST_NUMBERS, Feedback
+from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, cosine_of_rows, precise
+from lightning_polystep.scoring.scores import Scores, places_of_samples, sizes_and_samples
+from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows, half_difference, precise
 from lightning_polystep.scoring.taped import Recording, Script
 from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.scoring.whole_layer import WholeLayerTier
 from lightning_polystep.subspaces import candidates_wanted, directions_wanted
-from lightning_polystep.tape import Dense, Entries, NotOnTapeError, Program, products_of, whole_program
+from lightning_polystep.tape import Dense, Entries, Entry, NotOnTapeError, Program, products_of, whole_program
 
 # Below so many candidates all are scored exactly.
 _FEW_CANDIDATES = 256
-# Rows whose candidates are made out at once.
-_ROWS_AT_ONCE = 128
 # Costs that agree less with exact ones are not followed: those of a recurrence of threshold neurons have a cosine of
 # 0.35 and learn, those of an LSTM, of 0.14, learn worse than exact costs of few rows.
 _LEAST_COSINE = 0.2
@@ -60,28 +56,17 @@ class _Products(NamedTuple):
 
 
 @dataclass
-class ProductFeedbackTier(SlopeTier):
+class ProductFeedbackTier(WholeLayerTier):
     """Scores all candidates of all rows by learned feedback at their products."""
 
     _known: dict[Program, _Products] = field(default_factory=dict, init=False, repr=False)
-    _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
 
     name: ClassVar[str] = "feedback"
-    fills_budget: ClassVar[bool] = False
-
-    def affordable_rows(self) -> int | None:
-        """Return that all rows are looked at together."""
-        return None
-
-    def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside."""
-        del memory_budget
-        return Chunking(sys.maxsize)
 
     @property
     def entered(self) -> tuple[Entries, Script]:
         """Where the rows of the block enter the step, and how candidates are replayed."""
-        return self.products.entries, self.recording.script(self.block)
+        return self.subject.entries, self.recording.script(self.block)
 
     @property
     def feedback(self) -> Feedback:
@@ -89,7 +74,7 @@ class ProductFeedbackTier(SlopeTier):
         return Feedback(self.recording.learned.setdefault(self.block.name, {}))
 
     @property
-    def products(self) -> _Products:
+    def subject(self) -> _Products:
         """What is known of the block on steps of this structure.
 
         Raises:
@@ -100,61 +85,38 @@ class ProductFeedbackTier(SlopeTier):
             self._known[program] = _read(self.recording, self.block)
         return self._known[program]
 
-    def obstacle(self) -> str:
-        """Say why feedback cannot be used on the batch that was recorded; nothing where it can."""
-        try:
-            _ = self.products
-        except NotOnTapeError as error:
-            return str(error)
-        return ""
-
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn feedback from what this micro-batch shows."""
         if not self.obstacle():
             self._learn(self.feedback, proposal, probe)
 
-    def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
-        """Return the slope of the loss by what some rows are multiplied as, (R, D) by value."""
-        tape, products = self.recording.taken(), self.products
-        key = (products.program, "slopes of all rows")
-        if key not in tape.arrays or tape.arrays[key][0] is not proposal:
-            feedback, slopes = self.feedback, dict[int, Tensor]()
-            if feedback.is_new:  # the plan tries it: what is learned of a trial is not kept
-                feedback = Feedback({})
-                self._learn(feedback, proposal, probe)
-            of_scores = self._of_scores(products.scores.made[0], products.scores.slopes(self.recording))
-            for place, entry in enumerate(products.entries.products):
-                known = feedback.credit(place, of_scores)
-                answer = _from_samples(products.program, entry.made, known, tape.values[entry.made].tensor.shape)
-                add_slopes(slopes, tape, entry, answer.T[:, :, None])
-            tape.arrays[key] = proposal, slopes
-        rows = proposal.rows[places]
-        return {index: slope[rows] for index, slope in tape.arrays[key][1].items()}
+    def at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:
+        """Return the slopes of the loss at the places of all units, (U, N', 1) by product."""
+        products, feedback = self.subject, self.feedback
+        if feedback.is_new:  # the plan tries it: what is learned of a trial is not kept
+            feedback = Feedback({})
+            self._learn(feedback, proposal, probe)
+        of_scores = products.scores.of_samples(products.program, products.scores.slopes(self.recording))
+        answers = []
+        for place, entry in enumerate(products.entries.products):
+            shape = self.recording.taken().values[entry.made].tensor.shape
+            answer = _from_samples(products.program, entry.made, feedback.credit(place, of_scores), shape)
+            answers.append((entry, answer.T[:, :, None]))
+        return answers
 
     def _learn(self, feedback: Feedback, proposal: Proposal, probe: Probe) -> None:
         """Shift all units at all places at random, and see what the scores make of it."""
-        tape, products = self.recording.taken(), self.products
-        reaches, entered = Reaches.of(self, products.entries, proposal), products.entries.products
-        seed, step, micro_batch = probe.noise_key
-        for turn in range(FIRST_ROUNDS if feedback.is_new else 1):
-            draw = generator(seed, step, f"feedback/{self.block.name}/{turn}", micro_batch)
+        tape, products, typical = self.recording.taken(), self.subject, self.typical(proposal)
+        entered, program = products.entries.products, products.program
+        for draw in feedback.draws(probe.noise_key, self.block.name):
             shifts = dict[int, Tensor]()
             for entry in entered:
                 made = precise(tape.values[entry.made].tensor)
-                shifts[entry.made] = random_signs(tuple(made.shape), draw).to(made) * reaches[entry.key][1][:, None]
+                shifts[entry.made] = random_signs(tuple(made.shape), draw).to(made) * typical[entry.key][:, None]
             both = products.whole.run(tape, {}, {made: torch.stack([each, -each]) for made, each in shifts.items()})
-            changed = [
-                self._of_scores(index, 0.5 * (precise(both[index][0]) - precise(both[index][1])))
-                for index in products.scores.made
-            ]
-            by_sample = [_by_sample(products.program, entry.made, shifts[entry.made]) for entry in entered]
-            feedback.learn([each.flatten(1) for each in by_sample], torch.stack(changed).sum(0))
-
-    def _of_scores(self, made: int, value: Tensor) -> Tensor:
-        """Return what belongs to the scores of each sample, (N, S): places added up if the loss takes them alike."""
-        products = self.products
-        apart = _by_sample(products.program, made, value)
-        return apart.flatten(1) if products.scores.program.samples > len(apart) else apart.sum(1)
+            changed = {index: half_difference(each) for index, each in both.items()}
+            by_sample = [places_of_samples(program, entry.made, shifts[entry.made]) for entry in entered]
+            feedback.learn([each.flatten(1) for each in by_sample], products.scores.changed(program, changed))
 
     def approximation(self) -> str:
         """Say what is approximated."""
@@ -174,21 +136,9 @@ class ProductFeedbackTier(SlopeTier):
         return f"costs have a cosine of {cosine:.2f} with exact ones, {least} is asked for" if cosine < least else ""
 
 
-def _slots(program: Program, index: int) -> tuple[list[int], int]:
-    slots = program.slots(index)
-    sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
-    return sizes, slots.index(program.sample)
-
-
-def _by_sample(program: Program, index: int, value: Tensor) -> Tensor:
-    """Return what a product makes of each sample, (N, places, U)."""
-    sizes, at = _slots(program, index)
-    return value.reshape(sizes).movedim(at, 0).reshape(sizes[at], -1, value.shape[-1])
-
-
 def _from_samples(program: Program, index: int, apart: Tensor, shape: torch.Size) -> Tensor:
-    """Undo :func:`_by_sample`."""
-    sizes, at = _slots(program, index)
+    """Undo :func:`~lightning_polystep.scoring.scores.places_of_samples`."""
+    sizes, at = sizes_and_samples(program, index)
     moved = [sizes[at], *sizes[:at], *sizes[at + 1 :]]
     return apart.reshape(moved).movedim(0, at).reshape(shape)
 
@@ -235,7 +185,7 @@ def offer_feedback(recording: Recording, block: Block) -> ProductFeedbackTier:
         raise NotOfferedError("so few candidates are scored exactly")
     tier = ProductFeedbackTier(block, recording)
     try:
-        _ = tier.products
+        _ = tier.subject
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
     if recording.divides_batches:

@@ -11,6 +11,7 @@ loss may be any function of the scores. All places of a score are taken to matte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +75,8 @@ class Scores:
     def slopes(self, recording: Recording) -> Tensor:
         """Return the slope of the loss by each place of a score, (N', K), once for a tape."""
         tape = recording.taken()
-        key = (self.program, "slopes")
+        # Every layer has a program of its own, and all of them the same scores.
+        key = ("slopes by scores", *self.made)
         if key not in tape.arrays:
             tape.arrays[key] = self._measured(recording)
         slopes: Tensor = tape.arrays[key]
@@ -106,3 +108,47 @@ class Scores:
         count = len(of_sample)
         whole = of_sample.reshape(count, *others).expand(count, *sizes).reshape(count, -1)
         return whole.T / (len(self.made) * (whole.shape[1] / program.samples))
+
+    def of_samples(self, program: Program, value: Tensor) -> Tensor:
+        """Return what belongs to the scores of each sample, (N, S).
+
+        Their places are added up where the loss makes no difference between them, as between steps of time.
+
+        Args:
+            program: Of a layer, which knows where samples are.
+            value: Of the scores, (N', K).
+        """
+        apart = places_of_samples(program, self.made[0], value)
+        return apart.flatten(1) if self.program.samples > len(apart) else apart.sum(1)
+
+    def changed(self, program: Program, values: Mapping[int, Tensor]) -> Tensor:
+        """Return how the scores of each sample changed, all products taken together, (N, S).
+
+        Args:
+            program: Of a layer, which knows where samples are.
+            values: What changed of what each product makes.
+        """
+        return torch.stack([self.of_samples(program, values[index]) for index in self.made]).sum(0)
+
+
+def sizes_and_samples(program: Program, index: int) -> tuple[list[int], int]:
+    """Return the sizes of a value's labels one by one, and which of them the samples are.
+
+    Args:
+        program: Knows the labels.
+        index: The value.
+    """
+    slots = program.slots(index)
+    return [1 if label is None else program.labels.size((label,)) for label in slots], slots.index(program.sample)
+
+
+def places_of_samples(program: Program, index: int, value: Tensor) -> Tensor:
+    """Return what a product makes of each sample, (N, places, K).
+
+    Args:
+        program: Knows where samples are.
+        index: What the product makes.
+        value: As large as that, (N', K).
+    """
+    sizes, at = sizes_and_samples(program, index)
+    return value.reshape(sizes).movedim(at, 0).reshape(sizes[at], -1, value.shape[-1])

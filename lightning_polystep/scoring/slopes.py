@@ -189,6 +189,16 @@ def precise(numbers: Tensor) -> Tensor:
     return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
+def half_difference(both: Tensor) -> Tensor:
+    """Return half of what a value that was shifted up and down differs by.
+
+    Args:
+        both: The two, (2, ...).
+    """
+    up, down = both
+    return 0.5 * (precise(up) - precise(down))
+
+
 def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
     """Return what changes of rows add to a product, (V, N', P)."""
     added = None

@@ -13,7 +13,6 @@ error. No derivative is used, and no weight of a hidden layer behind.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -21,14 +20,14 @@ from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.answers import Answers
-from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.feedback import Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes, check_slopes, cosine_of_rows
+from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.scoring.whole_layer import WholeLayerTier
 from lightning_polystep.scoring.worth import Worth, worth_of
 from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import Entry, NotOnTapeError, Program
@@ -37,8 +36,6 @@ from lightning_polystep.tape import Entry, NotOnTapeError, Program
 _FEW_CANDIDATES = 128
 # Exact directions are cheap where a step affords so many times as many: they cost little beside a look at the layer.
 _CHEAP = 4
-# Rows whose candidates are made out at once.
-_ROWS_AT_ONCE = 128
 
 
 class _Units(NamedTuple):
@@ -54,26 +51,15 @@ class _Units(NamedTuple):
 
 
 @dataclass
-class UnitResponseTier(SlopeTier):
+class UnitResponseTier(WholeLayerTier):
     """Scores all candidates of all rows by the answers of their units."""
 
     _known: dict[Program, _Units] = field(default_factory=dict, init=False, repr=False)
-    _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
 
     name: ClassVar[str] = "units"
-    fills_budget: ClassVar[bool] = False
-
-    def affordable_rows(self) -> int | None:
-        """Return that all rows are looked at together."""
-        return None
-
-    def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside."""
-        del memory_budget
-        return Chunking(sys.maxsize)
 
     @property
-    def units(self) -> _Units:
+    def subject(self) -> _Units:
         """What is known of the block on steps of this structure.
 
         Raises:
@@ -95,56 +81,32 @@ class UnitResponseTier(SlopeTier):
                 self._known[entries.behind] = _Units(scores, worth)
         return self._known[entries.behind]
 
-    def obstacle(self) -> str:
-        """Say why units cannot be looked at on the batch that was recorded; nothing where they can."""
-        try:
-            _ = self.units
-        except NotOnTapeError as error:
-            return str(error)
-        return ""
-
     @property
     def learns(self) -> bool:
         """Whether what answers are worth is learned."""
-        worth = self.units.worth
+        worth = self.subject.worth
         return worth is not None and worth.learns
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn feedback from what this micro-batch shows."""
-        worth = None if self.obstacle() else self.units.worth
+        worth = None if self.obstacle() else self.subject.worth
         if worth is not None and worth.learns:
-            worth.learn(self.recording.taken(), self._typical(proposal), probe.noise_key, self.block.name)
+            worth.learn(self.recording.taken(), self.typical(proposal), probe.noise_key, self.block.name)
 
-    def slopes_of_rows(self, proposal: Proposal, probe: Probe, places: Tensor) -> dict[int, Tensor]:
-        """Return the slope of the loss by what some rows are multiplied as, (R, D) by value."""
-        tape = self.recording.taken()
-        key = (self.entered[0].behind, "slopes of all rows")
-        if key not in tape.arrays or tape.arrays[key][0] is not proposal:
-            slopes = dict[int, Tensor]()
-            for entry, answer in self._at_places(proposal, probe):
-                add_slopes(slopes, tape, entry, answer)
-            tape.arrays[key] = proposal, slopes
-        rows = proposal.rows[places]
-        return {index: slope[rows] for index, slope in tape.arrays[key][1].items()}
-
-    def _at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:
+    def at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:
         """Return the slopes at the places of all units, (U, N', P) by product."""
-        units, tape = self.units, self.recording.taken()
+        units, tape = self.subject, self.recording.taken()
         slopes, worth = units.scores.slopes(self.recording), units.worth
         if worth is None:
             return [(entry, slopes.T[:, :, None]) for entry in self.entered[0].products]
-        typical = self._typical(proposal)
+        typical = self.typical(proposal)
         worth = worth.on_trial(tape, typical, probe.noise_key, self.block.name)
         reach = slopes.new_ones(self.block.rows).index_copy(0, proposal.rows, proposal.reach.to(slopes))
         return worth.answers.slopes(tape, typical, reach, worth.worth(tape, slopes))
 
-    def _typical(self, proposal: Proposal) -> dict[object, Tensor]:
-        """Return how far a candidate of reach 1 typically shifts each place of a product, (N', places...) by key."""
-        return {key: typical for key, (_, typical) in Reaches.of(self, self.entered[0], proposal).items()}
-
     def approximation(self) -> str:
         """Say what is approximated."""
-        worth = self.units.worth
+        worth = self.subject.worth
         if worth is None:
             return "estimated from the slopes of the loss by the scores"
         return f"estimated from each unit's answer and {worth.source}"
@@ -175,11 +137,10 @@ def offer_units(recording: Recording, block: Block) -> UnitResponseTier:
     check_slopes(block)
     if candidates_wanted(block) <= _FEW_CANDIDATES:
         raise NotOfferedError("so few candidates are scored exactly")
-    if block.group["response_grid"] and offer_from_tape(recording, block).approximation():
+    if offer_from_tape(recording, block).approximation() and block.group["response_grid"]:
         raise NotOfferedError("a grid of responses is asked for")
     tier = UnitResponseTier(block, recording)
     try:
-        offer_from_tape(recording, block)
         learns = tier.learns
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error

@@ -9,11 +9,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.answers import Answers, random_signs
-from lightning_polystep.scoring.feedback import FIRST_ROUNDS, MOST_NUMBERS, Feedback
+from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.slopes import half_difference, precise
 from lightning_polystep.tape import Dense, NotOnTapeError, Stage, Tape
 
 
@@ -122,7 +121,7 @@ class ByFeedback(Worth):
     def worth(self, tape: Tape, slopes: Tensor) -> dict[int, Tensor]:
         """Return the slope of the loss by what units pass on, by sink, as far as is known."""
         del tape
-        apart, worth = self._by_sample(self.scores.made[0], slopes), dict[int, Tensor]()
+        apart, worth = self.scores.of_samples(self.answers.program, slopes), dict[int, Tensor]()
         for place, (sink, layout) in enumerate(self.answers.sinks.items()):
             known = self.feedback.credit(place, apart)
             worth[sink] = layout.back(known.reshape(1, *layout.laid_out))[0]
@@ -130,9 +129,8 @@ class ByFeedback(Worth):
 
     def learn(self, tape: Tape, typical: Mapping[object, Tensor], key: tuple[int, int, int], name: str) -> None:
         """Shift all units at random, and see what they and the scores make of it."""
-        answers, (seed, step, micro_batch) = self.answers, key
-        for turn in range(FIRST_ROUNDS if self.feedback.is_new else 1):
-            draw = generator(seed, step, f"feedback/{name}/{turn}", micro_batch)
+        answers = self.answers
+        for draw in self.feedback.draws(key, name):
             signs, shifts = None, dict[object, Tensor]()
             for product, each in typical.items():
                 shape = answers.layouts[product].shape
@@ -141,10 +139,9 @@ class ByFeedback(Worth):
                     signs = random_signs(shape, draw).to(each)
                 shifts[product] = signs * each[:, None]
             both = self.whole.run(tape, answers.shifted(tape, shifts))
-            changed = {index: 0.5 * (precise(up) - precise(down)) for index, (up, down) in both.items()}
-            of_scores = torch.stack([self._by_sample(index, changed[index]) for index in self.scores.made]).sum(0)
+            changed = {index: half_difference(each) for index, each in both.items()}
             passed_on = [layout.apart(changed[sink][None])[0].flatten(1) for sink, layout in answers.sinks.items()]
-            self.feedback.learn(passed_on, of_scores)
+            self.feedback.learn(passed_on, self.scores.changed(answers.program, changed))
 
     def on_trial(self, tape: Tape, typical: Mapping[object, Tensor], key: tuple[int, int, int], name: str) -> Worth:
         """Return what is known, or what this micro-batch alone shows."""
@@ -153,19 +150,6 @@ class ByFeedback(Worth):
         tried = replace(self, feedback=Feedback({}))
         tried.learn(tape, typical, key, name)
         return tried
-
-    def _by_sample(self, made: int, value: Tensor) -> Tensor:
-        """Return what belongs to the scores of each sample, (N, S).
-
-        Their places are added up where the loss makes no difference between them, as between steps of time.
-        """
-        program = self.answers.program
-        assert program.sample is not None
-        slots = program.slots(made)
-        sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
-        samples = program.labels.size((program.sample,))
-        apart = value.reshape(sizes).movedim(slots.index(program.sample), 0).reshape(samples, -1, value.shape[-1])
-        return apart.flatten(1) if self.scores.program.samples > samples else apart.sum(1)
 
 
 def worth_of(tape: Tape, answers: Answers, scores: Scores, feedback: Feedback) -> Worth:

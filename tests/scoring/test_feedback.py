@@ -54,3 +54,17 @@ def test_many_times_are_taken_together():
     slopes = torch.ones(1, 3).double()
     assert sorted(feedback.memory) == ["met/0", "own/0"]
     assert torch.equal(feedback.credit(1, slopes), feedback.credit(0, slopes))
+
+
+def test_a_layer_draws_eight_rounds_at_first_and_one_later_each_by_step_and_name():
+    feedback = Feedback({})
+
+    def drawn(key, name):
+        return [float(torch.rand((), generator=draw)) for draw in feedback.draws(key, name)]
+
+    first = drawn((0, 1, 0), "layer")
+    assert len(set(first)) == 8
+    feedback.learn([changes(0, 3)], changes(1, 2))
+    assert drawn((0, 1, 0), "layer") == first[:1]
+    assert drawn((0, 2, 0), "layer") != first[:1]
+    assert drawn((0, 1, 0), "other") != first[:1]

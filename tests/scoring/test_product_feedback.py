@@ -44,7 +44,7 @@ def scored(tier, proposal, probe):
 def test_a_recurrence_is_learned_with_all_that_follows_from_it():
     torch.manual_seed(0)
     tier, proposal, probe = setting(Recurrent())
-    assert len(tier.products.entries.products) == 3
+    assert len(tier.subject.entries.products) == 3
     exact = scored(tier.exact(), proposal, probe)
     for step in range(100):
         probe.noise_key = (0, step, 0)
