@@ -38,7 +38,7 @@ from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.sites import Observation
 from lightning_polystep.snapshot import Snapshot
-from lightning_polystep.step import observe, score
+from lightning_polystep.step import look, observe, score
 from lightning_polystep.structure import Structure, warn_of_changes
 from lightning_polystep.tape import unrecorded
 
@@ -296,6 +296,7 @@ class Engine:
         with self.verb("score"), probe.isolated(), self._pace.scoring(plan.candidates):
             self._recognised.select_samples(self.optimizer.importance_sampling, self._noise_key())
             assignments = {assignment.block: assignment for assignment in plan.assignments}
+            look(pending.proposals, assignments, probe)
             for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
                 assignment, started = assignments[proposal.block], time.perf_counter()
                 losses = score(proposal, assignment, probe, share)

@@ -17,7 +17,7 @@ per step. Nothing here knows Lightning.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -153,9 +153,14 @@ def _turned(columns: Tensor, block: Block, moves: Tensor | None, draw: torch.Gen
     return (vertices @ torch.stack(turns)).to(columns) @ columns
 
 
+def look(proposals: Iterable[Proposal], assignments: Mapping[Block, Assignment], probe: Probe) -> None:
+    """Let all tiers see a micro-batch, on all processes, before any of them scores on it."""
+    for proposal in proposals:
+        assignments[proposal.block].look(proposal, probe)
+
+
 def score(proposal: Proposal, assignment: Assignment, probe: Probe, share: range) -> Tensor:
     """Return the losses of the candidates in ``share``, shape (len(share),), float64, by the tier the plan assigned."""
-    assignment.look(proposal, probe)
     return assignment.score(proposal, probe, share)
 
 

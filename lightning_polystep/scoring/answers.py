@@ -4,9 +4,10 @@ Two replays shift every unit by :math:`\rho_{np}` at its places p, up and down; 
 u passes on at place q of sample n differs by :math:`2 a_{nuq}` between the two, thresholds, resets and poolings
 included. With :math:`w_{nuq}`, what that is worth to the loss, the slope of the loss at place p of the row is
 
-.. math:: o_{nup} = \sum_{q \in N(p)} \frac{w_{nuq}\, a_{nuq}}{\sum_{p' : q \in N(p')} \rho_{np'}}.
+.. math:: o_{nup} = \sum_q \frac{k_{pq}\, w_{nuq}\, a_{nuq}}{\sum_{p'} k_{p'q}\, \rho_{np'}}.
 
-N(p) are the places that p reaches. They are found by touching one place after the other, and not assumed.
+:math:`k_{pq}` is how strongly p reaches q: 0 outside of a window of a pooling or before a step of time, less and less
+afterwards where a membrane leaks. It is found by touching one place after the other on the first batch, and not assumed.
 
 Behind a batch normalisation, which keeps its statistics in these replays, a shift or a scaling of all samples and
 places alike would do nothing. So what slopes say of these two is taken away.
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_polystep.scoring.passing import Passing, recalled, remembered
 from lightning_polystep.scoring.slopes import half_difference, precise
 from lightning_polystep.tape import (
     Dense,
@@ -28,14 +30,13 @@ from lightning_polystep.tape import (
     Layout,
     NotOnTapeError,
     Program,
-    Relation,
     Stage,
     Tape,
     is_batch_norm,
 )
 
 # To see which places reach which they are shifted by so many standard deviations.
-_FAR = 3.0
+_FAR = 1.0
 # Places that are touched one after the other: a layer of more is too large.
 _MOST_PLACES = 512
 
@@ -50,8 +51,8 @@ class Answers:
         layouts: Of these products, by key.
         sinks: What units pass on, and how it is laid out.
         local: Leads from the products to there.
-        related: Which product, by key, reaches which sink.
-        places: By sink, which places reach which.
+        memory: How strongly places reach others, which a checkpoint keeps: it is written into.
+        evenly: Whether all that are reached are taken to be reached alike, which all batches agree on.
         normalised: What products make that go into a batch normalisation.
     """
 
@@ -60,17 +61,21 @@ class Answers:
     layouts: dict[object, Layout]
     sinks: dict[int, Layout]
     local: Dense
-    related: set[tuple[object, int]] = field(default_factory=set)
-    places: dict[int, Relation] = field(default_factory=dict)
+    memory: dict[str, Tensor]
+    evenly: bool
     normalised: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, tape: Tape, entries: Entries) -> Answers:
+    def of(
+        cls, tape: Tape, entries: Entries, memory: dict[str, Tensor] | None = None, *, evenly: bool = False
+    ) -> Answers:
         """Find out how units of a block answer.
 
         Args:
             tape: Of a step.
             entries: The products that the block's rows enter.
+            memory: How strongly places reach others, where that was found before; it is written into.
+            evenly: Whether all that are reached are taken to be reached alike, which all batches agree on.
 
         Raises:
             NotOnTapeError: Where samples or units are mixed too early, or units have too many places.
@@ -89,12 +94,16 @@ class Answers:
             {entry.key: _layout(tape, program, entry.made) for entry in products},
             {sink: _layout(tape, program, sink) for sink in sinks},
             Dense.of(tape, program, {entry.made for entry in products}, list(sinks)),
+            {} if memory is None else memory,
+            evenly,
         )
+        if len({layout.laid_out for layout in answers.layouts.values()}) > 1:
+            raise NotOnTapeError("its products are laid out in different ways")
         if len(answers.layouts) + sum(answers.layouts[products[0].key].places) > _MOST_PLACES:
             raise NotOnTapeError("its units have too many places")
         operations = [program.operation(tape, step.number) for step in answers.local.steps]
         answers.normalised = {each.operands[0] for each in operations if is_batch_norm(each)}
-        answers._see_places(tape)
+        answers.passing(tape)
         return answers
 
     def shifted(self, tape: Tape, shifts: Mapping[object, Tensor]) -> dict[int, Tensor]:
@@ -129,18 +138,17 @@ class Answers:
         both = self.local.run(
             tape, self.shifted(tape, {key: each[:, None] * wider[key] for key, each in typical.items()})
         )
-        radii = {key: self._of_any_unit(self.layouts[key], each) for key, each in typical.items()}
-        valued = dict[int, Tensor]()
-        for sink, layout in self.sinks.items():
-            met = [self.places[sink].to_later(each) for key, each in radii.items() if (key, sink) in self.related]
-            total = torch.stack(met).sum(0) if met else reach.new_zeros(())
-            answer = half_difference(both[sink]) * worth[sink]
-            valued[sink] = layout.apart(answer[None]) * torch.where(total > 0, 1 / total, 0.0)
+        radii = torch.stack([self._of_any_unit(self.layouts[key], each)[0] for key, each in typical.items()])
+        whole = reach.new_zeros(len(radii), *next(iter(self.layouts.values())).laid_out)
+        for sinks, known, places in self.passing(tape):
+            strength = known.to(radii)
+            total = places.to_later(torch.tensordot(strength.T, radii, 1))
+            answers = [self.sinks[s].apart((half_difference(both[s]) * worth[s])[None])[0] for s in sinks]
+            valued = torch.stack(answers) * torch.where(total > 0, 1 / total, 0.0)
+            whole += places.to_first(torch.tensordot(strength, valued, 1))
         slopes = {}
-        for key, layout in self.layouts.items():
-            places = [self.places[s].to_first(each) for s, each in valued.items() if (key, s) in self.related]
-            whole = torch.stack(places).sum(0) if places else reach.new_zeros(1, *layout.laid_out)
-            of_unit = layout.back(whole)[0].movedim(1, 0)
+        for each, (key, layout) in zip(whole, self.layouts.items(), strict=True):
+            of_unit = layout.back(each[None])[0].movedim(1, 0)
             slopes[key] = (of_unit / wider[key].reshape(-1, *[1] * (of_unit.ndim - 1))).reshape(
                 len(reach), layout.shape[0], -1
             )
@@ -162,8 +170,24 @@ class Answers:
         """Lay out shifts that all units share, (1, N, 1, places...)."""
         return layout.apart(typical[None, :, None].expand(1, *layout.shape))[:, :, :1]
 
-    def _see_places(self, tape: Tape) -> None:
-        """Find out which places of the units reach which places of what they pass on."""
+    def passing(self, tape: Tape) -> list[Passing]:
+        """Return how strongly places reach others, for sinks that are laid out alike together; found out once.
+
+        Args:
+            tape: Of a step of this structure.
+        """
+        alike = dict[tuple[int, ...], list[int]]()
+        for sink, layout in self.sinks.items():
+            alike.setdefault(layout.laid_out, []).append(sink)
+        groups, sizes = list(alike.values()), self.layouts[self.products[0].key].places
+        later = [self.sinks[sinks[0]].places for sinks in groups]
+        known = recalled(self.memory, groups, len(self.layouts), sizes, later)
+        if known is None:
+            known = self._see_places(tape, groups)
+            remembered(self.memory, known)
+        return known
+
+    def _see_places(self, tape: Tape, groups: list[list[int]]) -> list[Passing]:
         draw = torch.Generator().manual_seed(0)
         still: dict[object, Tensor] = {
             entry.key: torch.zeros_like(precise(tape.values[entry.made].tensor)) for entry in self.products
@@ -171,23 +195,20 @@ class Answers:
         base = self.local.run(tape, self.shifted(tape, still))
         first = self.products[0].key
         sizes = self.layouts[first].places
-        for key in self.layouts:
-            hit = self._touched(tape, base, key, torch.ones([1] * len(self.layouts[key].places)), draw)
-            self.related |= {(key, sink) for sink, each in hit.items() if bool(each.any())}
+        everywhere = torch.ones([1] * len(sizes))
+        hit = [self._touched(tape, base, key, everywhere, draw) for key in self.layouts]
         seen = dict[tuple[int, int], dict[int, Tensor]]()
         for axis, size in enumerate(sizes):
             for place in range(size):
                 mask = (torch.arange(size) == place).float()
                 shape = [size if at == axis else 1 for at in range(len(sizes))]
                 seen[axis, place] = self._touched(tape, base, first, mask.reshape(shape), draw)
-        for sink, layout in self.sinks.items():
-            of_sink = {place: each[sink] for place, each in seen.items()}
-            self.places[sink] = Relation.seen(sizes, layout.places, of_sink)
+        return [Passing.seen(sinks, sizes, self.sinks[sinks[0]].places, hit, seen) for sinks in groups]
 
     def _touched(
         self, tape: Tape, base: Mapping[int, Tensor], key: object, mask: Tensor, draw: torch.Generator
     ) -> dict[int, Tensor]:
-        """Tell which places of sinks change when some places of the products of a key are shifted far, at random.
+        """Tell how much places of sinks change when some places of the products of a key are shifted.
 
         Args:
             tape: Of a step.
@@ -196,17 +217,20 @@ class Answers:
             mask: 1 at these places; it broadcasts to all.
             draw: Source of randomness.
         """
-        shifts = dict[object, Tensor]()
+        shifts, (samples, units, *places) = dict[object, Tensor](), self.layouts[key].laid_out
+        made = torch.stack([precise(tape.values[entry.made].tensor).std() for entry in self.products])
+        signs = random_signs((samples, units), draw).reshape(samples, units, *[1] * len(places))
+        far = signs.to(made) * (_FAR * made.mean() + torch.finfo(made.dtype).eps)
         for entry in self.products:
-            layout, value = self.layouts[entry.key], precise(tape.values[entry.made].tensor)
-            far = random_signs(layout.shape, draw).to(value) * (_FAR * value.std() + torch.finfo(value.dtype).eps)
-            own = mask.to(far).expand(1, *layout.laid_out) if entry.key == key else far.new_zeros(1, *layout.laid_out)
-            shifts[entry.key] = far * layout.back(own)[0]
+            layout = self.layouts[entry.key]
+            own = mask.to(far) if entry.key == key else torch.zeros_like(mask).to(far)
+            shifts[entry.key] = layout.back((far * own).expand(1, *layout.laid_out))[0]
         changed = self.local.run(tape, self.shifted(tape, shifts))
         touched = {}
         for sink, layout in self.sinks.items():
-            differs = layout.apart(changed[sink]) != layout.apart(base[sink])
-            touched[sink] = differs.flatten(0, 2).any(0)
+            differs = layout.apart(precise(changed[sink])) - layout.apart(precise(base[sink]))
+            strength = differs.abs().flatten(0, 2).mean(0).nan_to_num()
+            touched[sink] = (strength > 0).to(strength) if self.evenly else strength
         return touched
 
 

@@ -43,6 +43,7 @@ def providers_of(
     """
     # Of a module that does not say that it is a stack nobody needs to read that it is none.
     recording.of_stack = hasattr(module, "network") and hasattr(module, "criterion")
+    recording.names = {id(parameter): name for name, parameter in module.named_parameters()}
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
     units = Provider("by the answers of units", partial(offer_units, recording), optional=True)
     feedback = Provider("by learned feedback", partial(offer_feedback, recording), optional=True)

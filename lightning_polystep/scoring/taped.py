@@ -81,6 +81,8 @@ class Recording:
         of_stack: Whether the module says that it is a stack, all of whose tiers have to make the same step.
         learned: What tiers have learned over steps, by block and name: a checkpoint keeps it.
         divides_batches: Whether other processes see other samples.
+        names: Of the module's parameters, by their identity.
+        layers: What is known of layers, by the structure of the step and what their products make.
     """
 
     tape: Tape | None = None
@@ -88,6 +90,8 @@ class Recording:
     of_stack: bool = False
     learned: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     divides_batches: bool = False
+    names: dict[int, str] = field(default_factory=dict)
+    layers: dict[object, Any] = field(default_factory=dict)
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
@@ -145,6 +149,13 @@ class Recording:
         tape = self.taken()
         if self.loss is None:
             raise NotOnTapeError("what the step returned as its loss was not computed by operations of torch")
+        asked = ("script", block.name, self.loss)
+        if asked not in tape.arrays:
+            tape.arrays[asked] = self._script(tape, block)
+        script: Script = tape.arrays[asked]
+        return script
+
+    def _script(self, tape: Tape, block: Block) -> Script:
         rows = dict(self.rows(block))
         key = (block.name, self.loss, tuple(rows.items()), tape.structure())
         known = self._scripts.get(key)
@@ -154,8 +165,8 @@ class Recording:
             known = None
         if known is None:
             if len(self._scripts) >= _MOST_PROGRAMS:
-                self._scripts.clear()
-                self._entries.clear()
+                for known_of in (self._scripts, self._entries, self.layers):
+                    known_of.clear()
             known = self._scripts[key] = self._read(block, rows, fuse=key not in self._volatile)
         if isinstance(known, NotOnTapeError):
             raise known

@@ -19,16 +19,15 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
-from lightning_polystep.scoring.answers import Answers
-from lightning_polystep.scoring.feedback import Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
+from lightning_polystep.scoring.layers import Layer, Layers, Radii, reach_of_units
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.whole_layer import WholeLayerTier
-from lightning_polystep.scoring.worth import Worth, worth_of
+from lightning_polystep.scoring.worth import Moment
 from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import Entry, NotOnTapeError, Program
 
@@ -43,11 +42,11 @@ class _Units(NamedTuple):
 
     Args:
         scores: Of the step.
-        worth: What the answers of units are worth; None where the block makes the scores itself.
+        layer: How its units answer; None where the block makes the scores itself.
     """
 
     scores: Scores
-    worth: Worth | None
+    layer: Layer | None
 
 
 @dataclass
@@ -55,6 +54,7 @@ class UnitResponseTier(WholeLayerTier):
     """Scores all candidates of all rows by the answers of their units."""
 
     _known: dict[Program, _Units] = field(default_factory=dict, init=False, repr=False)
+    _looked_with: Proposal | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "units"
 
@@ -68,48 +68,67 @@ class UnitResponseTier(WholeLayerTier):
         recording, entered = self.recording, self.recording.entries(self.block)
         if entered is None:
             raise NotOnTapeError("it does not reach the loss of each sample by products alone")
-        entries, tape = entered[0], recording.taken()
+        entries = entered[0]
         if entries.behind not in self._known:
             scores = Scores.of(recording)
             if scores is None:
                 raise NotOnTapeError("no scores lie between it and the loss of each sample")
-            if {entry.made for entry in entries.products} <= set(scores.made):
-                self._known[entries.behind] = _Units(scores, None)
-            else:
-                feedback = Feedback(recording.learned.setdefault(self.block.name, {}))
-                worth = worth_of(tape, Answers.of(tape, entries), scores, feedback)
-                self._known[entries.behind] = _Units(scores, worth)
+            is_readout = {entry.made for entry in entries.products} <= set(scores.made)
+            layer = None if is_readout else Layers(recording, scores).layer(entries, self.block.name)
+            self._known[entries.behind] = _Units(scores, layer)
         return self._known[entries.behind]
 
     @property
     def learns(self) -> bool:
         """Whether what answers are worth is learned."""
-        worth = self.subject.worth
-        return worth is not None and worth.learns
+        layer = self.subject.layer
+        return layer is not None and layer.worth.learns
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether that is learned from samples, and so from others where other processes see others."""
+        layer = self.subject.layer
+        return layer is not None and layer.worth.needs_samples
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
-        """Learn feedback from what this micro-batch shows."""
-        worth = None if self.obstacle() else self.subject.worth
-        if worth is not None and worth.learns:
-            worth.learn(self.recording.taken(), self.typical(proposal), probe.noise_key, self.block.name)
+        """Learn from what this micro-batch shows."""
+        layer = None if self.obstacle() else self.subject.layer
+        if layer is not None:
+            moment, radii = self._moment(probe), self._radii(layer, proposal)
+            layer.worth.learn(moment, radii)
+            layer.look_at(moment.tape, radii)
+            for each in self.recording.layers.values():  # what was seen of others before, as on trial, is out of date
+                moment.tape.arrays.pop((each, "slopes"), None)
+            self._looked_with = proposal
 
     def at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:
         """Return the slopes at the places of all units, (U, N', P) by product."""
-        units, tape = self.subject, self.recording.taken()
-        slopes, worth = units.scores.slopes(self.recording), units.worth
-        if worth is None:
-            return [(entry, slopes.T[:, :, None]) for entry in self.entered[0].products]
+        layer, moment = self.subject.layer, self._moment(probe)
+        if layer is None:
+            return [(entry, moment.slopes.T[:, :, None]) for entry in self.entered[0].products]
+        looked = self._looked_with is proposal
+        slopes = layer.slopes(moment) if looked else layer.slopes_at(moment, self._radii(layer, proposal))
+        by_made = {entry.made: each for entry, each in slopes}
+        return [(entry, by_made[entry.made]) for entry in self.entered[0].products]
+
+    def _moment(self, probe: Probe) -> Moment:
+        return Moment(self.recording.taken(), self.subject.scores.slopes(self.recording), probe.noise_key)
+
+    def _radii(self, layer: Layer, proposal: Proposal) -> Radii:
         typical = self.typical(proposal)
-        worth = worth.on_trial(tape, typical, probe.noise_key, self.block.name)
-        reach = slopes.new_ones(self.block.rows).index_copy(0, proposal.rows, proposal.reach.to(slopes))
-        return worth.answers.slopes(tape, typical, reach, worth.worth(tape, slopes))
+        by_made = {entry.made: typical[entry.key] for entry in self.entered[0].products}
+        like = next(iter(typical.values()))
+        return Radii(
+            {entry.key: by_made[entry.made] for entry in layer.answers.products},
+            reach_of_units(self.block.rows, proposal.rows, proposal.reach, like),
+        )
 
     def approximation(self) -> str:
         """Say what is approximated."""
-        worth = self.subject.worth
-        if worth is None:
+        layer = self.subject.layer
+        if layer is None:
             return "estimated from the slopes of the loss by the scores"
-        return f"estimated from each unit's answer and {worth.source}"
+        return f"estimated from each unit's answer and {layer.worth.source}"
 
     def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
         """Say why exact costs tell more; nothing where they do not.
@@ -141,9 +160,9 @@ def offer_units(recording: Recording, block: Block) -> UnitResponseTier:
         raise NotOfferedError("a grid of responses is asked for")
     tier = UnitResponseTier(block, recording)
     try:
-        learns = tier.learns
+        needs_samples = tier.needs_samples
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
-    if learns and recording.divides_batches:
+    if needs_samples and recording.divides_batches:
         raise NotOfferedError("processes that divide a batch would learn different feedback")
     return tier

@@ -15,7 +15,7 @@ from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes
 from lightning_polystep.tape import Entry, NotOnTapeError
 
 # Rows whose candidates are made out at once.
-_ROWS_AT_ONCE = 128
+_ROWS_AT_ONCE = 32
 
 
 @dataclass

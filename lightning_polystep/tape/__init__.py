@@ -7,7 +7,7 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.dense import Dense, is_batch_norm, last_products
-from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, products_of
+from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, product_of, products_of, products_with
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
@@ -54,7 +54,9 @@ __all__ = [
     "mixes_changes",
     "moving",
     "patches",
+    "product_of",
     "products_of",
+    "products_with",
     "replay",
     "replays",
     "schedule",

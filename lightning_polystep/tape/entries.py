@@ -146,28 +146,53 @@ def products_of(tape: Tape, parameters: Sequence[int | None]) -> list[Entry] | N
     return products or None
 
 
-def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) -> Entry | None:
-    """Return an operation as a product that rows enter; None where it is none."""
+def product_of(tape: Tape, operation: Operation) -> Entry | None:
+    """Return an operation as a product of inputs with rows of weights; None where it is none.
+
+    Args:
+        tape: Of a step.
+        operation: The operation. Weights of a matrix product are its second factor, (D, U).
+    """
     packet = getattr(operation.function, "overloadpacket", None)
     made = operation.outputs[0] if operation.outputs else None
     if packet not in {aten.mm, aten.addmm, aten.convolution} or made is None or operation.kwargs:
         return None
-    if packet is aten.convolution:
-        (inputs, weight, *added), (stride, padding, dilation, transposed, _, groups) = (
-            operation.operands,
-            operation.args[3:9],
-        )
-        plain = not transposed and groups == 1 and len(stride) <= 2
-        window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(tape.values[weight].tensor.shape[2:])
-    else:
+    if packet is not aten.convolution:
         *added, inputs, weight = operation.operands
-        plain, window, kernel = True, None, ()
-    bias = added[0] if added else None
+        return Entry(made, inputs, weight, added[0] if added else None)
+    inputs, weight, *added = operation.operands
+    stride, padding, dilation, transposed, _, groups = operation.args[3:9]
+    if transposed or groups != 1 or len(stride) > 2:
+        return None
+    window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(tape.values[weight].tensor.shape[2:])
+    return Entry(made, inputs, weight, added[0] if added else None, window, kernel)
+
+
+def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) -> Entry | None:
+    """Return an operation as a product that rows enter; None where it is none."""
+    product = product_of(tape, operation)
+    if product is None:
+        return None
+    made, inputs, weight, bias, *_ = product
     of_others = any(index in program.home and index not in alone for index in (weight, bias, inputs))
     of_rows = program.position(inputs, program.unit) is None and program.axes[made][1] == (program.unit,)
-    if not plain or inputs in alone or of_others or not of_rows or program.position(inputs, program.sample) != 0:
+    if inputs in alone or of_others or not of_rows or program.position(inputs, program.sample) != 0:
         return None
-    return Entry(made, inputs, weight if weight in alone else None, bias if bias in alone else None, window, kernel)
+    return product._replace(weight=weight if weight in alone else None, bias=bias if bias in alone else None)
+
+
+def products_with(tape: Tape, program: Program, weight: int) -> list[Entry]:
+    """Return all products of a step that multiply with a value, in their order.
+
+    Args:
+        tape: Of a step.
+        program: Knows which operations are equal.
+        weight: The value.
+    """
+    repeated = {number for number, _ in program.merged}
+    each = (program.operation(tape, number) for number in range(len(tape.operations)) if number not in repeated)
+    found = (product_of(tape, operation) for operation in each)
+    return [product for product in found if product is not None and product.weight == weight]
 
 
 def patches(tape: Tape, entry: Entry) -> Tensor:

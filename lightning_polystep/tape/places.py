@@ -82,7 +82,7 @@ class Relation(NamedTuple):
     """Which places of a value reach which places of a later one, axis by axis.
 
     Args:
-        matrices: For each axis of the first, and in it for each of the later one: bool, (places, later places).
+        matrices: For each axis of the first, and in it for each of the later one, how strongly: (places, later places).
         sizes: How many places each axis of the first has.
         later: How many each axis of the later one has.
     """
@@ -98,13 +98,15 @@ class Relation(NamedTuple):
         Args:
             sizes: How many places each axis of the first value has.
             later: How many each axis of the later one has.
-            touched: Which later places change with a place of an axis, by axis and place: bool, shape ``later``.
+            touched: How much later places change with a place of an axis, by axis and place: shape ``later``.
         """
         matrices = []
         for axis, size in enumerate(sizes):
             changed = torch.stack([touched[axis, place] for place in range(size)])
             others = [[1 + at for at in range(len(later)) if at != own] for own in range(len(later))]
-            matrices.append([changed.amax(gone) if gone else changed for gone in others])
+            strengths = [changed.mean(gone) if gone else changed for gone in others]
+            # How strongly all places reach all others, as rows of an image reach its columns, is chance.
+            matrices.append([each if bool((each == 0).any()) else torch.ones_like(each) for each in strengths])
         return cls(matrices, list(sizes), list(later))
 
     def to_first(self, later: Tensor) -> Tensor:
@@ -139,10 +141,23 @@ def _contracted(given: Tensor, rank: int, sizes: Sequence[int], matrix: Callable
         sizes: Of the axes that are wanted.
         matrix: Between a given axis and a wanted one, (given places, wanted places).
     """
+    axes = [(at, to) for to in range(len(sizes)) for at in range(rank)]
+    related = {each: found for each in axes if not _is_even(found := matrix(*each).to(given))}
+    if rank == len(sizes) and all(at == to for at, to in related):  # as of positions: one axis after the other
+        for at, size in enumerate(sizes):
+            last, one = given.movedim(at - rank, -1), related.get((at, at))
+            last = last.sum(-1, keepdim=True).expand(*last.shape[:-1], size) if one is None else last @ one
+            given = last.movedim(-1, at - rank)
+        return given
     own, wanted = _LETTERS[:rank], _OTHERS[: len(sizes)]
     factors, terms = [given], [f"...{own}"]
     for to, size in enumerate(sizes):
-        related = [(at, each) for at in range(rank) if not bool((each := matrix(at, to)).all())]
-        factors += [each.to(given) for _, each in related] or [given.new_ones(size)]
-        terms += [own[at] + wanted[to] for at, _ in related] or [wanted[to]]
+        met = [at for at in range(rank) if (at, to) in related]
+        factors += [related[at, to] for at in met] or [given.new_ones(size)]
+        terms += [own[at] + wanted[to] for at in met] or [wanted[to]]
     return torch.einsum(f"{','.join(terms)}->...{wanted}", *factors)
+
+
+def _is_even(matrix: Tensor) -> bool:
+    """Tell whether all places reach all others alike."""
+    return bool((matrix == matrix.max()).all())

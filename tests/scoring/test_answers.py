@@ -75,10 +75,10 @@ def test_of_what_is_passed_on_unchanged_slopes_are_what_it_is_worth(kind):
 def test_windows_of_a_pooling_are_seen_and_shared_among_their_places():
     net, x, tape, entries, answers = setting(lambda: Net(nn.Conv2d(1, 5, 2), nn.AvgPool2d(2), 20), (7, 1, 5, 5))
     (sink,) = answers.sinks
-    relation = answers.places[sink]
+    (passing,) = answers.passing(tape)
     expected = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
-    assert torch.equal(relation.matrices[0][0], expected)
-    assert torch.equal(relation.matrices[1][1], expected)
+    assert torch.equal(passing.places.matrices[0][0] > 0, expected)
+    assert torch.equal(passing.places.matrices[1][1] > 0, expected)
     worth = torch.randn(tape.values[sink].tensor.shape).double()
     ((_, slopes),) = slopes_of(answers, tape, entries, {sink: worth})
     made = net.layer(x).detach().requires_grad_()
@@ -86,16 +86,17 @@ def test_windows_of_a_pooling_are_seen_and_shared_among_their_places():
     torch.testing.assert_close(slopes, made.grad.transpose(0, 1).reshape(5, 7, -1))
 
 
-def test_what_is_passed_on_later_counts_for_each_earlier_time():
+def test_what_is_passed_on_later_counts_for_each_earlier_time_as_far_as_that_reaches():
     _, _, tape, entries, answers = setting(OverTime, (7, 6))
-    keys, sinks = [entry.key for entry in entries.products], list(answers.sinks)
-    assert answers.related == {(keys[i], sinks[j]) for i in range(3) for j in range(i, 3)}
-    worth = {sink: torch.ones(tape.values[sink].tensor.shape).double() for sink in sinks}
-    first, second, third = (slopes for _, slopes in slopes_of(answers, tape, entries, worth))
-    # Membranes answer 1, 3/2 and 7/4 times a shift at all times, which all times before share alike.
-    torch.testing.assert_close(third, torch.full_like(third, 1.75 / 3))
-    torch.testing.assert_close(second - third, torch.full_like(third, 1.5 / 2))
-    torch.testing.assert_close(first - second, torch.full_like(third, 1.0))
+    sinks = list(answers.sinks)
+    (passing,) = answers.passing(tape)
+    assert passing.sinks == sinks
+    kept = torch.tensor([[1, 0.5, 0.25], [0, 1, 0.5], [0, 0, 1]]).double()
+    torch.testing.assert_close(passing.strength / passing.strength.diagonal()[:, None], kept)
+    worth = {sink: torch.randn(tape.values[sink].tensor.shape).double() for sink in sinks}
+    for at, (_, slopes) in enumerate(slopes_of(answers, tape, entries, worth)):
+        exact = sum(0.5 ** (later - at) * worth[sinks[later]] for later in range(at, 3))
+        torch.testing.assert_close(slopes[:, :, 0].T, exact)
 
 
 def test_a_threshold_within_reach_answers_and_one_beyond_does_not():

@@ -42,7 +42,7 @@ def test_the_plan_takes_estimates_where_directions_are_many():
     plan, _ = planned()
     assert plan["second"].tier.name == "units"
     assert "unit's answer and the readout" in plan["second"].note
-    assert "unit's answer and learned feedback" in plan["first"].note
+    assert "unit's answer and mirrors that are learned" in plan["first"].note
     assert plan["second"].most_rows is None
 
 
@@ -89,9 +89,17 @@ def test_where_everything_behind_is_linear_costs_are_exact(kind):
     torch.testing.assert_close(costs, scored(tier.exact(), proposal, probe), **EXACT)
 
 
-def test_learned_feedback_comes_near_exact_costs():
+class Mixing(nn.Module):
+    """Mixes units by no product, so that nothing but feedback can be learned."""
+
+    def forward(self, x):
+        return x.cumsum(-1)
+
+
+@pytest.mark.parametrize("between", [(), (Mixing(),)])
+def test_what_is_learned_comes_near_exact_costs(between):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+    net = nn.Sequential(nn.Linear(6, 5), *between, nn.Linear(5, 4), nn.Linear(4, 3))
     tier, proposal, probe = setting(net, (64, 6), weighted, "0")
     exact = scored(tier.exact(), proposal, probe)
     for step in range(60):
@@ -113,8 +121,8 @@ def test_pieces_of_the_candidates_have_the_bits_of_the_whole(rows):
     assert torch.equal(torch.cat(cuts), whole)
 
 
-def wide(**group):
-    net = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+def wide(between=nn.ReLU, **group):
+    net = nn.Sequential(nn.Linear(64, 40), between(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
     x = torch.randn(32, 64)
     recording, _, _ = record(net, lambda: F.cross_entropy(net(x), torch.arange(32) % 4))
     return recording, {each.name: each for each in blocks_of(net, **group)}
@@ -127,12 +135,20 @@ def test_a_grid_that_is_asked_for_is_used():
 
 
 def test_processes_that_divide_a_batch_learn_no_feedback():
-    recording, blocks = wide()
-    assert offer_units(recording, blocks["0"]).learns
+    recording, blocks = wide(Mixing)
+    assert offer_units(recording, blocks["0"]).needs_samples
     recording.divides_batches = True
     with pytest.raises(NotOfferedError, match="divide a batch"):
         offer_units(recording, blocks["0"])
     assert not offer_units(recording, blocks["2"]).learns
+
+
+def test_processes_that_divide_a_batch_learn_the_same_mirrors():
+    recording, blocks = wide()
+    recording.divides_batches = True
+    tier = offer_units(recording, blocks["0"])
+    assert tier.learns
+    assert not tier.needs_samples
 
 
 def test_few_candidates_are_scored_exactly():
@@ -187,7 +203,7 @@ def test_what_was_learned_is_in_a_checkpoint_and_goes_on_to_the_bit():
     before, optimizer = engine(stopped)
     steps(stopped, before, 2)
     saved = copy.deepcopy(optimizer.state_dict())
-    assert saved["polystep"]["learned"]["first"]
+    assert saved["polystep"]["learned"]["mirrors of second.weight, 16 by 24 by 3 by 3"]
     resumed = copy.deepcopy(stopped)
     after, fresh = engine(resumed)
     fresh.load_state_dict(saved)

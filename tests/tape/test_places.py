@@ -51,8 +51,8 @@ def pooled(sizes, later):
     touched = {}
     for axis, size in enumerate(sizes):
         for place in range(size):
-            hit = torch.zeros(later, dtype=torch.bool)
-            hit.select(axis, place * later[axis] // size)[...] = True
+            hit = torch.zeros(later)
+            hit.select(axis, place * later[axis] // size)[...] = 1
             touched[axis, place] = hit
     return touched
 
@@ -73,7 +73,7 @@ def test_sums_over_related_places_are_those_of_windows(axes, seed):
 
 
 def test_places_that_all_meet_in_one_number_and_a_number_that_reaches_all():
-    meet = Relation.seen([3], [], {(0, place): torch.tensor(True) for place in range(3)})
+    meet = Relation.seen([3], [], {(0, place): torch.tensor(1.0) for place in range(3)})
     assert meet.to_later(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [7.0]
     assert meet.to_first(torch.tensor([7.0])).tolist() == [[7.0, 7.0, 7.0]]
     spread = Relation.seen([], [3], {})
