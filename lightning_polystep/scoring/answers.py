@@ -7,14 +7,15 @@ included. With :math:`w_{nuq}`, what that is worth to the loss, the slope of the
 .. math:: o_{nup} = \sum_q \frac{k_{pq}\, w_{nuq}\, a_{nuq}}{\sum_{p'} k_{p'q}\, \rho_{np'}}.
 
 :math:`k_{pq}` is how strongly p reaches q: 0 outside of a window of a pooling or before a step of time, less and less
-afterwards where a membrane leaks. It is found by touching one place after the other on the first batch, and not assumed.
+afterwards where a membrane leaks. It is found by touching one place after the other on the first batch.
 
-Behind a batch normalisation, which keeps its statistics in these replays, a shift or a scaling of all samples and
-places alike would do nothing. So what slopes say of these two is taken away.
+Normalisations keep their statistics in these replays, and so stay within units. In truth a shift or a scaling of all
+that is normalised together would do nothing. So what slopes by what goes in say of these two is taken away.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,10 +30,12 @@ from lightning_polystep.tape import (
     Entry,
     Layout,
     NotOnTapeError,
+    Operation,
     Program,
     Stage,
     Tape,
-    is_batch_norm,
+    but_for_what_it_undoes,
+    is_norm,
 )
 
 # To see which places reach which they are shifted by so many standard deviations.
@@ -51,9 +54,10 @@ class Answers:
         layouts: Of these products, by key.
         sinks: What units pass on, and how it is laid out.
         local: Leads from the products to there.
+        norms: Numbers of the normalisations that take sinks in, on the tape.
         memory: How strongly places reach others, which a checkpoint keeps: it is written into.
         evenly: Whether all that are reached are taken to be reached alike, which all batches agree on.
-        normalised: What products make that go into a batch normalisation.
+        normalised: What products make that go into a normalisation, and into which.
     """
 
     program: Program
@@ -61,9 +65,10 @@ class Answers:
     layouts: dict[object, Layout]
     sinks: dict[int, Layout]
     local: Dense
+    norms: set[int]
     memory: dict[str, Tensor]
     evenly: bool
-    normalised: set[int] = field(default_factory=set)
+    normalised: dict[int, Operation] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -81,19 +86,14 @@ class Answers:
             NotOnTapeError: Where samples or units are mixed too early, or units have too many places.
         """
         program, products = entries.behind, entries.products
-        sinks = dict.fromkeys(
-            index
-            for step in program.steps
-            if step.stage != Stage.UNIT
-            for index in program.operation(tape, step.number).operands
-            if program.home.get(index, (None,))[0] == Stage.UNIT
-        )
+        sinks, norms = _sinks(tape, program, {entry.made for entry in products})
         answers = cls(
             program,
             products,
             {entry.key: _layout(tape, program, entry.made) for entry in products},
             {sink: _layout(tape, program, sink) for sink in sinks},
-            Dense.of(tape, program, {entry.made for entry in products}, list(sinks)),
+            Dense.of(tape, program, {entry.made for entry in products}, sinks),
+            norms,
             {} if memory is None else memory,
             evenly,
         )
@@ -102,7 +102,7 @@ class Answers:
         if len(answers.layouts) + sum(answers.layouts[products[0].key].places) > _MOST_PLACES:
             raise NotOnTapeError("its units have too many places")
         operations = [program.operation(tape, step.number) for step in answers.local.steps]
-        answers.normalised = {each.operands[0] for each in operations if is_batch_norm(each)}
+        answers.normalised = {each.operands[0]: each for each in operations if is_norm(each)}
         answers.passing(tape)
         return answers
 
@@ -155,15 +155,13 @@ class Answers:
         return [(entry, self._but_for_norms(tape, entry, slopes[entry.key])) for entry in self.products]
 
     def _but_for_norms(self, tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
-        """Take away what slopes, (U, N', P), say of shifts and scalings that a batch normalisation undoes."""
+        """Take away what slopes, (U, N', P), say of shifts and scalings that a normalisation undoes."""
         if entry.made not in self.normalised:
             return slopes
-        flat = slopes.flatten(1)
-        made = tape.values[entry.made].tensor.movedim(1, 0).flatten(1).to(flat)
-        centred = made - made.mean(1, keepdim=True)
-        scale = centred / centred.norm(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
-        flat = flat - flat.mean(1, keepdim=True)
-        return (flat - (flat * scale).sum(1, keepdim=True) * scale).reshape(slopes.shape)
+        recorded = tape.values[entry.made].tensor
+        made = slopes.movedim(1, 0).reshape(recorded.shape)
+        left = but_for_what_it_undoes(self.normalised[entry.made], recorded, made)
+        return left.movedim(1, 0).reshape(slopes.shape)
 
     @staticmethod
     def _of_any_unit(layout: Layout, typical: Tensor) -> Tensor:
@@ -249,3 +247,25 @@ def _layout(tape: Tape, program: Program, index: int) -> Layout:
     if layout is None:
         raise NotOnTapeError("samples or units are mixed before the next product")
     return layout
+
+
+def _sinks(tape: Tape, program: Program, made: set[int]) -> tuple[list[int], set[int]]:
+    """Return what units pass on to whatever mixes them, and the numbers of the norms that count as such.
+
+    All norms do, but for those that are the only thing that what products make goes into.
+    """
+    steps = [(step, program.operation(tape, step.number)) for step in program.steps]
+    uses = Counter(index for _, operation in steps for index in set(operation.operands))
+    norms = {
+        step.number
+        for step, operation in steps
+        if is_norm(operation) and not (operation.operands[0] in made and uses[operation.operands[0]] == 1)
+    }
+    live, sinks = set(made), dict[int, None]()
+    for step, operation in steps:
+        taken = [index for index in operation.operands if index in live]
+        if step.stage != Stage.UNIT or step.number in norms:
+            sinks.update(dict.fromkeys(taken))
+        elif taken:
+            live.update(index for index in operation.outputs if index is not None)
+    return list(sinks), norms

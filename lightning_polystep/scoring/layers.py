@@ -8,35 +8,44 @@ What these are worth follows from the layers behind, which are looked at in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_polystep.particles import Block
 from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.takers import Met, Moment, Multiplied, Readout, Taker
 from lightning_polystep.scoring.taped import Recording
-from lightning_polystep.scoring.worth import ByFeedback, ByTakers, Moment, Taker, Worth
+from lightning_polystep.scoring.worth import ByFeedback, ByTakers, Worth
 from lightning_polystep.tape import (
     Dense,
     Entries,
     Entry,
     NotOnTapeError,
+    Operation,
     Stage,
     Tape,
     compile_program,
+    entries_of,
+    is_norm,
     product_of,
     products_with,
 )
+
+aten = torch.ops.aten
 
 # What layers that are not trained are shifted by, in standard deviations of what they make.
 _USUAL_SHIFT = 1.0
 # Where mirrors, and how strongly places reach others, are kept among what was learned: no parameter has such a name.
 _MIRRORS, _REACHES = "mirrors of", "reaches of"
+_SLOPES = "slopes of layers"
 
 
 class Radii(dict[object, Tensor]):
@@ -72,6 +81,7 @@ class Layer:
             radii: By how much.
         """
         tape.arrays[self, "radii"] = radii
+        tape.arrays.pop(_SLOPES, None)  # what was seen before, as on trial, is out of date
 
     def slopes(self, moment: Moment) -> list[tuple[Entry, Tensor]]:
         """Return the slope of the loss at the places of each unit, (U, N', P) by product, found once a step.
@@ -79,12 +89,11 @@ class Layer:
         Args:
             moment: What it is looked at with.
         """
-        arrays, key = moment.tape.arrays, (self, "slopes")
-        if key not in arrays:
-            radii = arrays.get((self, "radii"))
-            arrays[key] = self.slopes_at(moment, self._usual(moment.tape) if radii is None else radii)
-        slopes: list[tuple[Entry, Tensor]] = arrays[key]
-        return slopes
+        found: dict[Layer, list[tuple[Entry, Tensor]]] = moment.tape.arrays.setdefault(_SLOPES, {})
+        if self not in found:
+            radii = moment.tape.arrays.get((self, "radii"))
+            found[self] = self.slopes_at(moment, self._usual(moment.tape) if radii is None else radii)
+        return found[self]
 
     def slopes_at(self, moment: Moment, radii: Radii) -> list[tuple[Entry, Tensor]]:
         """Return the same for shifts of one's own.
@@ -126,6 +135,27 @@ class Layers:
     recording: Recording
     scores: Scores
 
+    def entries(self, block: Block) -> Entries:
+        """Return the products that a block's rows enter, and what lies behind if normalisations keep their statistics.
+
+        Args:
+            block: The parameters.
+
+        Raises:
+            NotOnTapeError: Where it reaches the loss in other ways too.
+        """
+        recording = self.recording
+        tape, known, loss = recording.taken(), recording.layers, recording.loss
+        key = (tape.structure(), block.name)
+        if key not in known:
+            assert loss is not None
+            program = compile_program(tape, dict(recording.rows(block)), loss, as_recorded=True)
+            known[key] = entries_of(tape, program, recording.leaves_of(block))
+        if known[key] is None:
+            raise NotOnTapeError("it does not reach the loss of each sample by products alone")
+        entries: Entries = known[key]
+        return entries
+
     def layer(self, entries: Entries, name: str | None = None) -> Layer:
         """Return the layer of some products.
 
@@ -163,30 +193,79 @@ class Layers:
         memory = self.recording.learned.setdefault(f"{_REACHES} {self._name_of(origin)}, {places}", {})
         return Answers.of(tape, entries, memory, evenly=self.recording.divides_batches)
 
-    def _takers(self, answers: Answers) -> Iterable[Taker]:
+    def _takers(self, answers: Answers) -> Iterator[Taker]:
+        """Yield what takes in what units pass on.
+
+        Raises:
+            NotOnTapeError: Where something else does than what is known here.
+        """
         tape, program = self.recording.taken(), answers.program
+        met: list[tuple[int, Operation]] = []
         for step in program.steps:
             operation = program.operation(tape, step.number)
             taken = [index for index in operation.operands if index in answers.sinks]
-            if step.stage == Stage.UNIT or not taken:
+            if not taken or (step.stage == Stage.UNIT and step.number not in answers.norms):
                 continue
             product = product_of(tape, operation)
-            if product is None or taken != [product.inputs] or program.position(product.inputs, program.sample) != 0:
+            if len(taken) > 1:
+                raise NotOnTapeError("what it passes on meets itself")
+            if product is None:
+                met.append((taken[0], operation))
+            elif taken[0] != product.inputs or program.position(product.inputs, program.sample) != 0:
                 raise NotOnTapeError("what it passes on goes into something else than a layer")
-            if product.made in self.scores.made:
-                yield Taker(product)
+            elif product.made in self.scores.made:
+                assert product.weight is not None
+                yield Readout(product.inputs, product.weight)
             else:
-                yield Taker(product, self._later(answers, product), self._mirror(product))
+                assert product.weight is not None
+                products = products_with(tape, program, product.weight)
+                layer = self._behind(products, dict.fromkeys((each.made for each in products), 1))
+                yield Multiplied(product.inputs, product, layer, self._mirror(product))
+        yield from self._met(answers, met)
 
-    def _later(self, answers: Answers, product: Entry) -> Layer:
-        """Return the layer of a product behind others."""
+    def _met(self, answers: Answers, met: Sequence[tuple[int, Operation]]) -> Iterator[Taker]:
+        """Yield sums, differences, factors and norms, those of the same kind, as at several steps of time, together.
+
+        Args:
+            answers: Of the units.
+            met: What they pass on, and the operation that takes it.
+
+        Raises:
+            NotOnTapeError: Where something else takes units in.
+        """
+        tape, program = self.recording.taken(), answers.program
+        kinds = dict[tuple[object, torch.Size], list[tuple[int, Meeting, int]]]()
+        for sink, operation in met:
+            shape, unit = tape.values[sink].tensor.shape, program.position(sink, program.unit)
+            meeting = _meeting(operation, sink)
+            if meeting is None or unit is None:
+                raise NotOnTapeError("what it passes on goes into something else than a layer")
+            whole = tape.values[meeting.made].tensor.shape
+            axis = unit + len(whole) - len(shape)
+            if whole[axis] != shape[unit]:
+                raise NotOnTapeError("it is repeated along its units")
+            packet = getattr(operation.function, "overloadpacket", None)
+            kinds.setdefault((packet, whole), []).append((sink, meeting, axis))
+        for each in kinds.values():
+            products = [Entry(meeting.made, meeting.made, None, None) for _, meeting, _ in each]
+            layer = self._behind(products, {meeting.made: axis for _, meeting, axis in each})
+            yield from (Met(sink, *meeting, layer) for sink, meeting, _ in each)
+
+    def _behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
+        """Return a layer behind others.
+
+        Args:
+            products: All that begin it.
+            units: Which axis of what they make its units are.
+
+        Raises:
+            NotOnTapeError: Where it is not known what it does.
+        """
         tape, loss = self.recording.taken(), self.recording.loss
-        assert product.weight is not None
         assert loss is not None
-        products = products_with(tape, answers.program, product.weight)
-        program = compile_program(tape, {each.made: 1 for each in products}, loss)
+        program = compile_program(tape, units, loss, as_recorded=True)
         inside = {made for step in program.steps for made in program.operation(tape, step.number).outputs}
-        if program.unit is None or program.sample is None or not inside.isdisjoint(each.made for each in products):
+        if program.unit is None or program.sample is None or not inside.isdisjoint(units):
             raise NotOnTapeError("a layer behind it goes into itself, or mixes samples")
         return self.layer(Entries(products, [], program))
 
@@ -217,7 +296,7 @@ class Layers:
         """
         tape, program, scores = self.recording.taken(), answers.program, self.scores
         products = {entry.made for entry in answers.products}
-        whole = Dense.of(tape, program, products, [*answers.sinks, *scores.made])
+        whole = Dense.of(tape, replace(program, as_recorded=False), products, [*answers.sinks, *scores.made])
         if any(index not in program.axes or program.position(index, program.sample) is None for index in scores.made):
             raise NotOnTapeError("it does not reach all scores")
         passed_on = sum(math.prod(layout.laid_out[1:]) for layout in answers.sinks.values())
@@ -226,6 +305,39 @@ class Layers:
             raise NotOnTapeError("what its units do to the scores has too many numbers to be learned")
         feedback = Feedback(self.recording.learned.setdefault(name, {}))
         return Layer(answers, ByFeedback(answers, scores, whole, feedback, name))
+
+
+class Meeting(NamedTuple):
+    """What becomes of units where they meet what was made elsewhere.
+
+    Args:
+        made: What is made of them.
+        factor: The value by which they are multiplied; None in a sum.
+        sign: -1 where they are taken away.
+        norm: By which they are normalised, if they are.
+    """
+
+    made: int
+    factor: int | None = None
+    sign: float = 1.0
+    norm: Operation | None = None
+
+
+def _meeting(operation: Operation, sink: int) -> Meeting | None:
+    """Return what an operation makes of units; None where it does more than is known here."""
+    packet, made = getattr(operation.function, "overloadpacket", None), operation.outputs[0]
+    if made is not None and is_norm(operation):
+        return Meeting(made, norm=operation)
+    if made is None or operation.kwargs or len(operation.args) != 2 or len(operation.operands) != 2:
+        return None
+    first, second = operation.operands
+    if packet is aten.add:
+        return Meeting(made)
+    if packet is aten.sub:
+        return Meeting(made, None, 1.0 if sink == first else -1.0)
+    if packet is aten.mul:
+        return Meeting(made, second if sink == first else first)
+    return None
 
 
 def reach_of_units(rows: int, places: Tensor, reach: Tensor, like: Tensor) -> Tensor:

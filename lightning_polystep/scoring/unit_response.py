@@ -24,12 +24,12 @@ from lightning_polystep.scoring.layers import Layer, Layers, Radii, reach_of_uni
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
-from lightning_polystep.scoring.taped import Recording
+from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.taped import Recording, Script
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.whole_layer import WholeLayerTier
-from lightning_polystep.scoring.worth import Moment
 from lightning_polystep.subspaces import candidates_wanted
-from lightning_polystep.tape import Entry, NotOnTapeError, Program
+from lightning_polystep.tape import Entries, Entry, NotOnTapeError
 
 # Below so many candidates all are scored exactly.
 _FEW_CANDIDATES = 128
@@ -42,10 +42,12 @@ class _Units(NamedTuple):
 
     Args:
         scores: Of the step.
+        entries: The products that the block's rows enter.
         layer: How its units answer; None where the block makes the scores itself.
     """
 
     scores: Scores
+    entries: Entries
     layer: Layer | None
 
 
@@ -53,7 +55,7 @@ class _Units(NamedTuple):
 class UnitResponseTier(WholeLayerTier):
     """Scores all candidates of all rows by the answers of their units."""
 
-    _known: dict[Program, _Units] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[object, ...], _Units] = field(default_factory=dict, init=False, repr=False)
     _looked_with: Proposal | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "units"
@@ -65,18 +67,23 @@ class UnitResponseTier(WholeLayerTier):
         Raises:
             NotOnTapeError: Where its units' answers cannot be told.
         """
-        recording, entered = self.recording, self.recording.entries(self.block)
-        if entered is None:
-            raise NotOnTapeError("it does not reach the loss of each sample by products alone")
-        entries = entered[0]
-        if entries.behind not in self._known:
+        recording = self.recording
+        key = (recording.taken().structure(), recording.loss)
+        if key not in self._known:
             scores = Scores.of(recording)
             if scores is None:
                 raise NotOnTapeError("no scores lie between it and the loss of each sample")
+            layers = Layers(recording, scores)
+            entries = layers.entries(self.block)
             is_readout = {entry.made for entry in entries.products} <= set(scores.made)
-            layer = None if is_readout else Layers(recording, scores).layer(entries, self.block.name)
-            self._known[entries.behind] = _Units(scores, layer)
-        return self._known[entries.behind]
+            layer = None if is_readout else layers.layer(entries, self.block.name)
+            self._known[key] = _Units(scores, entries, layer)
+        return self._known[key]
+
+    @property
+    def entered(self) -> tuple[Entries, Script]:
+        """Where the rows of the block enter the step, and how candidates are replayed."""
+        return self.subject.entries, self.recording.script(self.block)
 
     @property
     def learns(self) -> bool:
@@ -97,8 +104,6 @@ class UnitResponseTier(WholeLayerTier):
             moment, radii = self._moment(probe), self._radii(layer, proposal)
             layer.worth.learn(moment, radii)
             layer.look_at(moment.tape, radii)
-            for each in self.recording.layers.values():  # what was seen of others before, as on trial, is out of date
-                moment.tape.arrays.pop((each, "slopes"), None)
             self._looked_with = proposal
 
     def at_places(self, proposal: Proposal, probe: Probe) -> list[tuple[Entry, Tensor]]:

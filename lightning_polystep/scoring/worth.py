@@ -4,56 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.answers import Answers, random_signs
 from lightning_polystep.scoring.feedback import Feedback
-from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import half_difference, precise
-from lightning_polystep.tape import Dense, Entry, Tape
-
-
-class Moment(NamedTuple):
-    """What a layer is looked at with.
-
-    Args:
-        tape: Of the step.
-        slopes: Of the loss by the scores, (N', K).
-        key: Seed, step and micro-batch.
-    """
-
-    tape: Tape
-    slopes: Tensor
-    key: tuple[int, int, int]
-
-
-class LaterLayer(Protocol):
-    """A layer that takes in what an earlier one passes on."""
-
-    def slopes_by_made(self, moment: Moment) -> dict[int, Tensor]:
-        """Return the slopes of the loss by what its products make, each as large as that.
-
-        Args:
-            moment: What it is looked at with.
-        """
-
-
-class Taker(NamedTuple):
-    """A product that takes in what units pass on.
-
-    Args:
-        product: The product; its inputs are what they pass on.
-        layer: Whose it is; None of the readout.
-        mirror: What it does to changes, as far as is known; None of the readout, whose weights say so.
-    """
-
-    product: Entry
-    layer: LaterLayer | None = None
-    mirror: Mirror | None = None
+from lightning_polystep.scoring.slopes import half_difference
+from lightning_polystep.scoring.takers import Moment, Readout, Taker
+from lightning_polystep.tape import Dense
 
 
 @dataclass(eq=False)
@@ -107,14 +68,11 @@ class Worth:
 
 @dataclass(eq=False)
 class ByTakers(Worth):
-    """Units whose answers go into products alone.
-
-    What they are worth to the readout is told by its weights; to a hidden layer by how that answers in its turn, and by
-    a mirror of what its products do, which is learned.
+    """Units of which it is known what takes their answers in.
 
     Args:
         answers: Of the units.
-        takers: All products that take them in.
+        takers: All that take them in.
     """
 
     takers: list[Taker]
@@ -127,27 +85,22 @@ class ByTakers(Worth):
     @property
     def learns(self) -> bool:
         """Whether it is learned."""
-        return any(taker.mirror is not None for taker in self.takers)
+        return not all(isinstance(taker, Readout) for taker in self.takers)
 
     def worth(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slope of the loss by what units pass on, by sink."""
         worth = dict[int, Tensor]()
-        for product, layer, mirror in self.takers:
-            if layer is None or mirror is None:
-                assert product.weight is not None
-                own = moment.slopes @ precise(moment.tape.values[product.weight].tensor).T
-            else:
-                own = mirror.back(moment.tape, product, moment.key, layer.slopes_by_made(moment)[product.made])
-            sink = product.inputs
-            worth[sink] = worth[sink] + own if sink in worth else own
-        return {sink: each.reshape(self.answers.sinks[sink].shape) for sink, each in worth.items()}
+        for taker in self.takers:
+            shape, own = moment.tape.values[taker.sink].tensor.shape, taker.worth(moment)
+            own = own.reshape(shape)
+            worth[taker.sink] = worth[taker.sink] + own if taker.sink in worth else own
+        return worth
 
     def learn(self, moment: Moment, typical: Mapping[object, Tensor]) -> None:
-        """See what the products of later layers make of random inputs."""
+        """Learn what the products of later layers do."""
         del typical
-        for product, _, mirror in self.takers:
-            if mirror is not None:
-                mirror.learn(moment.tape, product, moment.key)
+        for taker in self.takers:
+            taker.learn(moment)
 
 
 @dataclass(eq=False)

@@ -6,13 +6,14 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
-from lightning_polystep.tape.dense import Dense, is_batch_norm, last_products
+from lightning_polystep.tape.dense import Dense, last_products
 from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, product_of, products_of, products_with
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
 from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
+from lightning_polystep.tape.norms import but_for_what_it_undoes, is_norm, slopes_before
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
@@ -20,7 +21,7 @@ from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
-from lightning_polystep.tape.tape import Tape
+from lightning_polystep.tape.tape import Operation, Tape
 from lightning_polystep.tape.work import Work
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Flow",
     "Layout",
     "NotOnTapeError",
+    "Operation",
     "Parts",
     "Program",
     "Recorder",
@@ -43,13 +45,14 @@ __all__ = [
     "Stage",
     "Tape",
     "Work",
+    "but_for_what_it_undoes",
     "compile_program",
     "elementwise",
     "entries_of",
     "factors_of",
     "flows",
     "hold",
-    "is_batch_norm",
+    "is_norm",
     "last_products",
     "mixes_changes",
     "moving",
@@ -61,6 +64,7 @@ __all__ = [
     "replays",
     "schedule",
     "shifted_products",
+    "slopes_before",
     "unrecorded",
     "whole_program",
 ]

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
+from lightning_polystep.tape.norms import is_batch_norm, is_norm, normalised_as_recorded
 from lightning_polystep.tape.program import PRODUCTS, Program, Stage, Step
 from lightning_polystep.tape.tape import Operation, Tape
 
 aten = torch.ops.aten
-
-_BATCH_NORMS = {aten.native_batch_norm, aten.cudnn_batch_norm}
 
 
 @dataclass(eq=False)
@@ -74,38 +73,15 @@ class Dense:
         frame = Frame(tape, self.program, Stage.WHOLE, everyone, torch.zeros_like(everyone), values=values)
         for step in self.steps:
             operation = self.program.operation(tape, step.number)
-            if is_batch_norm(operation):
+            if is_batch_norm(operation) or (self.program.as_recorded and is_norm(operation)):
                 made = operation.outputs[0]
                 assert made is not None
-                frame.values[made] = _normalised_as_recorded(frame, operation)
+                frame.values[made] = normalised_as_recorded(frame, operation)
             else:
                 execute(frame, operation)
             for index in shifts.keys() & set(operation.outputs):
                 frame.values[index] = frame.read(index)[0] + shifts[index]
         return {index: frame.values[index] for index in self.wanted}
-
-
-def is_batch_norm(operation: Operation) -> bool:
-    """Tell whether an operation normalises by statistics of the batch.
-
-    Args:
-        operation: The operation.
-    """
-    return getattr(operation.function, "overloadpacket", None) in _BATCH_NORMS and bool(operation.args[5])
-
-
-def _normalised_as_recorded(frame: Frame, operation: Operation) -> Tensor:
-    """Return what batch normalisation makes of the instances by the statistics of the step, (I, N, C, ...)."""
-    given, weight, bias, *_, eps = operation.args
-    recorded, (value, _) = frame.tape.values[given.index].tensor, frame.read(given.index)
-    others = [axis for axis in range(recorded.ndim) if axis != 1]
-    variance, mean = torch.var_mean(recorded, others, correction=0, keepdim=True)
-    out = (value - mean) * torch.rsqrt(variance + eps)
-    for place, ref in enumerate((weight, bias)):
-        if ref is not None:
-            each = frame.tape.values[ref.index].tensor.reshape(-1, *[1] * (recorded.ndim - 2))
-            out = out * each if place == 0 else out + each
-    return out
 
 
 def last_products(tape: Tape, loss: int) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from lightning_polystep.tape.axes import Labels
 from lightning_polystep.tape.flow import SHAPE_ONLY, Axes, Flow, is_elementwise, read
 from lightning_polystep.tape.merging import merge_equal, renamed
+from lightning_polystep.tape.norms import is_norm, kept_apart
 from lightning_polystep.tape.tape import Operation, Tape, Unknown
 
 aten = torch.ops.aten
@@ -86,6 +87,7 @@ class Program:
         fractions: Numbers in the arguments of its operations, which are data and may differ from tape to tape.
         loss: The value of the loss.
         escapes: Where Python reads numbers that depend on them.
+        as_recorded: Whether normalisations keep the statistics of the step, and so act place by place.
     """
 
     steps: list[Step]
@@ -102,6 +104,7 @@ class Program:
     exits: dict[int, list[int]] = field(default_factory=dict)
     fractions: tuple[str, ...] = ()
     escapes: tuple[str, ...] = ()
+    as_recorded: bool = False
 
     def position(self, value: int, label: int | None) -> int | None:
         """Return the axis of a value that holds a label; None where none does."""
@@ -148,13 +151,14 @@ class Program:
         return max((step.level for step in self.steps if step.stage == Stage.SAMPLE or step.sums_samples), default=0)
 
 
-def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Program:
+def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int, *, as_recorded: bool = False) -> Program:
     """Find out what depends on some parameters, and how.
 
     Args:
         tape: Of a step.
         rows: The values that a candidate changes, each with the axis along which it changes one place only, or None.
         loss: The value of the loss.
+        as_recorded: Whether normalisations are to keep the statistics of the step: an approximation.
 
     Raises:
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
@@ -173,7 +177,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
     relevant, seen = _between(tape, set(rows), loss)
     if not relevant:
         raise NotOnTapeError("the loss does not depend on it, as far as the tape shows")
-    labels, axes, flows = _follow(tape, relevant, rows)
+    labels, axes, flows = _follow(tape, relevant, rows, as_recorded=as_recorded)
     changed = set(rows) | {o for number in relevant for o in tape.operations[number].outputs if o is not None}
     unit = _unit(labels, axes, rows)
     needed = {loss} | {index for number in relevant for index in tape.operations[number].operands}
@@ -188,7 +192,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int) -> Pr
         [], labels, axes, flows, unit, sample, labels.size((sample,)) if sample is not None else 0, {}, loss,
         same, merged,
     ))  # fmt: skip
-    program.fractions = fractions
+    program.fractions, program.as_recorded = fractions, as_recorded
     _find_exits(tape, program)
     program.escapes = tuple(dict.fromkeys(e.place for e in escapes if same.get(e.value, e.value) in seen))
     return program
@@ -276,7 +280,7 @@ def _drops_nothing(operation: Operation) -> bool:
 
 
 def _follow(
-    tape: Tape, relevant: Sequence[int], rows: Mapping[int, int | None]
+    tape: Tape, relevant: Sequence[int], rows: Mapping[int, int | None], *, as_recorded: bool
 ) -> tuple[Labels, dict[int, Axes], dict[int, Flow]]:
     labels, axes, flows = Labels(), dict[int, Axes](), dict[int, Flow]()
 
@@ -292,6 +296,8 @@ def _follow(
         operation = tape.operations[number]
         made = [index for index in operation.outputs if index is not None]
         flow = read(operation, axes_of, [tape.values[index].tensor for index in made], labels)
+        if as_recorded and is_norm(operation):
+            flow = kept_apart(flow, axes_of(operation.operands[0]))
         flows[number] = flow
         axes.update(zip(made, flow.outputs, strict=True))
     resolved = {index: tuple(labels.resolve(axis) for axis in own) for index, own in axes.items()}

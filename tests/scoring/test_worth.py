@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from lightning_polystep.scoring import layers as layers_module
 from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.worth import ByFeedback, ByTakers, Moment
+from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.worth import ByFeedback, ByTakers
 from lightning_polystep.tape import NotOnTapeError
 from tests.helpers.tapes import blocks_of, record
 
@@ -27,9 +28,10 @@ def setting(name, *between, samples=64):
     x, y = torch.randn(samples, 6).double(), torch.arange(samples) % 3
     recording, _, _ = record(net, lambda: F.cross_entropy(net(x), y))
     tape, block = recording.taken(), next(each for each in blocks_of(net) if each.name == name)
-    entries, _ = recording.entries(block)
     scores = Scores.of(recording)
-    found = Layers(recording, scores).layer(entries, name).worth
+    layers = Layers(recording, scores)
+    entries = layers.entries(block)
+    found = layers.layer(entries, name).worth
     moment = Moment(tape, scores.slopes(recording), (0, 0, 0))
     typical = {entry.key: torch.full((samples,), 0.3).double() for entry in entries.products}
     return net, found, moment, typical
