@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ from lightning_polystep.tape import (
     Program,
     Stage,
     Tape,
-    but_for_what_it_undoes,
-    is_norm,
+    is_looked_at_apart,
+    told_afterwards,
 )
 
 # To see which places reach which they are shifted by so many standard deviations.
@@ -54,10 +54,10 @@ class Answers:
         layouts: Of these products, by key.
         sinks: What units pass on, and how it is laid out.
         local: Leads from the products to there.
-        norms: Numbers of the normalisations that take sinks in, on the tape.
+        first: What products go into, where that is one thing.
+        apart: Numbers of the operations that take sinks in though they mix no units, on the tape.
         memory: How strongly places reach others, which a checkpoint keeps: it is written into.
         evenly: Whether all that are reached are taken to be reached alike, which all batches agree on.
-        normalised: What products make that go into a normalisation, and into which.
     """
 
     program: Program
@@ -65,10 +65,10 @@ class Answers:
     layouts: dict[object, Layout]
     sinks: dict[int, Layout]
     local: Dense
-    norms: set[int]
+    first: dict[int, Operation]
+    apart: set[int]
     memory: dict[str, Tensor]
     evenly: bool
-    normalised: dict[int, Operation] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,14 +86,15 @@ class Answers:
             NotOnTapeError: Where samples or units are mixed too early, or units have too many places.
         """
         program, products = entries.behind, entries.products
-        sinks, norms = _sinks(tape, program, {entry.made for entry in products})
+        sinks, first, apart = _sinks(tape, program, {entry.made for entry in products})
         answers = cls(
             program,
             products,
             {entry.key: _layout(tape, program, entry.made) for entry in products},
             {sink: _layout(tape, program, sink) for sink in sinks},
             Dense.of(tape, program, {entry.made for entry in products}, sinks),
-            norms,
+            first,
+            apart,
             {} if memory is None else memory,
             evenly,
         )
@@ -101,8 +102,6 @@ class Answers:
             raise NotOnTapeError("its products are laid out in different ways")
         if len(answers.layouts) + sum(answers.layouts[products[0].key].places) > _MOST_PLACES:
             raise NotOnTapeError("its units have too many places")
-        operations = [program.operation(tape, step.number) for step in answers.local.steps]
-        answers.normalised = {each.operands[0]: each for each in operations if is_norm(each)}
         answers.passing(tape)
         return answers
 
@@ -152,16 +151,15 @@ class Answers:
             slopes[key] = (of_unit / wider[key].reshape(-1, *[1] * (of_unit.ndim - 1))).reshape(
                 len(reach), layout.shape[0], -1
             )
-        return [(entry, self._but_for_norms(tape, entry, slopes[entry.key])) for entry in self.products]
+        return [(entry, self._told_afterwards(tape, entry, slopes[entry.key])) for entry in self.products]
 
-    def _but_for_norms(self, tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
-        """Take away what slopes, (U, N', P), say of shifts and scalings that a normalisation undoes."""
-        if entry.made not in self.normalised:
+    def _told_afterwards(self, tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
+        """Return what slopes, (U, N', P), are in view of the norm or the pooling that comes first."""
+        operation = self.first.get(entry.made)
+        if operation is None:
             return slopes
-        recorded = tape.values[entry.made].tensor
-        made = slopes.movedim(1, 0).reshape(recorded.shape)
-        left = but_for_what_it_undoes(self.normalised[entry.made], recorded, made)
-        return left.movedim(1, 0).reshape(slopes.shape)
+        made = slopes.movedim(1, 0).reshape(tape.values[entry.made].tensor.shape)
+        return told_afterwards(tape, operation, made).movedim(1, 0).reshape(slopes.shape)
 
     @staticmethod
     def _of_any_unit(layout: Layout, typical: Tensor) -> Tensor:
@@ -249,23 +247,27 @@ def _layout(tape: Tape, program: Program, index: int) -> Layout:
     return layout
 
 
-def _sinks(tape: Tape, program: Program, made: set[int]) -> tuple[list[int], set[int]]:
-    """Return what units pass on to whatever mixes them, and the numbers of the norms that count as such.
+def _sinks(tape: Tape, program: Program, made: set[int]) -> tuple[list[int], dict[int, Operation], set[int]]:
+    """Return what units pass on, what comes first, and numbers of operations within units that take something in.
 
-    All norms do, but for those that are the only thing that what products make goes into.
+    What comes first is the only thing that what products make goes into: norms and poolings are told of afterwards
+    there, and taken apart anywhere else.
     """
     steps = [(step, program.operation(tape, step.number)) for step in program.steps]
     uses = Counter(index for _, operation in steps for index in set(operation.operands))
-    norms = {
-        step.number
-        for step, operation in steps
-        if is_norm(operation) and not (operation.operands[0] in made and uses[operation.operands[0]] == 1)
-    }
-    live, sinks = set(made), dict[int, None]()
+    first, apart, live, sinks = dict[int, Operation](), set[int](), set(made), dict[int, None]()
     for step, operation in steps:
         taken = [index for index in operation.operands if index in live]
-        if step.stage != Stage.UNIT or step.number in norms:
-            sinks.update(dict.fromkeys(taken))
-        elif taken:
+        if not taken:
+            continue
+        is_first = taken[0] in made and uses[taken[0]] == 1
+        within = step.stage == Stage.UNIT
+        if within and is_looked_at_apart(operation, is_first=is_first):
+            apart.add(step.number)
+        if within and step.number not in apart:
             live.update(index for index in operation.outputs if index is not None)
-    return list(sinks), norms
+            if is_first:
+                first[taken[0]] = operation
+        else:
+            sinks.update(dict.fromkeys(taken))
+    return list(sinks), first, apart

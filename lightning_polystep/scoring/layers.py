@@ -10,117 +10,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
+from lightning_polystep.scoring.layer import Answering, Layer, Part, Parted
 from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import precise
-from lightning_polystep.scoring.takers import Met, Moment, Multiplied, Readout, Taker
+from lightning_polystep.scoring.takers import Met, Multiplied, Readout, Taker
 from lightning_polystep.scoring.taped import Recording
-from lightning_polystep.scoring.worth import ByFeedback, ByTakers, Worth
+from lightning_polystep.scoring.worth import ByFeedback, ByTakers
 from lightning_polystep.tape import (
     Dense,
     Entries,
     Entry,
     NotOnTapeError,
     Operation,
+    Program,
     Stage,
-    Tape,
     compile_program,
     entries_of,
-    is_norm,
+    has_way_back,
+    is_elementwise,
+    moves,
     product_of,
+    products_of,
     products_with,
 )
 
-aten = torch.ops.aten
-
-# What layers that are not trained are shifted by, in standard deviations of what they make.
-_USUAL_SHIFT = 1.0
 # Where mirrors, and how strongly places reach others, are kept among what was learned: no parameter has such a name.
 _MIRRORS, _REACHES = "mirrors of", "reaches of"
-_SLOPES = "slopes of layers"
-
-
-class Radii(dict[object, Tensor]):
-    """How far a layer is shifted: by product, at each place, (N', places...).
-
-    Args:
-        typical: By product, how far a candidate of reach 1 shifts each place.
-        reach: How many times as far each unit is shifted, (U,).
-    """
-
-    def __init__(self, typical: Mapping[object, Tensor], reach: Tensor) -> None:
-        super().__init__(typical)
-        self.reach = reach
-
-
-@dataclass(eq=False)
-class Layer:
-    """A layer.
-
-    Args:
-        answers: How its units answer.
-        worth: What that is worth.
-    """
-
-    answers: Answers
-    worth: Worth
-
-    def look_at(self, tape: Tape, radii: Radii) -> None:
-        """Say how far its units are shifted in this step, for whoever asks.
-
-        Args:
-            tape: Of the step.
-            radii: By how much.
-        """
-        tape.arrays[self, "radii"] = radii
-        tape.arrays.pop(_SLOPES, None)  # what was seen before, as on trial, is out of date
-
-    def slopes(self, moment: Moment) -> list[tuple[Entry, Tensor]]:
-        """Return the slope of the loss at the places of each unit, (U, N', P) by product, found once a step.
-
-        Args:
-            moment: What it is looked at with.
-        """
-        found: dict[Layer, list[tuple[Entry, Tensor]]] = moment.tape.arrays.setdefault(_SLOPES, {})
-        if self not in found:
-            radii = moment.tape.arrays.get((self, "radii"))
-            found[self] = self.slopes_at(moment, self._usual(moment.tape) if radii is None else radii)
-        return found[self]
-
-    def slopes_at(self, moment: Moment, radii: Radii) -> list[tuple[Entry, Tensor]]:
-        """Return the same for shifts of one's own.
-
-        Args:
-            moment: What it is looked at with.
-            radii: How far its units are shifted.
-        """
-        worth = self.worth.on_trial(moment, radii)
-        return self.answers.slopes(moment.tape, radii, radii.reach, worth.worth(moment))
-
-    def slopes_by_made(self, moment: Moment) -> dict[int, Tensor]:
-        """Return the slopes of the loss by what its products make, each as large as that.
-
-        Args:
-            moment: What it is looked at with.
-        """
-        slopes = self.slopes(moment)
-        shapes = {entry.made: moment.tape.values[entry.made].tensor.shape for entry, _ in slopes}
-        return {entry.made: each.movedim(1, 0).reshape(shapes[entry.made]) for entry, each in slopes}
-
-    def _usual(self, tape: Tape) -> Radii:
-        shifts = dict[object, Tensor]()
-        for entry in self.answers.products:
-            made = precise(tape.values[entry.made].tensor)
-            shifts[entry.key] = (_USUAL_SHIFT * made.std()).expand(len(made), *made.shape[2:])
-        return Radii(shifts, made.new_ones(made.shape[1]))
 
 
 @dataclass
@@ -156,6 +77,27 @@ class Layers:
         entries: Entries = known[key]
         return entries
 
+    def parted(self, block: Block) -> tuple[Entries, Layer]:
+        """Return the products of a block whose units are cut into parts at once, and their layer.
+
+        Args:
+            block: The parameters.
+
+        Raises:
+            NotOnTapeError: Where they are not, or reach the loss in other ways too.
+        """
+        recording = self.recording
+        tape, known = recording.taken(), recording.layers
+        key = (tape.structure(), block.name, "parted")
+        if key not in known:
+            products = products_of(tape, recording.leaves_of(block))
+            if products is None:
+                raise NotOnTapeError("it does not reach the loss of each sample by products alone")
+            layer = self.of_products(products)
+            known[key] = Entries(products, [], recording.script(block).program), layer
+        entries, layer = known[key]
+        return entries, layer
+
     def layer(self, entries: Entries, name: str | None = None) -> Layer:
         """Return the layer of some products.
 
@@ -172,7 +114,7 @@ class Layers:
             known[key] = NotOnTapeError("it goes into itself")
             try:
                 answers = self._answers(entries)
-                known[key] = Layer(answers, ByTakers(answers, list(self._takers(answers))))
+                known[key] = Answering(answers, ByTakers(answers, list(self._takers(answers))))
             except NotOnTapeError as error:
                 known[key] = error
         found = known[key]
@@ -188,9 +130,9 @@ class Layers:
 
     def _answers(self, entries: Entries) -> Answers:
         tape, product = self.recording.taken(), entries.products[0]
-        origin = product.made if product.weight is None else product.weight
+        name = f"value {product.made}" if product.weight is None else self._name_of(product.weight)
         places = " by ".join(str(size) for size in tape.values[product.made].tensor.shape[1:])
-        memory = self.recording.learned.setdefault(f"{_REACHES} {self._name_of(origin)}, {places}", {})
+        memory = self.recording.learned.setdefault(f"{_REACHES} {name}, {places}", {})
         return Answers.of(tape, entries, memory, evenly=self.recording.divides_batches)
 
     def _takers(self, answers: Answers) -> Iterator[Taker]:
@@ -204,7 +146,7 @@ class Layers:
         for step in program.steps:
             operation = program.operation(tape, step.number)
             taken = [index for index in operation.operands if index in answers.sinks]
-            if not taken or (step.stage == Stage.UNIT and step.number not in answers.norms):
+            if not taken or (step.stage == Stage.UNIT and step.number not in answers.apart):
                 continue
             product = product_of(tape, operation)
             if len(taken) > 1:
@@ -219,7 +161,7 @@ class Layers:
             else:
                 assert product.weight is not None
                 products = products_with(tape, program, product.weight)
-                layer = self._behind(products, dict.fromkeys((each.made for each in products), 1))
+                layer = self.of_products(products)
                 yield Multiplied(product.inputs, product, layer, self._mirror(product))
         yield from self._met(answers, met)
 
@@ -234,22 +176,69 @@ class Layers:
             NotOnTapeError: Where something else takes units in.
         """
         tape, program = self.recording.taken(), answers.program
-        kinds = dict[tuple[object, torch.Size], list[tuple[int, Meeting, int]]]()
+        kinds = dict[tuple[object, torch.Size], dict[int, tuple[int, Operation]]]()
         for sink, operation in met:
-            shape, unit = tape.values[sink].tensor.shape, program.position(sink, program.unit)
-            meeting = _meeting(operation, sink)
-            if meeting is None or unit is None:
-                raise NotOnTapeError("what it passes on goes into something else than a layer")
-            whole = tape.values[meeting.made].tensor.shape
-            axis = unit + len(whole) - len(shape)
-            if whole[axis] != shape[unit]:
-                raise NotOnTapeError("it is repeated along its units")
-            packet = getattr(operation.function, "overloadpacket", None)
-            kinds.setdefault((packet, whole), []).append((sink, meeting, axis))
+            made = operation.outputs[0]
+            if made is None or not has_way_back(operation):
+                raise NotOnTapeError(f"what it passes on goes into {operation.function}, of which nothing is known")
+            kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape
+            kinds.setdefault(kind, {})[made] = sink, operation
         for each in kinds.values():
-            products = [Entry(meeting.made, meeting.made, None, None) for _, meeting, _ in each]
-            layer = self._behind(products, {meeting.made: axis for _, meeting, axis in each})
-            yield from (Met(sink, *meeting, layer) for sink, meeting, _ in each)
+            units = {made: self._unit_of(program, made, *of_sink) for made, of_sink in each.items()}
+            layer = self._behind([Entry(made, made, None, None) for made in each], units)
+            yield from (Met(sink, operation, layer) for sink, operation in each.values())
+
+    def _unit_of(self, program: Program, made: int, sink: int, operation: Operation) -> int:
+        """Return which axis of what an operation makes its units are: those that it took in, or else the last one."""
+        values, held = self.recording.taken().values, program.position(made, program.unit)
+        if held is not None:
+            return held
+        unit, rank, whole = program.position(sink, program.unit), values[sink].tensor.ndim, values[made].tensor.ndim
+        return unit + whole - rank if unit is not None and is_elementwise(operation.function) else whole - 1
+
+    def of_products(self, products: list[Entry]) -> Layer:
+        """Return the layer of all products with the same weights.
+
+        Args:
+            products: These.
+
+        Raises:
+            NotOnTapeError: Where it is not known what it does.
+        """
+        try:
+            return self._behind(products, dict.fromkeys((each.made for each in products), 1))
+        except NotOnTapeError as error:
+            parts = [part for each in products for part in self._parts(each.made)]
+            if not parts:
+                raise error from None
+            return Parted(products, parts)
+
+    def _parts(self, made: int) -> list[Part]:
+        """Return the parts into which what a product makes is cut before anything else is done with it.
+
+        Raises:
+            NotOnTapeError: Where it is not cut, or it is not known what a part does.
+        """
+        tape = self.recording.taken()
+        whole = tape.values[made].tensor
+        moved, cut, ends = {made: torch.arange(whole.numel()).reshape(whole.shape)}, False, list[int]()
+        for operation in tape.operations:
+            taken = [index for index in operation.operands if index in moved]
+            if not taken:
+                continue
+            outputs = moves(operation, taken[0], moved[taken[0]])
+            if outputs is None:
+                ends += [index for index in taken if index not in ends]
+                continue
+            moved.update(outputs)
+            cut = cut or any(each.numel() != whole.numel() for each in outputs.values())
+        if not cut or any(moved[index].ndim < 2 for index in ends):
+            return []
+        parts = []
+        for index in ends:
+            layer = self._behind([Entry(index, index, None, None)], {index: moved[index].ndim - 1})
+            parts.append(Part(made, index, moved[index], layer))
+        return parts
 
     def _behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         """Return a layer behind others.
@@ -304,49 +293,4 @@ class Layers:
         if passed_on * width > MOST_NUMBERS:
             raise NotOnTapeError("what its units do to the scores has too many numbers to be learned")
         feedback = Feedback(self.recording.learned.setdefault(name, {}))
-        return Layer(answers, ByFeedback(answers, scores, whole, feedback, name))
-
-
-class Meeting(NamedTuple):
-    """What becomes of units where they meet what was made elsewhere.
-
-    Args:
-        made: What is made of them.
-        factor: The value by which they are multiplied; None in a sum.
-        sign: -1 where they are taken away.
-        norm: By which they are normalised, if they are.
-    """
-
-    made: int
-    factor: int | None = None
-    sign: float = 1.0
-    norm: Operation | None = None
-
-
-def _meeting(operation: Operation, sink: int) -> Meeting | None:
-    """Return what an operation makes of units; None where it does more than is known here."""
-    packet, made = getattr(operation.function, "overloadpacket", None), operation.outputs[0]
-    if made is not None and is_norm(operation):
-        return Meeting(made, norm=operation)
-    if made is None or operation.kwargs or len(operation.args) != 2 or len(operation.operands) != 2:
-        return None
-    first, second = operation.operands
-    if packet is aten.add:
-        return Meeting(made)
-    if packet is aten.sub:
-        return Meeting(made, None, 1.0 if sink == first else -1.0)
-    if packet is aten.mul:
-        return Meeting(made, second if sink == first else first)
-    return None
-
-
-def reach_of_units(rows: int, places: Tensor, reach: Tensor, like: Tensor) -> Tensor:
-    """Return how many times as far as usual each unit is shifted, (U,).
-
-    Args:
-        rows: How many units there are.
-        places: Those that are probed, (R,).
-        reach: How many times as far these are, (R,).
-        like: A tensor of the dtype that is wanted.
-    """
-    return torch.ones(rows, dtype=like.dtype, device=like.device).index_copy(0, places, reach.to(like))
+        return Answering(answers, ByFeedback(answers, scores, whole, feedback, name))

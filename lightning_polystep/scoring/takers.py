@@ -1,16 +1,15 @@
-"""Score: what takes in what units pass on, and what that is worth: products, the readout, sums, factors and norms."""
+"""Score: what takes in what units pass on, and what that is worth: the readout, later products, and others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.slopes import precise
-from lightning_polystep.tape import Entry, Operation, Tape, slopes_before
+from lightning_polystep.tape import Entry, Operation, Tape, way_back
 
 
 class Moment(NamedTuple):
@@ -30,12 +29,25 @@ class Moment(NamedTuple):
 class LaterLayer(Protocol):
     """A layer that takes in what an earlier one passes on."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind it is learned."""
+        ...
+
+    def learn(self, moment: Moment) -> None:
+        """Learn what lies behind it, once a step.
+
+        Args:
+            moment: What it is looked at with.
+        """
+
     def slopes_by_made(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slopes of the loss by what its products make, each as large as that.
 
         Args:
             moment: What it is looked at with.
         """
+        ...
 
 
 @dataclass(eq=False)
@@ -49,9 +61,9 @@ class Taker:
     sink: int
 
     @property
-    def mirror(self) -> Mirror | None:
-        """What has to be learned of it; None where nothing has."""
-        return None
+    def learns(self) -> bool:
+        """Whether what it does has to be learned."""
+        return False
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what is passed on, as far as it is taken in here, as large as that.
@@ -93,53 +105,54 @@ class Multiplied(Taker):
         sink: The value that units pass on.
         product: The product.
         layer: Whose it is.
-        of_weights: What is known of its weights.
+        mirror: What is known of its weights.
     """
 
     product: Entry
     layer: LaterLayer
-    of_weights: Mirror
+    mirror: Mirror
 
     @property
-    def mirror(self) -> Mirror:
-        """What has to be learned of it."""
-        return self.of_weights
+    def learns(self) -> bool:
+        """That its mirror is learned."""
+        return True
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what is passed on."""
         made = self.layer.slopes_by_made(moment)[self.product.made]
-        return self.of_weights.back(moment.tape, self.product, moment.key, made)
+        return self.mirror.back(moment.tape, self.product, moment.key, made)
 
     def learn(self, moment: Moment) -> None:
         """See what the product makes of random inputs."""
-        self.of_weights.learn(moment.tape, self.product, moment.key)
+        self.mirror.learn(moment.tape, self.product, moment.key)
+        self.layer.learn(moment)
 
 
 @dataclass(eq=False)
 class Met(Taker):
-    """A sum, a difference or a factor, in which units meet what was made elsewhere; or a norm.
+    """Something else that slopes go back through: a sum, a mean, a pooling, a factor, a norm, a softmax.
 
     Args:
         sink: The value that units pass on.
-        made: What is made of it.
-        factor: The value by which it is multiplied; None in a sum.
-        sign: -1 where it is taken away.
-        norm: By which it is normalised, if it is.
+        operation: What takes it.
         layer: What lies behind.
     """
 
-    made: int
-    factor: int | None
-    sign: float
-    norm: Operation | None
+    operation: Operation
     layer: LaterLayer
+
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind is learned."""
+        return self.layer.learns
+
+    def learn(self, moment: Moment) -> None:
+        """Learn what lies behind."""
+        self.layer.learn(moment)
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what is passed on."""
-        made = self.sign * self.layer.slopes_by_made(moment)[self.made]
-        if self.norm is not None:
-            return slopes_before(self.norm, moment.tape, made)
-        if self.factor is not None:
-            made = made * moment.tape.values[self.factor].tensor
-        shape = moment.tape.values[self.sink].tensor.shape
-        return torch.broadcast_to(made, torch.broadcast_shapes(made.shape, shape)).sum_to_size(shape)
+        made = self.operation.outputs[0]
+        assert made is not None
+        place = self.operation.operands.index(self.sink)
+        return way_back(moment.tape, self.operation, place, self.layer.slopes_by_made(moment)[made])

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.grid import offer_from_tape
-from lightning_polystep.scoring.layers import Layer, Layers, Radii, reach_of_units
+from lightning_polystep.scoring.layer import Layer, Radii
+from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
@@ -74,11 +75,19 @@ class UnitResponseTier(WholeLayerTier):
             if scores is None:
                 raise NotOnTapeError("no scores lie between it and the loss of each sample")
             layers = Layers(recording, scores)
-            entries = layers.entries(self.block)
-            is_readout = {entry.made for entry in entries.products} <= set(scores.made)
-            layer = None if is_readout else layers.layer(entries, self.block.name)
-            self._known[key] = _Units(scores, entries, layer)
+            self._known[key] = _Units(scores, *self._looked_up(layers))
         return self._known[key]
+
+    def _looked_up(self, layers: Layers) -> tuple[Entries, Layer | None]:
+        try:
+            entries = layers.entries(self.block)
+            is_readout = {entry.made for entry in entries.products} <= set(layers.scores.made)
+            return entries, None if is_readout else layers.layer(entries, self.block.name)
+        except NotOnTapeError as error:
+            try:
+                return layers.parted(self.block)
+            except NotOnTapeError:
+                raise error from None
 
     @property
     def entered(self) -> tuple[Entries, Script]:
@@ -89,20 +98,20 @@ class UnitResponseTier(WholeLayerTier):
     def learns(self) -> bool:
         """Whether what answers are worth is learned."""
         layer = self.subject.layer
-        return layer is not None and layer.worth.learns
+        return layer is not None and layer.learns
 
     @property
     def needs_samples(self) -> bool:
         """Whether that is learned from samples, and so from others where other processes see others."""
         layer = self.subject.layer
-        return layer is not None and layer.worth.needs_samples
+        return layer is not None and layer.needs_samples
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn from what this micro-batch shows."""
         layer = None if self.obstacle() else self.subject.layer
         if layer is not None:
             moment, radii = self._moment(probe), self._radii(layer, proposal)
-            layer.worth.learn(moment, radii)
+            layer.learn(moment, radii)
             layer.look_at(moment.tape, radii)
             self._looked_with = proposal
 
@@ -112,9 +121,8 @@ class UnitResponseTier(WholeLayerTier):
         if layer is None:
             return [(entry, moment.slopes.T[:, :, None]) for entry in self.entered[0].products]
         looked = self._looked_with is proposal
-        slopes = layer.slopes(moment) if looked else layer.slopes_at(moment, self._radii(layer, proposal))
-        by_made = {entry.made: each for entry, each in slopes}
-        return [(entry, by_made[entry.made]) for entry in self.entered[0].products]
+        slopes = layer.slopes_by_made(moment) if looked else layer.slopes_at(moment, self._radii(layer, proposal))
+        return [(entry, _by_unit(slopes[entry.made])) for entry in self.entered[0].products]
 
     def _moment(self, probe: Probe) -> Moment:
         return Moment(self.recording.taken(), self.subject.scores.slopes(self.recording), probe.noise_key)
@@ -124,8 +132,8 @@ class UnitResponseTier(WholeLayerTier):
         by_made = {entry.made: typical[entry.key] for entry in self.entered[0].products}
         like = next(iter(typical.values()))
         return Radii(
-            {entry.key: by_made[entry.made] for entry in layer.answers.products},
-            reach_of_units(self.block.rows, proposal.rows, proposal.reach, like),
+            {entry.key: by_made[entry.made] for entry in layer.products},
+            like.new_ones(self.block.rows).index_copy(0, proposal.rows, proposal.reach.to(like)),
         )
 
     def approximation(self) -> str:
@@ -133,7 +141,7 @@ class UnitResponseTier(WholeLayerTier):
         layer = self.subject.layer
         if layer is None:
             return "estimated from the slopes of the loss by the scores"
-        return f"estimated from each unit's answer and {layer.worth.source}"
+        return f"estimated from each unit's answer and {layer.source}"
 
     def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
         """Say why exact costs tell more; nothing where they do not.
@@ -146,6 +154,11 @@ class UnitResponseTier(WholeLayerTier):
             return "exact directions are so cheap that feedback is not needed" if cheap else ""
         cosine = cosine_of_rows(trial, costs, exact)
         return "" if cosine > 0 else f"costs have a cosine of {cosine:.2f} with exact ones"
+
+
+def _by_unit(made: Tensor) -> Tensor:
+    """Return what belongs to a product, (N', U, places...), unit by unit, (U, N', P)."""
+    return made.movedim(1, 0).reshape(made.shape[1], made.shape[0], -1)
 
 
 def offer_units(recording: Recording, block: Block) -> UnitResponseTier:

@@ -13,7 +13,7 @@ from lightning_polystep.scoring.answers import Answers, random_signs
 from lightning_polystep.scoring.feedback import Feedback
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import half_difference
-from lightning_polystep.scoring.takers import Moment, Readout, Taker
+from lightning_polystep.scoring.takers import Moment, Taker
 from lightning_polystep.tape import Dense
 
 
@@ -30,11 +30,6 @@ class Worth:
     needs_samples: ClassVar[bool] = False
 
     @property
-    def source(self) -> str:
-        """Where it is known from, in words."""
-        raise NotImplementedError
-
-    @property
     def learns(self) -> bool:
         """Whether it is learned."""
         raise NotImplementedError
@@ -47,12 +42,12 @@ class Worth:
         """
         raise NotImplementedError
 
-    def learn(self, moment: Moment, typical: Mapping[object, Tensor]) -> None:
+    def learn(self, moment: Moment, typical: Mapping[object, Tensor] | None) -> None:
         """Learn from a micro-batch, where anything has to be learned.
 
         Args:
             moment: What the layer is looked at with.
-            typical: By product, how far a candidate shifts each place, (N', places...).
+            typical: By product, how far a candidate shifts each place, (N', places...); None where none is scored.
         """
 
     def on_trial(self, moment: Moment, typical: Mapping[object, Tensor]) -> Worth:
@@ -78,14 +73,9 @@ class ByTakers(Worth):
     takers: list[Taker]
 
     @property
-    def source(self) -> str:
-        """Where it is known from, in words."""
-        return "mirrors that are learned of the layers behind" if self.learns else "the readout"
-
-    @property
     def learns(self) -> bool:
         """Whether it is learned."""
-        return not all(isinstance(taker, Readout) for taker in self.takers)
+        return any(taker.learns for taker in self.takers)
 
     def worth(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slope of the loss by what units pass on, by sink."""
@@ -96,7 +86,7 @@ class ByTakers(Worth):
             worth[taker.sink] = worth[taker.sink] + own if taker.sink in worth else own
         return worth
 
-    def learn(self, moment: Moment, typical: Mapping[object, Tensor]) -> None:
+    def learn(self, moment: Moment, typical: Mapping[object, Tensor] | None) -> None:
         """Learn what the products of later layers do."""
         del typical
         for taker in self.takers:
@@ -128,11 +118,6 @@ class ByFeedback(Worth):
         self._widths = [torch.Size(layout.laid_out[1:]).numel() for layout in layouts]
 
     @property
-    def source(self) -> str:
-        """Where it is known from, in words."""
-        return "learned feedback"
-
-    @property
     def learns(self) -> bool:
         """That it is learned."""
         return True
@@ -145,9 +130,9 @@ class ByFeedback(Worth):
             worth[sink] = layout.back(known.reshape(1, *layout.laid_out))[0]
         return worth
 
-    def learn(self, moment: Moment, typical: Mapping[object, Tensor]) -> None:
+    def learn(self, moment: Moment, typical: Mapping[object, Tensor] | None) -> None:
         """Shift all units at random, and see what they and the scores make of it."""
-        answers = self.answers
+        answers, typical = self.answers, typical or {}
         for draw in self.feedback.draws(moment.key, self.name):
             signs, shifts = None, dict[object, Tensor]()
             for product, each in typical.items():

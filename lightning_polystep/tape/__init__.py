@@ -10,10 +10,9 @@ from lightning_polystep.tape.dense import Dense, last_products
 from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, product_of, products_of, products_with
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
-from lightning_polystep.tape.flow import Flow, Site, elementwise, flows
+from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
 from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
-from lightning_polystep.tape.norms import but_for_what_it_undoes, is_norm, slopes_before
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
@@ -22,6 +21,14 @@ from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
 from lightning_polystep.tape.tape import Operation, Tape
+from lightning_polystep.tape.ways_back import (
+    goes_back,
+    has_way_back,
+    is_looked_at_apart,
+    moves,
+    told_afterwards,
+    way_back,
+)
 from lightning_polystep.tape.work import Work
 
 __all__ = [
@@ -45,16 +52,19 @@ __all__ = [
     "Stage",
     "Tape",
     "Work",
-    "but_for_what_it_undoes",
     "compile_program",
     "elementwise",
     "entries_of",
     "factors_of",
     "flows",
+    "goes_back",
+    "has_way_back",
     "hold",
-    "is_norm",
+    "is_elementwise",
+    "is_looked_at_apart",
     "last_products",
     "mixes_changes",
+    "moves",
     "moving",
     "patches",
     "product_of",
@@ -64,7 +74,8 @@ __all__ = [
     "replays",
     "schedule",
     "shifted_products",
-    "slopes_before",
+    "told_afterwards",
     "unrecorded",
+    "way_back",
     "whole_program",
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 _BATCH_NORMS = {aten.native_batch_norm, aten.cudnn_batch_norm}
+NORMS = {*_BATCH_NORMS, aten.native_layer_norm, aten.native_group_norm}
 
 
 def _packet(operation: Operation) -> Any:
@@ -41,7 +42,8 @@ def is_norm(operation: Operation) -> bool:
     Args:
         operation: The operation.
     """
-    return is_batch_norm(operation) or _packet(operation) in {aten.native_layer_norm, aten.native_group_norm}
+    packet = _packet(operation)
+    return is_batch_norm(operation) if packet in _BATCH_NORMS else packet in NORMS
 
 
 def kept_apart(flow: Flow, axes: Axes) -> Flow:

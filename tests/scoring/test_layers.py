@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.scoring import layers as layers_module
+from lightning_polystep.scoring import answers as answers_module
+from lightning_polystep.scoring import layer as layer_module
 from lightning_polystep.scoring import scores as scores_module
-from lightning_polystep.scoring.layers import Layer, Layers, Radii, reach_of_units
+from lightning_polystep.scoring.layer import Layer, Radii
+from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import add_slopes
 from lightning_polystep.scoring.takers import Moment
@@ -32,7 +34,7 @@ class OverTime(nn.Module):
         for time in range(3):
             one = 0.5 * one + self.first(x.roll(time, 1))
             two = 0.7 * two + self.second(one.tanh())
-            total = total + (time + 1) * self.head(two.tanh())
+            total = total + self.head(two.tanh())
         return total
 
 
@@ -66,6 +68,27 @@ class Gated(nn.Module):
         return self.head((seen * self.gate(seen).sigmoid() - self.value(x)).tanh())
 
 
+class Attending(nn.Module):
+    """One layer of attention over tokens, with two heads, in plain operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.heads, self.mix, self.head = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 24),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        q, k, v = self.heads(x).chunk(3, dim=-1)
+        q, k, v = (each.reshape(*each.shape[:2], 2, 4).transpose(1, 2) for each in (q, k, v))
+        seen = (q @ k.mT / 2).softmax(-1) @ v
+        x = x + self.mix(seen.transpose(1, 2).flatten(2))
+        return self.head(x.tanh().mean(1))
+
+
 def convolution(channels):
     return nn.Conv2d(channels, 5, 3, padding=1)
 
@@ -80,6 +103,10 @@ NETS = {
     "convolutions": (lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), Smooth(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 2, stride=2), Smooth(), nn.Flatten(),
         nn.Linear(20, 4), Smooth(), nn.Linear(4, 3)), (20, 1, 8, 8)),
+    "largest of windows": (lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), Smooth(), nn.Conv2d(4, 5, 2, stride=2), Smooth(),
+        nn.MaxPool2d(2, 1), nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Smooth(), nn.Linear(4, 3)),
+        (20, 1, 12, 12)),
     "normalised": (lambda: nn.Sequential(
         nn.Linear(6, 5), nn.BatchNorm1d(5), Smooth(), nn.Linear(5, 5), nn.BatchNorm1d(5), Smooth(), nn.Linear(5, 3)),
         (40, 6)),
@@ -90,6 +117,7 @@ NETS = {
     "tokens, norm behind": (lambda: Residual(token, lambda: nn.LayerNorm(5), norm_first=False), (20, 4, 6)),
     "groups": (lambda: Residual(convolution, lambda: nn.GroupNorm(1, 5), norm_first=True), (20, 1, 5, 5)),
     "gates": (Gated, (40, 6)),
+    "attention": (Attending, (20, 5, 6)),
 }  # fmt: skip
 
 
@@ -108,7 +136,7 @@ def setting(make, shape, train=None):
 
 def small(layer, tape, units):
     shifts = {}
-    for entry in layer.answers.products:
+    for entry in layer.products:
         made = tape.values[entry.made].tensor
         shifts[entry.key] = torch.full((len(made), *made.shape[2:]), 1e-3).double()
     return Radii(shifts, torch.ones(units).double())
@@ -117,14 +145,21 @@ def small(layer, tape, units):
 @pytest.mark.parametrize("kind", sorted(NETS))
 def test_slopes_of_smooth_networks_come_to_those_of_the_derivative(kind, monkeypatch):
     """Differences of whole layers over small shifts, mirrors, and the readout's measured slopes, put together."""
-    monkeypatch.setattr(layers_module, "_USUAL_SHIFT", 1e-3)
+    monkeypatch.setattr(layer_module, "_USUAL_SHIFT", 1e-3)
     monkeypatch.setattr(scores_module, "_RADII", (1e-3,))
+    monkeypatch.setattr(answers_module, "_FAR", 1e-3)
     net, x, y, layers, moment = setting(*NETS[kind])
     blocks = [each for each in blocks_of(net) if len(each.parameters) == 2 and each.site is not None and each.rows != 3]
-    found = {block.name: layers.layer(layers.entries(block)) for block in blocks}
+    found, entries_of = {}, {}
+    for block in blocks:
+        try:
+            entries_of[block.name] = layers.entries(block)
+            found[block.name] = layers.layer(entries_of[block.name])
+        except NotOnTapeError:
+            entries_of[block.name], found[block.name] = layers.parted(block)
     for step in range(40):
         for each in found.values():
-            each.worth.learn(moment._replace(key=(0, step, 0)), {})
+            each.learn(moment._replace(key=(0, step, 0)))
     weights = [block.parameters[0] for block in blocks]
     with torch.enable_grad():
         exact = torch.autograd.grad(F.cross_entropy(net(x), y), weights)
@@ -132,7 +167,7 @@ def test_slopes_of_smooth_networks_come_to_those_of_the_derivative(kind, monkeyp
     for block in blocks:
         found[block.name].look_at(moment.tape, small(found[block.name], moment.tape, block.rows))
     for block, wanted in zip(blocks, exact, strict=True):
-        entries = layers.entries(block)
+        entries = entries_of[block.name]
         slopes = found[block.name].slopes_by_made(moment)
         sums = {}
         for entry in entries.products:
@@ -140,7 +175,7 @@ def test_slopes_of_smooth_networks_come_to_those_of_the_derivative(kind, monkeyp
             add_slopes(sums, moment.tape, entry, made.movedim(1, 0).reshape(made.shape[1], made.shape[0], -1))
         own = next(each for each in sums.values() if each.shape[1] > 1)
         similarity = float(F.cosine_similarity(own.detach().flatten(), wanted.flatten(), dim=0))
-        assert similarity > 0.999, (block.name, similarity)
+        assert similarity > 0.995, (block.name, similarity)
 
 
 def test_a_layer_is_found_once_whoever_asks():
@@ -156,7 +191,7 @@ def test_layers_that_are_not_trained_are_gone_through():
     net, _, _, layers, moment = setting(*NETS["deep"], train=0)
     (block,) = blocks_of(net)
     layer = layers.layer(layers.entries(block))
-    layer.worth.learn(moment, {})
+    layer.learn(moment)
     (made,) = layer.slopes_by_made(moment).values()
     assert made.abs().sum() > 0
 
@@ -178,8 +213,3 @@ def test_a_layer_that_goes_into_itself_is_refused():
     block = next(each for each in blocks_of(net) if each.name == "first")
     with pytest.raises(NotOnTapeError, match=r"something else|into itself"):
         layers.layer(layers.entries(block))
-
-
-def test_units_that_are_not_probed_are_shifted_as_usual():
-    reach = reach_of_units(4, torch.tensor([1, 3]), torch.tensor([2.0, 8.0]), torch.zeros(1).double())
-    assert reach.tolist() == [1.0, 2.0, 1.0, 8.0]

@@ -41,7 +41,7 @@ def planned(**options):
 def test_the_plan_takes_estimates_where_directions_are_many():
     plan, _ = planned()
     assert plan["second"].tier.name == "units"
-    assert "unit's answer and the readout" in plan["second"].note
+    assert "unit's answer and what takes it in" in plan["second"].note
     assert "unit's answer and mirrors that are learned" in plan["first"].note
     assert plan["second"].most_rows is None
 

@@ -1,0 +1,212 @@
+"""Score: a layer of a step, looked at once a step: what a change of what it makes is worth to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.scoring.answers import Answers
+from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.worth import Worth
+from lightning_polystep.tape import Entry, Tape
+
+# What layers of which no candidates are scored are shifted by, in standard deviations of what they make.
+_USUAL_SHIFT = 1.0
+# Where a tape keeps what was seen of layers.
+_SLOPES = "slopes of layers"
+
+
+class Radii(dict[object, Tensor]):
+    """How far a layer is shifted: by product, at each place, (N', places...).
+
+    Args:
+        typical: By product, how far a candidate of reach 1 shifts each place.
+        reach: How many times as far each unit is shifted, (U,).
+    """
+
+    def __init__(self, typical: Mapping[object, Tensor], reach: Tensor) -> None:
+        super().__init__(typical)
+        self.reach = reach
+
+
+class Layer:
+    """A layer; a subclass knows how it is looked at."""
+
+    @property
+    def products(self) -> list[Entry]:
+        """What begins it."""
+        raise NotImplementedError
+
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind is learned."""
+        raise NotImplementedError
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it is learned from samples, and so from others where other processes see others."""
+        return False
+
+    @property
+    def source(self) -> str:
+        """Where it is known from, in words."""
+        return "mirrors that are learned of the layers behind" if self.learns else "what takes it in, up to the readout"
+
+    def learn(self, moment: Moment, radii: Radii | None = None) -> None:
+        """Learn what lies behind, once a micro-batch.
+
+        Args:
+            moment: What it is looked at with.
+            radii: How far its units are shifted; None where no candidates of it are scored.
+        """
+        known = (self, "learned", moment.key)
+        if known not in moment.tape.arrays:
+            moment.tape.arrays[known] = True
+            self._learn(moment, radii)
+
+    def _learn(self, moment: Moment, radii: Radii | None) -> None:
+        raise NotImplementedError
+
+    def look_at(self, tape: Tape, radii: Radii) -> None:
+        """Say how far its units are shifted in this step, for whoever asks.
+
+        Args:
+            tape: Of the step.
+            radii: By how much.
+        """
+        tape.arrays[self, "radii"] = radii
+        tape.arrays.pop(_SLOPES, None)  # what was seen before, as on trial, is out of date
+
+    def slopes_by_made(self, moment: Moment) -> dict[int, Tensor]:
+        """Return the slopes of the loss by what its products make, each as large as that, found once a step.
+
+        Args:
+            moment: What it is looked at with.
+        """
+        found: dict[Layer, dict[int, Tensor]] = moment.tape.arrays.setdefault(_SLOPES, {})
+        if self not in found:
+            radii = moment.tape.arrays.get((self, "radii"))
+            found[self] = self.slopes_at(moment, self._usual(moment.tape) if radii is None else radii)
+        return found[self]
+
+    def slopes_at(self, moment: Moment, radii: Radii) -> dict[int, Tensor]:
+        """Return the same for shifts of one's own.
+
+        Args:
+            moment: What it is looked at with.
+            radii: How far its units are shifted.
+        """
+        raise NotImplementedError
+
+    def _usual(self, tape: Tape) -> Radii:
+        shifts, units = dict[object, Tensor](), torch.ones(1)
+        for entry in self.products:
+            made = precise(tape.values[entry.made].tensor)
+            shifts[entry.key] = (_USUAL_SHIFT * made.std()).expand(len(made), *made.shape[2:])
+            units = made.new_ones(made.shape[1])
+        return Radii(shifts, units)
+
+
+@dataclass(eq=False)
+class Answering(Layer):
+    """A layer whose units answer each by itself.
+
+    Args:
+        answers: How they do.
+        worth: What that is worth.
+    """
+
+    answers: Answers
+    worth: Worth
+
+    @property
+    def products(self) -> list[Entry]:
+        """What begins it."""
+        return self.answers.products
+
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind is learned."""
+        return self.worth.learns
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it is learned from samples, and so from others where other processes see others."""
+        return self.worth.needs_samples
+
+    @property
+    def source(self) -> str:
+        """Where it is known from, in words."""
+        return "learned feedback" if self.worth.needs_samples else super().source
+
+    def _learn(self, moment: Moment, radii: Radii | None) -> None:
+        self.worth.learn(moment, radii)
+
+    def slopes_at(self, moment: Moment, radii: Radii) -> dict[int, Tensor]:
+        """Return the slopes of the loss by what its products make, for shifts of one's own."""
+        answers, worth = self.answers, self.worth.on_trial(moment, radii).worth(moment)
+        if not answers.local.steps and answers.sinks.keys() >= {each.made for each in answers.products}:
+            return worth  # what it makes is what it passes on
+        slopes = answers.slopes(moment.tape, radii, radii.reach, worth)
+        shapes = {entry.made: moment.tape.values[entry.made].tensor.shape for entry, _ in slopes}
+        return {entry.made: each.movedim(1, 0).reshape(shapes[entry.made]) for entry, each in slopes}
+
+
+class Part(NamedTuple):
+    """A part of what a product makes, as the gates of a cell and the heads of attention are.
+
+    Args:
+        made: What the product makes.
+        value: The part.
+        places: Which number of the whole each of its numbers is, as large as the part.
+        layer: What lies behind it.
+    """
+
+    made: int
+    value: int
+    places: Tensor
+    layer: Layer
+
+
+@dataclass(eq=False)
+class Parted(Layer):
+    """A layer whose units are parted at once, each part for another use.
+
+    Args:
+        made_by: Its products.
+        parts: Of what they make.
+    """
+
+    made_by: list[Entry]
+    parts: list[Part]
+
+    @property
+    def products(self) -> list[Entry]:
+        """What begins it."""
+        return self.made_by
+
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind is learned."""
+        return any(part.layer.learns for part in self.parts)
+
+    def _learn(self, moment: Moment, radii: Radii | None) -> None:
+        del radii
+        for part in self.parts:
+            part.layer.learn(moment)
+
+    def slopes_at(self, moment: Moment, radii: Radii) -> dict[int, Tensor]:
+        """Return the slopes of the loss by what its products make; parts are shifted as usual."""
+        del radii
+        slopes = dict[int, Tensor]()
+        for entry in self.made_by:
+            slopes[entry.made] = torch.zeros_like(precise(moment.tape.values[entry.made].tensor))
+        for made, value, places, layer in self.parts:
+            own = layer.slopes_by_made(moment)[value]
+            slopes[made].view(-1).index_add_(0, places.flatten().to(own.device), own.flatten().to(slopes[made]))
+        return slopes
