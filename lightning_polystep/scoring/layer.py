@@ -210,3 +210,34 @@ class Parted(Layer):
             own = layer.slopes_by_made(moment)[value]
             slopes[made].view(-1).index_add_(0, places.flatten().to(own.device), own.flatten().to(slopes[made]))
         return slopes
+
+
+@dataclass(eq=False)
+class Together(Layer):
+    """A layer that goes into itself, as over time: each of its products is looked at by itself.
+
+    Args:
+        layers: Of the products, the last ones first.
+    """
+
+    layers: list[Layer]
+
+    @property
+    def products(self) -> list[Entry]:
+        """What begins it."""
+        return [product for layer in reversed(self.layers) for product in layer.products]
+
+    @property
+    def learns(self) -> bool:
+        """Whether what lies behind is learned."""
+        return any(layer.learns for layer in self.layers)
+
+    def _learn(self, moment: Moment, radii: Radii | None) -> None:
+        del radii
+        for layer in self.layers:
+            layer.learn(moment)
+
+    def slopes_at(self, moment: Moment, radii: Radii) -> dict[int, Tensor]:
+        """Return the slopes of the loss by what its products make; these are shifted as usual."""
+        del radii
+        return {made: each for layer in self.layers for made, each in layer.slopes_by_made(moment).items()}

@@ -16,7 +16,7 @@ import torch
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
-from lightning_polystep.scoring.layer import Answering, Layer, Part, Parted
+from lightning_polystep.scoring.layer import Answering, Layer, Part, Parted, Together
 from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.takers import Met, Multiplied, Readout, Taker
@@ -149,11 +149,9 @@ class Layers:
             if not taken or (step.stage == Stage.UNIT and step.number not in answers.apart):
                 continue
             product = product_of(tape, operation)
-            if len(taken) > 1:
-                raise NotOnTapeError("what it passes on meets itself")
             if product is None:
-                met.append((taken[0], operation))
-            elif taken[0] != product.inputs or program.position(product.inputs, program.sample) != 0:
+                met += [(sink, operation) for sink in dict.fromkeys(taken)]
+            elif taken != [product.inputs] or program.position(product.inputs, program.sample) != 0:
                 raise NotOnTapeError("what it passes on goes into something else than a layer")
             elif product.made in self.scores.made:
                 assert product.weight is not None
@@ -161,7 +159,7 @@ class Layers:
             else:
                 assert product.weight is not None
                 products = products_with(tape, program, product.weight)
-                layer = self.of_products(products)
+                layer = self.of_products([product] if self.is_recurrent(products) else products)
                 yield Multiplied(product.inputs, product, layer, self._mirror(product))
         yield from self._met(answers, met)
 
@@ -176,17 +174,21 @@ class Layers:
             NotOnTapeError: Where something else takes units in.
         """
         tape, program = self.recording.taken(), answers.program
-        kinds = dict[tuple[object, torch.Size], dict[int, tuple[int, Operation]]]()
+        kinds = dict[tuple[object, torch.Size], dict[int, list[tuple[int, Operation]]]]()
         for sink, operation in met:
             made = operation.outputs[0]
             if made is None or not has_way_back(operation):
                 raise NotOnTapeError(f"what it passes on goes into {operation.function}, of which nothing is known")
             kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape
-            kinds.setdefault(kind, {})[made] = sink, operation
+            kinds.setdefault(kind, {}).setdefault(made, []).append((sink, operation))
         for each in kinds.values():
-            units = {made: self._unit_of(program, made, *of_sink) for made, of_sink in each.items()}
-            layer = self._behind([Entry(made, made, None, None) for made in each], units)
-            yield from (Met(sink, operation, layer) for sink, operation in each.values())
+            units = {made: self._unit_of(program, made, *taken[0]) for made, taken in each.items()}
+            try:
+                together = self._behind([Entry(made, made, None, None) for made in each], units)
+                layers = dict.fromkeys(each, together)
+            except NotOnTapeError:  # as of a recurrence, of which each step of time is a layer of its own
+                layers = {made: self._behind([Entry(made, made, None, None)], {made: units[made]}) for made in each}
+            yield from (Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken)
 
     def _unit_of(self, program: Program, made: int, sink: int, operation: Operation) -> int:
         """Return which axis of what an operation makes its units are: those that it took in, or else the last one."""
@@ -205,13 +207,40 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
-        try:
-            return self._behind(products, dict.fromkeys((each.made for each in products), 1))
-        except NotOnTapeError as error:
-            parts = [part for each in products for part in self._parts(each.made)]
-            if not parts:
-                raise error from None
-            return Parted(products, parts)
+        known, made = self.recording.layers, frozenset(each.made for each in products)
+        key = (self.recording.taken().structure(), made, "products")
+        if key not in known:
+            known[key] = NotOnTapeError("it goes into itself")
+            try:
+                known[key] = self._of_products(products)
+            except NotOnTapeError as error:
+                known[key] = error
+        if isinstance(known[key], NotOnTapeError):
+            raise known[key]
+        layer: Layer = known[key]
+        return layer
+
+    def _of_products(self, products: list[Entry]) -> Layer:
+        if len(products) > 1 and self.is_recurrent(products):
+            # Each step of time is a layer of its own; the last ones first, because those before lead there.
+            return Together([self.of_products([each]) for each in reversed(products)])
+        return self._behind(products, dict.fromkeys((each.made for each in products), 1))
+
+    def is_recurrent(self, products: list[Entry]) -> bool:
+        """Tell whether some products lead to others.
+
+        Args:
+            products: All with the same weights.
+        """
+        tape, made = self.recording.taken(), {each.made for each in products}
+        reached = set(made)
+        for operation in tape.operations:
+            if reached.isdisjoint(operation.operands):
+                continue
+            if not made.isdisjoint(operation.outputs):
+                return True
+            reached.update(index for index in operation.outputs if index is not None)
+        return False
 
     def _parts(self, made: int) -> list[Part]:
         """Return the parts into which what a product makes is cut before anything else is done with it.
@@ -226,7 +255,7 @@ class Layers:
             taken = [index for index in operation.operands if index in moved]
             if not taken:
                 continue
-            outputs = moves(operation, taken[0], moved[taken[0]])
+            outputs = moves(tape, operation, moved[taken[0]])
             if outputs is None:
                 ends += [index for index in taken if index not in ends]
                 continue
@@ -235,7 +264,7 @@ class Layers:
         if not cut or any(moved[index].ndim < 2 for index in ends):
             return []
         parts = []
-        for index in ends:
+        for index in reversed(ends):
             layer = self._behind([Entry(index, index, None, None)], {index: moved[index].ndim - 1})
             parts.append(Part(made, index, moved[index], layer))
         return parts
@@ -250,6 +279,15 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
+        try:
+            return self._answering(products, units)
+        except NotOnTapeError as error:
+            parts = [part for each in products for part in self._parts(each.made)]
+            if not parts:
+                raise error from None
+            return Parted(products, parts)
+
+    def _answering(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         tape, loss = self.recording.taken(), self.recording.loss
         assert loss is not None
         program = compile_program(tape, units, loss, as_recorded=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.mirror import Mirror
@@ -154,5 +155,6 @@ class Met(Taker):
         """Return the slope of the loss by what is passed on."""
         made = self.operation.outputs[0]
         assert made is not None
-        place = self.operation.operands.index(self.sink)
-        return way_back(moment.tape, self.operation, place, self.layer.slopes_by_made(moment)[made])
+        slopes = self.layer.slopes_by_made(moment)[made]
+        places = [place for place, index in enumerate(self.operation.operands) if index == self.sink]
+        return torch.stack([way_back(moment.tape, self.operation, place, slopes) for place in places]).sum(0)

@@ -13,6 +13,7 @@ error. No derivative is used, and no weight of a hidden layer behind.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -79,15 +80,17 @@ class UnitResponseTier(WholeLayerTier):
         return self._known[key]
 
     def _looked_up(self, layers: Layers) -> tuple[Entries, Layer | None]:
+        """Return the products of the block, and its layer: of which it is known what lies behind, if any is."""
         try:
             entries = layers.entries(self.block)
-            is_readout = {entry.made for entry in entries.products} <= set(layers.scores.made)
-            return entries, None if is_readout else layers.layer(entries, self.block.name)
-        except NotOnTapeError as error:
-            try:
+            if {entry.made for entry in entries.products} <= set(layers.scores.made):
+                return entries, None
+            return entries, layers.layer(entries)
+        except NotOnTapeError:
+            with suppress(NotOnTapeError):
                 return layers.parted(self.block)
-            except NotOnTapeError:
-                raise error from None
+        entries = layers.entries(self.block)
+        return entries, layers.layer(entries, self.block.name)
 
     @property
     def entered(self) -> tuple[Entries, Script]:

@@ -88,18 +88,21 @@ _MOVES = {
 }  # fmt: skip
 
 
-def moves(operation: Operation, index: int, numbers: Tensor) -> dict[int, Tensor] | None:
+def moves(tape: Tape, operation: Operation, numbers: Tensor) -> dict[int, Tensor] | None:
     """Return where an operation puts numbers, by output; None where it does more than to move them or to add others.
 
     Args:
+        tape: Of the step.
         operation: The operation.
-        index: What it takes.
-        numbers: What stands for that.
+        numbers: What stands for what it takes.
     """
     packet = _packet(operation)
-    if packet is aten.add and len(operation.operands) == 2 and operation.operands[0] == index:
-        made = operation.outputs[0]
-        return None if made is None else {made: numbers}
+    if packet is aten.add and len(operation.operands) == 2 and len(operation.args) == 2:
+        made, shape = (
+            operation.outputs[0],
+            torch.broadcast_shapes(*(tape.values[i].tensor.shape for i in operation.operands)),
+        )
+        return {made: numbers} if made is not None and shape == numbers.shape else None
     if packet not in _MOVES:
         return None
     result = operation.function(*substitute(operation.args, lambda _: numbers), **operation.kwargs)
@@ -155,6 +158,19 @@ def _multiplied(tape: Tape, operation: Operation, place: int, slopes: Tensor) ->
     if len(operation.operands) == 1:
         return slopes * operation.args[1]
     return slopes * tape.values[operation.operands[1 - place]].tensor.to(slopes)
+
+
+@goes_back(aten.stack)
+def _stacked(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
+    del tape
+    return slopes.select(operation.args[1] if len(operation.args) > 1 else 0, place)
+
+
+@goes_back(aten.cat)
+def _joined(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
+    axis = operation.args[1] if len(operation.args) > 1 else 0
+    sizes = [tape.values[index].tensor.shape[axis] for index in operation.operands]
+    return slopes.narrow(axis, sum(sizes[:place]), sizes[place])
 
 
 @goes_back(aten.bmm)
