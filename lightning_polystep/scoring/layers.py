@@ -35,6 +35,7 @@ from lightning_polystep.tape import (
     has_way_back,
     is_elementwise,
     moves,
+    operations_towards,
     product_of,
     products_of,
     products_with,
@@ -251,7 +252,7 @@ class Layers:
         tape = self.recording.taken()
         whole = tape.values[made].tensor
         moved, cut, ends = {made: torch.arange(whole.numel()).reshape(whole.shape)}, False, list[int]()
-        for operation in tape.operations:
+        for operation in self._operations():
             taken = [index for index in operation.operands if index in moved]
             if not taken:
                 continue
@@ -261,13 +262,23 @@ class Layers:
                 continue
             moved.update(outputs)
             cut = cut or any(each.numel() != whole.numel() for each in outputs.values())
-        if not cut or any(moved[index].ndim < 2 for index in ends):
+        if not cut or made in ends or any(moved[index].ndim < 2 for index in ends):
             return []
         parts = []
         for index in reversed(ends):
             layer = self._behind([Entry(index, index, None, None)], {index: moved[index].ndim - 1})
             parts.append(Part(made, index, moved[index], layer))
         return parts
+
+    def _operations(self) -> list[Operation]:
+        """Return the operations of the step that lead to the loss."""
+        recording = self.recording
+        assert recording.loss is not None
+        key = (recording.taken().structure(), "operations")
+        if key not in recording.layers:
+            recording.layers[key] = operations_towards(recording.taken(), recording.loss)
+        operations: list[Operation] = recording.layers[key]
+        return operations
 
     def _behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         """Return a layer behind others.

@@ -13,6 +13,7 @@ from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
 from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
+from lightning_polystep.tape.merging import operations_towards
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
@@ -66,6 +67,7 @@ __all__ = [
     "mixes_changes",
     "moves",
     "moving",
+    "operations_towards",
     "patches",
     "product_of",
     "products_of",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_polystep.tape.pieces import Pieces
 from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
 
 
@@ -19,9 +20,10 @@ def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
     Returns:
         Values that are equal, each with the first of them; and the operations, each with the one that it repeats.
     """
-    same, merged, seen = dict[int, int](), list[tuple[int, int]](), dict[Any, int]()
+    same, merged, seen, pieces = dict[int, int](), list[tuple[int, int]](), dict[Any, int](), Pieces(tape)
     for number, operation in enumerate(tape.operations):
         tags = getattr(operation.function, "tags", ())
+        same.update(pieces.equal(renamed(operation, same)))
         if torch.Tag.nondeterministic_seeded in tags or None in operation.outputs:
             continue
         own = renamed(operation, same)
@@ -35,6 +37,23 @@ def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
                 if mine is not None and theirs is not None
             )
     return same, merged
+
+
+def operations_towards(tape: Tape, loss: int) -> list[Operation]:
+    """Return the operations that lead to a value, equal ones once, each reading the first of equal values.
+
+    Args:
+        tape: Of a step.
+        loss: The value.
+    """
+    same, merged = merge_equal(tape)
+    again, needed, found = {number for number, _ in merged}, {same.get(loss, loss)}, list[Operation]()
+    for number in reversed(range(len(tape.operations))):
+        operation = renamed(tape.operations[number], same)
+        if number not in again and not needed.isdisjoint(operation.outputs):
+            found.append(operation)
+            needed.update(operation.operands)
+    return found[::-1]
 
 
 def renamed(operation: Operation, same: Mapping[int, int]) -> Operation:
