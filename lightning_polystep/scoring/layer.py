@@ -142,7 +142,10 @@ class Answering(Layer):
     @property
     def source(self) -> str:
         """Where it is known from, in words."""
-        return "learned feedback" if self.worth.needs_samples else super().source
+        if self.worth.needs_samples:
+            return "learned feedback"
+        left_out = f" (left out: {'; '.join(self.worth.left_out)})" if self.worth.left_out else ""
+        return super().source + left_out
 
     def _learn(self, moment: Moment, radii: Radii | None) -> None:
         self.worth.learn(moment, radii)

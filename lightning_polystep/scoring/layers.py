@@ -8,7 +8,8 @@ What these are worth follows from the layers behind, which are looked at in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,11 +100,12 @@ class Layers:
         entries, layer = known[key]
         return entries, layer
 
-    def layer(self, entries: Entries, name: str | None = None) -> Layer:
+    def layer(self, entries: Entries, name: str | None = None, *, partly: bool = False) -> Layer:
         """Return the layer of some products.
 
         Args:
             entries: All products of the same rows, and what lies behind.
+            partly: Whether to leave out what takes units in but is not known, if something else is.
             name: Of a block that learns feedback where something else lies behind than layers; None if it does not.
 
         Raises:
@@ -115,10 +117,16 @@ class Layers:
             known[key] = NotOnTapeError("it goes into itself")
             try:
                 answers = self._answers(entries)
-                known[key] = Answering(answers, ByTakers(answers, list(self._takers(answers))))
+                takers, left_out = self._takers(answers)
+                layer = Answering(answers, ByTakers(answers, takers, list(dict.fromkeys(map(str, left_out)))))
+                if not takers and not left_out:
+                    raise NotOnTapeError("nothing that is known takes in what it passes on")
+                known[key] = left_out[0] if left_out else layer
+                if left_out and takers:
+                    known[*key, "partly"] = layer
             except NotOnTapeError as error:
                 known[key] = error
-        found = known[key]
+        found = known.get((*key, "partly"), known[key]) if partly else known[key]
         if isinstance(found, Layer):
             return found
         if name is None:
@@ -126,8 +134,8 @@ class Layers:
         by_feedback = (*key, "feedback")
         if by_feedback not in known:
             known[by_feedback] = self._by_feedback(self._answers(entries), name)
-        layer: Layer = known[by_feedback]
-        return layer
+        feedback: Layer = known[by_feedback]
+        return feedback
 
     def _answers(self, entries: Entries) -> Answers:
         tape, product = self.recording.taken(), entries.products[0]
@@ -136,60 +144,56 @@ class Layers:
         memory = self.recording.learned.setdefault(f"{_REACHES} {name}, {places}", {})
         return Answers.of(tape, entries, memory, evenly=self.recording.divides_batches)
 
-    def _takers(self, answers: Answers) -> Iterator[Taker]:
-        """Yield what takes in what units pass on.
-
-        Raises:
-            NotOnTapeError: Where something else does than what is known here.
-        """
+    def _takers(self, answers: Answers) -> tuple[list[Taker], list[NotOnTapeError]]:
+        """Return what takes in what units pass on, as far as it is known, and what is not known."""
         tape, program = self.recording.taken(), answers.program
-        met: list[tuple[int, Operation]] = []
+        takers, left_out = list[Taker](), list[NotOnTapeError]()
+        kinds = dict[tuple[object, torch.Size], dict[int, list[tuple[int, Operation]]]]()
         for step in program.steps:
             operation = program.operation(tape, step.number)
             taken = [index for index in operation.operands if index in answers.sinks]
             if not taken or (step.stage == Stage.UNIT and step.number not in answers.apart):
                 continue
-            product = product_of(tape, operation)
-            if product is None:
-                met += [(sink, operation) for sink in dict.fromkeys(taken)]
-            elif taken != [product.inputs] or program.position(product.inputs, program.sample) != 0:
-                raise NotOnTapeError("what it passes on goes into something else than a layer")
-            elif product.made in self.scores.made:
-                assert product.weight is not None
-                yield Readout(product.inputs, product.weight)
+            made, product = operation.outputs[0], product_of(tape, operation)
+            if product is not None:
+                try:
+                    takers.append(self._of_product(answers, product, taken))
+                except NotOnTapeError as error:
+                    left_out.append(error)
+            elif made is None or not has_way_back(operation):
+                left_out.append(NotOnTapeError(f"{operation.function} takes it in, of which nothing is known"))
             else:
-                assert product.weight is not None
-                products = products_with(tape, program, product.weight)
-                layer = self.of_products([product] if self.is_recurrent(products) else products)
-                yield Multiplied(product.inputs, product, layer, self._mirror(product))
-        yield from self._met(answers, met)
-
-    def _met(self, answers: Answers, met: Sequence[tuple[int, Operation]]) -> Iterator[Taker]:
-        """Yield sums, differences, factors and norms, those of the same kind, as at several steps of time, together.
-
-        Args:
-            answers: Of the units.
-            met: What they pass on, and the operation that takes it.
-
-        Raises:
-            NotOnTapeError: Where something else takes units in.
-        """
-        tape, program = self.recording.taken(), answers.program
-        kinds = dict[tuple[object, torch.Size], dict[int, list[tuple[int, Operation]]]]()
-        for sink, operation in met:
-            made = operation.outputs[0]
-            if made is None or not has_way_back(operation):
-                raise NotOnTapeError(f"what it passes on goes into {operation.function}, of which nothing is known")
-            kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape
-            kinds.setdefault(kind, {}).setdefault(made, []).append((sink, operation))
+                kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape
+                kinds.setdefault(kind, {}).setdefault(made, []).extend(
+                    (sink, operation) for sink in dict.fromkeys(taken)
+                )
         for each in kinds.values():
-            units = {made: self._unit_of(program, made, *taken[0]) for made, taken in each.items()}
             try:
-                together = self._behind([Entry(made, made, None, None) for made in each], units)
-                layers = dict.fromkeys(each, together)
-            except NotOnTapeError:  # as of a recurrence, of which each step of time is a layer of its own
-                layers = {made: self._behind([Entry(made, made, None, None)], {made: units[made]}) for made in each}
-            yield from (Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken)
+                takers += self._met(answers, each)
+            except NotOnTapeError as error:
+                left_out.append(error)
+        return takers, left_out
+
+    def _of_product(self, answers: Answers, product: Entry, taken: list[int]) -> Taker:
+        """Return a product that takes in what units pass on: of the readout, or of a later layer."""
+        tape, program = self.recording.taken(), answers.program
+        if taken != [product.inputs] or product.weight is None or program.position(taken[0], program.sample) != 0:
+            raise NotOnTapeError("a product takes it in otherwise than as the inputs of a layer")
+        if product.made in self.scores.made:
+            return Readout(product.inputs, product.weight)
+        products = products_with(tape, program, product.weight)
+        layer = self.of_products([product] if self.is_recurrent(products) else products)
+        return Multiplied(product.inputs, product, layer, self._mirror(product))
+
+    def _met(self, answers: Answers, each: Mapping[int, Sequence[tuple[int, Operation]]]) -> list[Taker]:
+        """Return operations of one kind, as at several steps of time, by what they make of which sinks."""
+        units = {made: self._unit_of(answers.program, made, *taken[0]) for made, taken in each.items()}
+        try:
+            together = self._behind([Entry(made, made, None, None) for made in each], units)
+            layers = dict.fromkeys(each, together)
+        except NotOnTapeError:  # as of a recurrence, of which each step of time is a layer of its own
+            layers = {made: self._behind([Entry(made, made, None, None)], {made: units[made]}) for made in each}
+        return [Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken]
 
     def _unit_of(self, program: Program, made: int, sink: int, operation: Operation) -> int:
         """Return which axis of what an operation makes its units are: those that it took in, or else the last one."""
@@ -290,22 +294,26 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
-        try:
-            return self._answering(products, units)
-        except NotOnTapeError as error:
+        entries = None
+        with suppress(NotOnTapeError):
+            entries = self._entries_behind(products, units)
+            return self.layer(entries)
+        with suppress(NotOnTapeError):
             parts = [part for each in products for part in self._parts(each.made)]
-            if not parts:
-                raise error from None
-            return Parted(products, parts)
+            if parts:
+                return Parted(products, parts)
+        if entries is None:
+            raise NotOnTapeError("a layer behind it goes into itself, or mixes samples")
+        return self.layer(entries, partly=True)
 
-    def _answering(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
+    def _entries_behind(self, products: list[Entry], units: Mapping[int, int]) -> Entries:
         tape, loss = self.recording.taken(), self.recording.loss
         assert loss is not None
         program = compile_program(tape, units, loss, as_recorded=True)
         inside = {made for step in program.steps for made in program.operation(tape, step.number).outputs}
         if program.unit is None or program.sample is None or not inside.isdisjoint(units):
             raise NotOnTapeError("a layer behind it goes into itself, or mixes samples")
-        return self.layer(Entries(products, [], program))
+        return Entries(products, [], program)
 
     def _mirror(self, product: Entry) -> Mirror:
         """Return the mirror of a product, which all layers before it share."""

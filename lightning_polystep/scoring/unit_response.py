@@ -90,7 +90,7 @@ class UnitResponseTier(WholeLayerTier):
             with suppress(NotOnTapeError):
                 return layers.parted(self.block)
         entries = layers.entries(self.block)
-        return entries, layers.layer(entries, self.block.name)
+        return entries, layers.layer(entries, self.block.name, partly=True)
 
     @property
     def entered(self) -> tuple[Entries, Script]:

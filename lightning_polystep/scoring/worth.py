@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_polystep.scoring.answers import Answers, random_signs
 from lightning_polystep.scoring.feedback import Feedback
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import half_difference
+from lightning_polystep.scoring.slopes import half_difference, precise
 from lightning_polystep.scoring.takers import Moment, Taker
 from lightning_polystep.tape import Dense
 
@@ -33,6 +33,11 @@ class Worth:
     def learns(self) -> bool:
         """Whether it is learned."""
         raise NotImplementedError
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What takes units in, but is not known, in words."""
+        return ()
 
     def worth(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slope of the loss by what units pass on, by sink.
@@ -67,10 +72,17 @@ class ByTakers(Worth):
 
     Args:
         answers: Of the units.
-        takers: All that take them in.
+        takers: All that take them in, as far as known.
+        unknown: What else does, in words.
     """
 
     takers: list[Taker]
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What takes units in, but is not known, in words."""
+        return self.unknown
 
     @property
     def learns(self) -> bool:
@@ -84,6 +96,8 @@ class ByTakers(Worth):
             shape, own = moment.tape.values[taker.sink].tensor.shape, taker.worth(moment)
             own = own.reshape(shape)
             worth[taker.sink] = worth[taker.sink] + own if taker.sink in worth else own
+        for sink in self.answers.sinks.keys() - worth.keys():
+            worth[sink] = torch.zeros_like(precise(moment.tape.values[sink].tensor))
         return worth
 
     def learn(self, moment: Moment, typical: Mapping[object, Tensor] | None) -> None:

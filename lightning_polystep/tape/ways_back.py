@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.norms import NORMS, but_for_what_it_undoes, is_norm, slopes_before
-from lightning_polystep.tape.tape import Operation, Tape, substitute
+from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
 
 aten = torch.ops.aten
 
@@ -33,7 +33,7 @@ _WAYS_BACK: dict[Any, WayBack] = {}
 # What takes places of a unit together.
 _GATHERS = {
     aten.sum, aten.mean, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.max_pool2d_with_indices, aten.bmm,
-    aten._softmax, aten._safe_softmax,
+    aten._softmax, aten._safe_softmax, aten._scaled_dot_product_flash_attention_for_cpu,
 }  # fmt: skip
 
 
@@ -64,7 +64,10 @@ def has_way_back(operation: Operation) -> bool:
     Args:
         operation: The operation.
     """
-    return _packet(operation) in _WAYS_BACK and not operation.kwargs and operation.outputs[0] is not None
+    packet, plain = _packet(operation), not operation.kwargs
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
+        plain = not any(operation.args[3:4])  # nothing is dropped
+    return packet in _WAYS_BACK and plain and operation.outputs[0] is not None
 
 
 def way_back(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
@@ -186,6 +189,25 @@ def _competed(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> T
     assert made is not None
     shares = tape.values[made].tensor.to(slopes)
     return shares * (slopes - (shares * slopes).sum(operation.args[1], keepdim=True))
+
+
+@goes_back(aten._scaled_dot_product_flash_attention_for_cpu)
+def _attended(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
+    """Attention that one operator makes: as a product, a softmax and a product."""
+    query, key, value = (tape.values[index].tensor.to(slopes) for index in operation.operands[:3])
+    given, mask = operation.kwargs.get("scale"), operation.kwargs.get("attn_mask")
+    scale = query.shape[-1] ** -0.5 if given is None else given
+    scores = scale * query @ key.mT
+    if isinstance(mask, Ref):
+        scores = scores + tape.values[mask.index].tensor
+    if any(operation.args[4:5]):
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    shares = scores.softmax(-1)
+    if place == 2:
+        return shares.mT @ slopes
+    of_shares = slopes @ value.mT
+    of_scores = scale * shares * (of_shares - (shares * of_shares).sum(-1, keepdim=True))
+    return of_scores @ key if place == 0 else of_scores.mT @ query
 
 
 @goes_back(*NORMS)

@@ -18,6 +18,12 @@ OPERATIONS = {
     "sub": (lambda a, b: a - b, (4, 3), (4, 1)),
     "mul": (lambda a, b: a * b, (4, 3), (3,)),
     "bmm": (lambda a, b: a.bmm(b), (4, 3, 2), (4, 2, 5)),
+    "attention": (lambda a, b: F.scaled_dot_product_attention(a, b, a * b), (2, 3, 5, 4), (2, 3, 5, 4)),
+    "attention to what came before": (
+        lambda a, b: F.scaled_dot_product_attention(a, b, a * b, is_causal=True),
+        (2, 3, 5, 4),
+        (2, 3, 5, 4),
+    ),
     "softmax": (lambda a, b: (a + b).softmax(-1), (4, 3), (4, 3)),
     "mean": (lambda a, b: (a + b).mean(1), (4, 3, 5), (4, 3, 5)),
     "mean of two axes": (lambda a, b: (a + b).mean((1, 2), keepdim=True), (4, 3, 5), (4, 3, 5)),
