@@ -139,7 +139,10 @@ class Layers:
 
     def _answers(self, entries: Entries) -> Answers:
         tape, product = self.recording.taken(), entries.products[0]
-        name = f"value {product.made}" if product.weight is None else self._name_of(product.weight)
+        name = f"value {product.made}"
+        if product.weight is not None:
+            alone = len(products_with(tape, entries.behind, product.weight)) <= len(entries.products)
+            name = self._name_of(product.weight) + ("" if alone else f" for {name}")
         places = " by ".join(str(size) for size in tape.values[product.made].tensor.shape[1:])
         memory = self.recording.learned.setdefault(f"{_REACHES} {name}, {places}", {})
         return Answers.of(tape, entries, memory, evenly=self.recording.divides_batches)
@@ -188,11 +191,11 @@ class Layers:
     def _met(self, answers: Answers, each: Mapping[int, Sequence[tuple[int, Operation]]]) -> list[Taker]:
         """Return operations of one kind, as at several steps of time, by what they make of which sinks."""
         units = {made: self._unit_of(answers.program, made, *taken[0]) for made, taken in each.items()}
-        try:
-            together = self._behind([Entry(made, made, None, None) for made in each], units)
-            layers = dict.fromkeys(each, together)
-        except NotOnTapeError:  # as of a recurrence, of which each step of time is a layer of its own
-            layers = {made: self._behind([Entry(made, made, None, None)], {made: units[made]}) for made in each}
+        made_by = {made: Entry(made, made, None, None) for made in each}
+        if self.is_recurrent(list(made_by.values())):  # each step of time is a layer of its own
+            layers = {made: self._behind([entry], {made: units[made]}) for made, entry in made_by.items()}
+        else:
+            layers = dict.fromkeys(each, self._behind(list(made_by.values()), units))
         return [Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken]
 
     def _unit_of(self, program: Program, made: int, sink: int, operation: Operation) -> int:
@@ -237,9 +240,9 @@ class Layers:
         Args:
             products: All with the same weights.
         """
-        tape, made = self.recording.taken(), {each.made for each in products}
+        made = {each.made for each in products}
         reached = set(made)
-        for operation in tape.operations:
+        for operation in self._operations() if len(products) > 1 else []:
             if reached.isdisjoint(operation.operands):
                 continue
             if not made.isdisjoint(operation.outputs):
@@ -294,6 +297,19 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
+        known, key = self.recording.layers, (self.recording.taken().structure(), frozenset(units.items()), "behind")
+        if key not in known:
+            known[key] = NotOnTapeError("it goes into itself")
+            try:
+                known[key] = self._found_behind(products, units)
+            except NotOnTapeError as error:
+                known[key] = error
+        if isinstance(known[key], NotOnTapeError):
+            raise known[key]
+        layer: Layer = known[key]
+        return layer
+
+    def _found_behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         entries = None
         with suppress(NotOnTapeError):
             entries = self._entries_behind(products, units)

@@ -10,6 +10,8 @@ import torch
 from lightning_polystep.tape.pieces import Pieces
 from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
 
+_EQUAL = "equal values"
+
 
 def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
     """Find operations that do again what one before them has done, as a layer on the same inputs at each time.
@@ -20,6 +22,9 @@ def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
     Returns:
         Values that are equal, each with the first of them; and the operations, each with the one that it repeats.
     """
+    known = tape.arrays.get(_EQUAL)
+    if known is not None and known[0] == len(tape.operations):
+        return known[1]
     same, merged, seen, pieces = dict[int, int](), list[tuple[int, int]](), dict[Any, int](), Pieces(tape)
     for number, operation in enumerate(tape.operations):
         tags = getattr(operation.function, "tags", ())
@@ -36,6 +41,7 @@ def merge_equal(tape: Tape) -> tuple[dict[int, int], list[tuple[int, int]]]:
                 for mine, theirs in zip(operation.outputs, tape.operations[before].outputs, strict=True)
                 if mine is not None and theirs is not None
             )
+    tape.arrays[_EQUAL] = len(tape.operations), (same, merged)
     return same, merged
 
 
