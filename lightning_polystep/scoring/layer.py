@@ -34,6 +34,15 @@ class Radii(dict[object, Tensor]):
         self.reach = reach
 
 
+def forget_slopes(tape: Tape) -> None:
+    """Forget what was seen of layers on a tape, as when a plan was made: more is known since.
+
+    Args:
+        tape: Of the step.
+    """
+    tape.arrays.pop(_SLOPES, None)
+
+
 class Layer:
     """A layer; a subclass knows how it is looked at."""
 
@@ -80,7 +89,7 @@ class Layer:
             radii: By how much.
         """
         tape.arrays[self, "radii"] = radii
-        tape.arrays.pop(_SLOPES, None)  # what was seen before, as on trial, is out of date
+        forget_slopes(tape)
 
     def slopes_by_made(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slopes of the loss by what its products make, each as large as that, found once a step.

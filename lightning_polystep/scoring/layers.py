@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.answers import Answers
@@ -35,6 +36,7 @@ from lightning_polystep.tape import (
     entries_of,
     has_way_back,
     is_elementwise,
+    is_norm,
     moves,
     operations_towards,
     product_of,
@@ -44,6 +46,7 @@ from lightning_polystep.tape import (
 
 # Where mirrors, and how strongly places reach others, are kept among what was learned: no parameter has such a name.
 _MIRRORS, _REACHES = "mirrors of", "reaches of"
+_LAYER_NORM = torch.ops.aten.native_layer_norm
 
 
 @dataclass
@@ -179,14 +182,12 @@ class Layers:
 
     def _of_product(self, answers: Answers, product: Entry, taken: list[int]) -> Taker:
         """Return a product that takes in what units pass on: of the readout, or of a later layer."""
-        tape, program = self.recording.taken(), answers.program
+        program = answers.program
         if taken != [product.inputs] or product.weight is None or program.position(taken[0], program.sample) != 0:
             raise NotOnTapeError("a product takes it in otherwise than as the inputs of a layer")
         if product.made in self.scores.made:
             return Readout(product.inputs, product.weight)
-        products = products_with(tape, program, product.weight)
-        layer = self.of_products([product] if self.is_recurrent(products) else products)
-        return Multiplied(product.inputs, product, layer, self._mirror(product))
+        return Multiplied(product.inputs, product, self.of_products(self._alike(product)), self._mirror(product))
 
     def _met(self, answers: Answers, each: Mapping[int, Sequence[tuple[int, Operation]]]) -> list[Taker]:
         """Return operations of one kind, as at several steps of time, by what they make of which sinks."""
@@ -233,6 +234,79 @@ class Layers:
             # Each step of time is a layer of its own; the last ones first, because those before lead there.
             return Together([self.of_products([each]) for each in reversed(products)])
         return self._behind(products, dict.fromkeys((each.made for each in products), 1))
+
+    def taken_in(self, leaf: int) -> list[tuple[Tensor, Operation, int, Layer, bool]]:
+        """Return the operations that take a parameter in, but for moves of it.
+
+        Args:
+            leaf: The value of the parameter.
+
+        Returns:
+            For each of them: which number of the parameter each of the operand's is; the operation; which operand it
+            is; what lies behind; and whether it is the bias of a product.
+
+        Raises:
+            NotOnTapeError: Where something takes it in of which nothing is known.
+        """
+        tape, found = self.recording.taken(), list[tuple[Tensor, Operation, int, Layer, bool]]()
+        value, kinds = tape.values[leaf].tensor, dict[object, list[tuple[Tensor, Operation, int]]]()
+        moved = {leaf: torch.arange(value.numel()).reshape(value.shape)}
+        for operation in self._operations():
+            places = [place for place, index in enumerate(operation.operands) if index in moved]
+            put = moves(tape, operation, moved[operation.operands[0]]) if places == [0] else None
+            if put is not None and len(operation.operands) == 1:
+                moved.update(put)
+                continue
+            product = product_of(tape, operation)
+            for place in places:
+                numbers = moved[operation.operands[place]]
+                if product is not None and product.weight is not None and operation.operands[place] == product.bias:
+                    found.append((numbers, operation, place, self.of_products(self._alike(product)), True))
+                elif product is not None or not has_way_back(operation):
+                    raise NotOnTapeError(f"{operation.function} takes it in, of which nothing is known")
+                else:
+                    made = operation.outputs[0]
+                    assert made is not None
+                    kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape, place
+                    kinds.setdefault(kind, []).append((numbers, operation, place))
+        for each in kinds.values():
+            made_by = {op.outputs[0]: (op, numbers) for numbers, op, _ in each if op.outputs[0] is not None}
+            layers = self._of_made({made: self._axes(made, *of_made) for made, of_made in made_by.items()})
+            for numbers, operation, place in each:
+                made = operation.outputs[0]
+                assert made is not None
+                found.append((numbers, operation, place, layers[made], False))
+        return found
+
+    def _alike(self, product: Entry) -> list[Entry]:
+        """Return the products that make one layer with a product: all with its weights, or itself of a recurrence."""
+        tape = self.recording.taken()
+        each = (product_of(tape, operation) for operation in self._operations())
+        same = [one for one in each if one is not None and one.weight == product.weight]
+        return [product] if self.is_recurrent(same) else same
+
+    def _axes(self, made: int, operation: Operation, numbers: Tensor) -> list[int]:
+        """Return the axes of what an operation makes that may be those of units, the likeliest first."""
+        whole = self.recording.taken().values[made].tensor.ndim
+        if is_norm(operation):
+            return [whole - 1 if getattr(operation.function, "overloadpacket", None) is _LAYER_NORM else 1]
+        of_parameter = [whole - numbers.ndim + at for at, size in enumerate(numbers.shape) if size > 1]
+        return list(dict.fromkeys([*of_parameter[::-1], whole - 1, min(1, whole - 1)]))
+
+    def _of_made(self, axes: Mapping[int, list[int]]) -> dict[int, Layer]:
+        """Return what lies behind values, each by itself where they lead to one another.
+
+        Args:
+            axes: By value, which of its axes may be that of units.
+        """
+        entries = {made: Entry(made, made, None, None) for made in axes}
+        if self.is_recurrent(list(entries.values())):
+            return {made: self._of_made({made: each})[made] for made, each in axes.items()}
+        for turn in range(min(map(len, axes.values()))):
+            with suppress(NotOnTapeError):
+                units = {made: each[turn] for made, each in axes.items()}
+                return dict.fromkeys(axes, self._behind(list(entries.values()), units))
+        raise NotOnTapeError("it is not known what lies behind what takes it in")
 
     def is_recurrent(self, products: list[Entry]) -> bool:
         """Tell whether some products lead to others.

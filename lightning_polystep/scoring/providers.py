@@ -19,6 +19,7 @@ from lightning_polystep.scoring.evaluate_many import offer_many
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.node_perturbation import offer_nodes
+from lightning_polystep.scoring.operands import offer_operands
 from lightning_polystep.scoring.product_feedback import offer_feedback
 from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
@@ -46,6 +47,7 @@ def providers_of(
     recording.names = {id(parameter): name for name, parameter in module.named_parameters()}
     loop = Provider(LoopTier.name, lambda _block: LoopTier())
     units = Provider("by the answers of units", partial(offer_units, recording), optional=True)
+    operands = Provider("as operands", partial(offer_operands, recording), optional=True)
     feedback = Provider("by learned feedback", partial(offer_feedback, recording), optional=True)
     nodes = Provider("by node perturbation", partial(offer_nodes, recording), optional=True)
     tape = Provider("from the tape", partial(offer_from_tape, recording))
@@ -54,9 +56,9 @@ def providers_of(
     for entry in entry_points(group=RULES):
         entry.load()
     if evaluation == "tape":
-        return [units, feedback, nodes, tape]
+        return [units, operands, feedback, nodes, tape]
     added = [provider for entry in entry_points(group=TIERS) if (provider := entry.load()(module)) is not None]
     own = [Provider("by evaluate_many", partial(offer_many, module))] if hasattr(module, "evaluate_many") else []
     own += [Provider("by evaluate_rows", partial(offer_rows, module))] if knows_rows(module) else []
     stack = [Provider("as part of a stack", recognised.offer)] if recording.of_stack else []
-    return [*own, *added, *stack, units, feedback, nodes, tape, loop]
+    return [*own, *added, *stack, units, operands, feedback, nodes, tape, loop]

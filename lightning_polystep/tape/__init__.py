@@ -14,6 +14,7 @@ from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elem
 from lightning_polystep.tape.frame import Apart, Blend, Parts
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.merging import operations_towards
+from lightning_polystep.tape.norms import is_norm
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
@@ -63,6 +64,7 @@ __all__ = [
     "hold",
     "is_elementwise",
     "is_looked_at_apart",
+    "is_norm",
     "last_products",
     "mixes_changes",
     "moves",

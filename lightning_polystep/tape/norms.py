@@ -111,6 +111,25 @@ def slopes_before(operation: Operation, tape: Tape, slopes: Tensor) -> Tensor:
     return but_for_what_it_undoes(operation, recorded, slopes)
 
 
+def slopes_by_affine(operation: Operation, tape: Tape, place: int, slopes: Tensor) -> Tensor:
+    """Return the slopes by the scale or the shift of a normalisation, as large as that.
+
+    Args:
+        operation: The normalisation.
+        tape: Of the step.
+        place: Of the scale or the shift among the operands.
+        slopes: By what comes out.
+    """
+    weight, _, eps = _affine(operation)
+    recorded, index = tape.values[operation.operands[0]].tensor, operation.operands[place]
+    if isinstance(weight, Ref) and weight.index == index:
+        grouped = _grouped(operation, recorded).to(slopes)
+        variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
+        slopes = slopes * _ungrouped(operation, (grouped - mean) * torch.rsqrt(variance + eps), recorded)
+    parameter = tape.values[index].tensor
+    return slopes.sum_to_size(_beside(operation, parameter, recorded).shape).reshape(parameter.shape)
+
+
 def _beside(operation: Operation, parameter: Tensor, value: Tensor) -> Tensor:
     """Return a scale or a shift so that it broadcasts to a value."""
     behind = 0 if _packet(operation) is aten.native_layer_norm else value.ndim - 2

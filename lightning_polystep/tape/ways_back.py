@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_polystep.tape.norms import NORMS, but_for_what_it_undoes, is_norm, slopes_before
+from lightning_polystep.tape.norms import NORMS, but_for_what_it_undoes, is_norm, slopes_before, slopes_by_affine
 from lightning_polystep.tape.tape import Operation, Ref, Tape, substitute
 
 aten = torch.ops.aten
@@ -163,6 +163,14 @@ def _multiplied(tape: Tape, operation: Operation, place: int, slopes: Tensor) ->
     return slopes * tape.values[operation.operands[1 - place]].tensor.to(slopes)
 
 
+@goes_back(aten.embedding)
+def _looked_up(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
+    table, asked = (tape.values[index].tensor for index in operation.operands[:2])
+    if place != 0:
+        return slopes.new_zeros(asked.shape)
+    return slopes.new_zeros(table.shape).index_add_(0, asked.flatten(), slopes.reshape(-1, table.shape[1]))
+
+
 @goes_back(aten.stack)
 def _stacked(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
     del tape
@@ -212,8 +220,7 @@ def _attended(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> T
 
 @goes_back(*NORMS)
 def _normalised(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
-    del place
-    return slopes_before(operation, tape, slopes)
+    return slopes_before(operation, tape, slopes) if place == 0 else slopes_by_affine(operation, tape, place, slopes)
 
 
 @goes_back(aten.sum, aten.mean)

@@ -1,0 +1,208 @@
+"""Score parameters that are operands by themselves: scales and shifts of norms, biases, positions, tables, gains.
+
+Where a parameter is added, multiplied with, looked up, or scales a norm, what slopes by the result say of it is known
+(``tape/ways_back.py``), and slopes by the result are told as for any layer (``layers.py``). So the costs of all
+candidates of all rows are their products with one slope. An estimate, as that of units, and checked likewise.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.scoring.chunks import Chunking
+from lightning_polystep.scoring.grid import offer_from_tape
+from lightning_polystep.scoring.layer import Layer, forget_slopes
+from lightning_polystep.scoring.layers import Layers
+from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.scores import Scores
+from lightning_polystep.scoring.slopes import cosine_of_rows, precise
+from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.taped import Recording, TapeTier
+from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.subspaces import candidates_wanted
+from lightning_polystep.tape import NotOnTapeError, Operation, way_back
+
+# Of how well costs agree with exact ones on the first batch, at the least.
+_LEAST_COSINE = 0.3
+# Candidates whose displacements are made out at once.
+_AT_ONCE = 4096
+
+
+class Use(NamedTuple):
+    """An operation that takes a parameter in, or a part of it.
+
+    Args:
+        parameter: Its place in the block.
+        places: Which number of the parameter each of the operand's numbers is, as large as that.
+        operation: The operation.
+        operand: Which of its operands it is.
+        layer: What lies behind.
+        is_bias: Whether it is the bias of a product.
+    """
+
+    parameter: int
+    places: Tensor
+    operation: Operation
+    operand: int
+    layer: Layer
+    is_bias: bool
+
+
+class _Operands(NamedTuple):
+    """What is known of a block on steps of one structure."""
+
+    scores: Scores
+    uses: list[Use]
+
+
+@dataclass
+class OperandTier(TapeTier):
+    """Scores all candidates of a block whose parameters are operands by themselves."""
+
+    _known: dict[tuple[object, ...], _Operands] = field(default_factory=dict, init=False, repr=False)
+
+    name: ClassVar[str] = "operands"
+    fills_budget: ClassVar[bool] = False
+
+    @property
+    def subject(self) -> _Operands:
+        """What is known of the block on steps of this structure.
+
+        Raises:
+            NotOnTapeError: Where it is not known what it does.
+        """
+        recording = self.recording
+        key = (recording.taken().structure(), recording.loss)
+        if key not in self._known:
+            scores = Scores.of(recording)
+            if scores is None:
+                raise NotOnTapeError("no scores lie between it and the loss of each sample")
+            self._known[key] = _Operands(scores, uses_of(Layers(recording, scores), self.block))
+        return self._known[key]
+
+    def look(self, proposal: Proposal, probe: Probe) -> None:
+        """Learn from what this micro-batch shows."""
+        del proposal
+        tape = self.recording.taken()
+        forget_slopes(tape)
+        tape.arrays.pop((self, "slopes"), None)
+        for use in self.subject.uses:
+            use.layer.learn(self._moment(probe))
+
+    def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
+        """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        slopes, loss, costs = self._slopes(probe), self.known_loss(), []
+        assert loss is not None
+        for first in range(start, stop, _AT_ONCE):
+            candidates = torch.arange(first, min(stop, first + _AT_ONCE), device=slopes.device)
+            rows, moved = proposal.displacements_of(candidates)
+            costs.append((moved.to(slopes) * slopes[rows]).sum(1))
+        return loss + torch.cat(costs).double()
+
+    def _slopes(self, probe: Probe) -> Tensor:
+        """Return the slope of the loss by each number of the block, (rows, D), found once a step."""
+        tape, moment = self.recording.taken(), self._moment(probe)
+        key = (self, "slopes")
+        if key not in tape.arrays:
+            sums = [torch.zeros_like(precise(parameter.detach())) for parameter in self.block.parameters]
+            for use in self.subject.uses:
+                made = use.operation.outputs[0]
+                assert made is not None
+                slopes = use.layer.slopes_by_made(moment)[made]
+                if use.is_bias:
+                    own = slopes.movedim(1, 0).flatten(1).sum(1)
+                else:
+                    own = way_back(tape, use.operation, use.operand, slopes)
+                flat = sums[use.parameter].view(-1)
+                flat.index_add_(0, use.places.flatten().to(own.device), own.flatten().to(flat))
+            tape.arrays[key] = self.block.join(sums)
+        slopes_of_rows: Tensor = tape.arrays[key]
+        return slopes_of_rows
+
+    def _moment(self, probe: Probe) -> Moment:
+        return Moment(self.recording.taken(), self.subject.scores.slopes(self.recording), probe.noise_key)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def exact(self) -> TapeTier:
+        """Return the tier that replays each candidate."""
+        return TapeTier(self.block, self.recording)
+
+    def affordable(self) -> int | None:
+        """Return that candidates are nearly free."""
+        return None
+
+    def chunking(self, memory_budget: int) -> Chunking:
+        """Return that all candidates are scored at once."""
+        del memory_budget
+        return Chunking(sys.maxsize)
+
+    def piece(self, proposal: Proposal, chunk: int) -> int:
+        """Return that one process scores all of them."""
+        del chunk
+        return proposal.candidates
+
+    def approximation(self) -> str:
+        """Say what is approximated."""
+        return "estimated from slopes of the loss by what it is an operand of"
+
+    def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
+        """Say why exact costs tell more: the estimate hardly agrees with them."""
+        cosine = cosine_of_rows(trial, costs, exact)
+        least = _LEAST_COSINE
+        return f"costs have a cosine of {cosine:.2f} with exact ones, {least} is asked for" if cosine < least else ""
+
+
+def uses_of(layers: Layers, block: Block) -> list[Use]:
+    """Find the operations that take a block's parameters in.
+
+    Args:
+        layers: Of the step.
+        block: The parameters.
+
+    Raises:
+        NotOnTapeError: Where some takes them in of which nothing is known.
+    """
+    uses = list[Use]()
+    for place, leaf in enumerate(layers.recording.leaves_of(block)):
+        for taken in [] if leaf is None else layers.taken_in(leaf):
+            uses.append(Use(place, *taken))
+    if not uses:
+        raise NotOnTapeError("the step does not use it")
+    return uses
+
+
+def offer_operands(recording: Recording, block: Block) -> OperandTier:
+    """Return the tier that scores a block whose parameters are operands by themselves.
+
+    Args:
+        recording: The commit pass.
+        block: The parameters.
+
+    Raises:
+        NotOfferedError: Where it cannot, or need not.
+    """
+    if block.constant or block.population is not None or block.subspace not in {"inputs", "gaussian", "full"}:
+        raise NotOfferedError("its candidates are no moves of single rows")
+    if block.group["response_grid"] == 0 or block.group["rank"] is not None:
+        raise NotOfferedError("exact costs are asked for")
+    exact = offer_from_tape(recording, block)
+    work = exact.work()
+    if candidates_wanted(block) * work.candidate <= work.forward:
+        raise NotOfferedError("all its candidates cost no more than a forward pass exactly")
+    tier = OperandTier(block, recording)
+    try:
+        _ = tier.subject
+    except NotOnTapeError as error:
+        raise NotOfferedError(str(error)) from error
+    return tier
