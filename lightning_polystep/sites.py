@@ -20,8 +20,9 @@ from lightning_polystep.lookups import asked_for
 from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.tape import Tape, factors_of, unrecorded
 
-# A moment needs no more samples than this to be accurate; convolutions have one per image position.
-_MOST_SAMPLES = 8_192
+# A moment needs no more samples than this to be accurate. Convolutions have one per position: those of an image are
+# alike, and spiking ones have as many again at each step of time.
+_MOST_SAMPLES, _MOST_POSITIONS = 8_192, 2_048
 # The running average forgets batches older than about this many: hidden layers' inputs drift while training.
 _MOMENT_WINDOW = 20
 
@@ -346,7 +347,7 @@ def input_rows(site: nn.Module, inputs: Tensor, *, with_bias: bool) -> Tensor:
 def _patches(site: nn.Conv2d, inputs: Tensor) -> Tensor:
     inputs = inputs.reshape(-1, *inputs.shape[-3:])
     positions = inputs.shape[-1] * inputs.shape[-2]
-    inputs = inputs[:: max(1, len(inputs) * positions // _MOST_SAMPLES)]
+    inputs = inputs[:: max(1, len(inputs) * positions // _MOST_POSITIONS)]
     mode = "constant" if site.padding_mode == "zeros" else site.padding_mode
     padded = functional.pad(inputs, site._reversed_padding_repeated_twice, mode=mode)
     columns = functional.unfold(padded, site.kernel_size, dilation=site.dilation, stride=site.stride)

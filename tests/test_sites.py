@@ -120,11 +120,15 @@ def test_low_precision_inputs_are_summed_in_float32(dtype):
     torch.testing.assert_close(seen.take_moments()[""], expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(2, 1), (200_000, 2)), (nn.Conv2d(1, 1, 3), (2000, 1, 10, 10))])
-def test_of_many_samples_an_even_part_is_taken(layer, shape):
+@pytest.mark.parametrize(
+    ("layer", "shape", "most"),
+    [(nn.Linear(2, 1), (200_000, 2), 8_192), (nn.Conv2d(1, 1, 3), (2000, 1, 10, 10), 2_048)],
+)
+def test_of_many_samples_an_even_part_is_taken(layer, shape, most):
+    torch.manual_seed(0)
     rows = input_rows(layer, torch.randn(shape), with_bias=True)
-    assert 5_000 < len(rows) <= 2 * 8_192
-    assert abs(float(rows[:, 0].square().mean()) - 1) < 0.05
+    assert most / 2 < len(rows) <= 2 * most
+    assert abs(float(rows[:, 0].square().mean()) - 1) < 0.1
 
 
 def test_probes_are_not_recorded():

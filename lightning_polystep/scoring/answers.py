@@ -44,7 +44,7 @@ _FAR = 1.0
 _MOST_PLACES = 512
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Answers:
     """How units of a block answer.
 
@@ -185,10 +185,7 @@ class Answers:
 
     def _see_places(self, tape: Tape, groups: list[list[int]]) -> list[Passing]:
         draw = torch.Generator().manual_seed(0)
-        still: dict[object, Tensor] = {
-            entry.key: torch.zeros_like(precise(tape.values[entry.made].tensor)) for entry in self.products
-        }
-        base = self.local.run(tape, self.shifted(tape, still))
+        base = self._run_once(tape, {})
         first = self.products[0].key
         sizes = self.layouts[first].places
         everywhere = torch.ones([1] * len(sizes))
@@ -200,6 +197,14 @@ class Answers:
                 shape = [size if at == axis else 1 for at in range(len(sizes))]
                 seen[axis, place] = self._touched(tape, base, first, mask.reshape(shape), draw)
         return [Passing.seen(sinks, sizes, self.sinks[sinks[0]].places, hit, seen) for sinks in groups]
+
+    def _run_once(self, tape: Tape, shifts: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return sinks, (1, ...), where some products make more; rounded alike whatever is shifted."""
+        given = {}
+        for entry in self.products:
+            value = tape.values[entry.made].tensor
+            given[entry.made] = (value + shifts[entry.made].to(value) if entry.made in shifts else value)[None]
+        return self.local.run(tape, given)
 
     def _touched(
         self, tape: Tape, base: Mapping[int, Tensor], key: object, mask: Tensor, draw: torch.Generator
@@ -213,18 +218,15 @@ class Answers:
             mask: 1 at these places; it broadcasts to all.
             draw: Source of randomness.
         """
-        shifts, (samples, units, *places) = dict[object, Tensor](), self.layouts[key].laid_out
+        samples, units, *places = self.layouts[key].laid_out
         made = torch.stack([precise(tape.values[entry.made].tensor).std() for entry in self.products])
         signs = random_signs((samples, units), draw).reshape(samples, units, *[1] * len(places))
         far = signs.to(made) * (_FAR * made.mean() + torch.finfo(made.dtype).eps)
-        for entry in self.products:
-            layout = self.layouts[entry.key]
-            own = mask.to(far) if entry.key == key else torch.zeros_like(mask).to(far)
-            shifts[entry.key] = layout.back((far * own).expand(1, *layout.laid_out))[0]
-        changed = self.local.run(tape, self.shifted(tape, shifts))
+        shift = self.layouts[key].back((far * mask.to(far)).expand(1, *self.layouts[key].laid_out))[0]
+        changed = self._run_once(tape, {entry.made: shift for entry in self.products if entry.key == key})
         touched = {}
         for sink, layout in self.sinks.items():
-            differs = layout.apart(precise(changed[sink])) - layout.apart(precise(base[sink]))
+            differs = layout.apart(precise(changed[sink]) - precise(base[sink]))
             strength = differs.abs().flatten(0, 2).mean(0).nan_to_num()
             touched[sink] = (strength > 0).to(strength) if self.evenly else strength
         return touched

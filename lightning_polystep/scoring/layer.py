@@ -121,7 +121,7 @@ class Layer:
         return Radii(shifts, units)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Answering(Layer):
     """A layer whose units answer each by itself.
 
@@ -185,7 +185,7 @@ class Part(NamedTuple):
     layer: Layer
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Parted(Layer):
     """A layer whose units are parted at once, each part for another use.
 
@@ -224,7 +224,7 @@ class Parted(Layer):
         return slopes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Together(Layer):
     """A layer that goes into itself, as over time: each of its products is looked at by itself.
 

@@ -33,7 +33,7 @@ _FIRST_HALVINGS = 8
 _MATRIX, _STEP = "matrix", "step"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Mirror:
     """What is known of the products of one set of weights.
 

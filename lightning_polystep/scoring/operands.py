@@ -30,6 +30,8 @@ from lightning_polystep.tape import NotOnTapeError, Operation, way_back
 
 # Of how well costs agree with exact ones on the first batch, at the least.
 _LEAST_COSINE = 0.3
+# Below so many candidates all are scored exactly.
+_FEW_CANDIDATES = 63
 # Candidates whose displacements are made out at once.
 _AT_ONCE = 4096
 
@@ -196,10 +198,9 @@ def offer_operands(recording: Recording, block: Block) -> OperandTier:
         raise NotOfferedError("its candidates are no moves of single rows")
     if block.group["response_grid"] == 0 or block.group["rank"] is not None:
         raise NotOfferedError("exact costs are asked for")
-    exact = offer_from_tape(recording, block)
-    work = exact.work()
-    if candidates_wanted(block) * work.candidate <= work.forward:
-        raise NotOfferedError("all its candidates cost no more than a forward pass exactly")
+    offer_from_tape(recording, block)
+    if candidates_wanted(block) <= _FEW_CANDIDATES:
+        raise NotOfferedError("so few candidates are scored exactly")
     tier = OperandTier(block, recording)
     try:
         _ = tier.subject

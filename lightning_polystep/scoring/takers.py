@@ -51,7 +51,7 @@ class LaterLayer(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Taker:
     """What takes in what units pass on.
 
@@ -82,7 +82,7 @@ class Taker:
         """
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Readout(Taker):
     """The product that makes the scores, whose weights say what its inputs are worth.
 
@@ -98,7 +98,7 @@ class Readout(Taker):
         return moment.slopes @ precise(moment.tape.values[self.weight].tensor).T
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Multiplied(Taker):
     """A product of a later layer: its units answer in their turn, and a mirror says what its inputs do to them.
 
@@ -129,7 +129,7 @@ class Multiplied(Taker):
         self.layer.learn(moment)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Met(Taker):
     """Something else that slopes go back through: a sum, a mean, a pooling, a factor, a norm, a softmax.
 

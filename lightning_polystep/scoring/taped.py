@@ -90,8 +90,8 @@ class Recording:
     of_stack: bool = False
     learned: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     divides_batches: bool = False
-    names: dict[int, str] = field(default_factory=dict)
-    layers: dict[object, Any] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict, repr=False)
+    layers: dict[object, Any] = field(default_factory=dict, repr=False)
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)

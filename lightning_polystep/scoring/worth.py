@@ -17,7 +17,7 @@ from lightning_polystep.scoring.takers import Moment, Taker
 from lightning_polystep.tape import Dense
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Worth:
     """What the answers of units are worth.
 
@@ -66,7 +66,7 @@ class Worth:
         return self
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ByTakers(Worth):
     """Units of which it is known what takes their answers in.
 
@@ -107,7 +107,7 @@ class ByTakers(Worth):
             taker.learn(moment)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ByFeedback(Worth):
     """Units behind which something else lies than products: what they are worth is learned, on average over samples.
 

@@ -75,7 +75,7 @@ def test_small_moves_cost_what_they_cost_exactly(make, name, monkeypatch):
 
 def test_a_plan_takes_it_where_exact_costs_are_dear():
     torch.manual_seed(0)
-    width = 16
+    width = 32
     body = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
     for _ in range(2):
         body += [nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()]

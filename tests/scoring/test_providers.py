@@ -13,7 +13,7 @@ from lightning_polystep.scoring.recognised import Recognised
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError, Provider
 
-ESTIMATES = ["by the answers of units", "by learned feedback", "by node perturbation"]
+ESTIMATES = ["by the answers of units", "as operands", "by learned feedback", "by node perturbation"]
 
 
 def names(module, evaluation):
