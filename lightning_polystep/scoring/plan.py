@@ -29,7 +29,7 @@ _ROUNDINGS = 2.0
 # Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
 _FAR = 100.0
 # Directions and rows on which the error of an approximation is measured; fewer directions where candidates are dear.
-_TRIAL_RANK, _TRIAL_ROWS, _DEAR_TRIAL_RANK = 16, 8, 4
+_TRIAL_RANK, _TRIAL_ROWS, _DEAR_TRIAL_RANK, _DEAR_TRIAL_ROWS = 16, 8, 4, 4
 # Likewise those that are compared with the loop where a tier may have overlooked something.
 _DOUBTFUL_RANK, _DOUBTFUL_ROWS = 4, 8
 # Share of candidates in which rounding may decide a step otherwise.
@@ -350,8 +350,9 @@ def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:
 
 def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> tuple[float, str | None]:
     """Return how far approximated costs are off, as a share of their spread, and why they are not worth having."""
-    dear = (tier.exact().affordable() or math.inf) < _TRIAL_RANK * _TRIAL_ROWS
-    trial = propose_trial(block, _DEAR_TRIAL_RANK if dear else _TRIAL_RANK, _TRIAL_ROWS)
+    affordable = tier.exact().affordable() or math.inf
+    rank = _DEAR_TRIAL_RANK if affordable < _TRIAL_RANK * _TRIAL_ROWS else _TRIAL_RANK
+    trial = propose_trial(block, rank, _DEAR_TRIAL_ROWS if affordable < rank * _TRIAL_ROWS else _TRIAL_ROWS)
     loss = tier.incumbent(probe.loss())
     costs, exact = (_all_losses(each, trial, probe) - loss for each in (tier, tier.exact()))
     off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)

@@ -45,6 +45,8 @@ _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
 FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
+# Loops that write values so many times as large as operations by themselves are left out.
+_WIDER = 4
 # What a statement of a loop takes to compile, and an element of an operation to compute.
 _SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 1e-9
 
@@ -205,6 +207,9 @@ class Recording:
         tape = self.taken()
         plain = schedule(tape, program, fuse=False)
         fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse else plain
+        # Where axes do not meet, a loop would write their outer product.
+        if Work.of(tape, program, fused).widest > _WIDER * Work.of(tape, program, plain).widest:
+            fused = plain
         statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
         work = Work.of(tape, program, fused)
         return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)

@@ -60,6 +60,8 @@ class Work(NamedTuple):
         for segment in segments:
             fused = isinstance(segment.work, Region)
             candidate += _CALL / _TYPICAL_CHUNK
+            if isinstance(segment.work, Region):
+                widest = max(widest, _written(program, segment.work))
             for step in segment.work.steps if isinstance(segment.work, Region) else [segment.work]:
                 operation = tape.operations[step.number]
                 elements = _elements(tape, operation)
@@ -73,6 +75,13 @@ class Work(NamedTuple):
                 plain += elements + _CALL / _TYPICAL_CHUNK
                 widest = max(widest, largest)
         return cls(forward, candidate, plain, widest)
+
+
+def _written(program: Program, region: Region) -> int:
+    """Return the most numbers that a loop writes of one value of a candidate: of axes that do not meet, all pairs."""
+    lanes = math.prod(program.labels.size((label,)) for label in region.lanes)
+    samples = max(1, program.samples) if region.stage == Stage.SAMPLE else 1
+    return max((len(symbols) * lanes * samples for symbols in region.outputs.values()), default=1)
 
 
 def _elements(tape: Tape, operation: Operation) -> float:
