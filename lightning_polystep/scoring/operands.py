@@ -141,8 +141,8 @@ class OperandTier(TapeTier):
         return TapeTier(self.block, self.recording)
 
     def affordable(self) -> int | None:
-        """Return that candidates are nearly free."""
-        return None
+        """Return that candidates are nearly free; of a table as many as the rows want that a batch usually reads."""
+        return candidates_wanted(self.block) if self.block.lookups else None
 
     def chunking(self, memory_budget: int) -> Chunking:
         """Return that all candidates are scored at once."""
