@@ -46,6 +46,8 @@ from lightning_polystep.tape import (
 
 # Where mirrors, and how strongly places reach others, are kept among what was learned: no parameter has such a name.
 _MIRRORS, _REACHES = "mirrors of", "reaches of"
+# Operations behind layers that are read, all layers of a step together.
+_MOST_READ = 100_000
 _LAYER_NORM = torch.ops.aten.native_layer_norm
 
 
@@ -155,7 +157,7 @@ class Layers:
         tape, program = self.recording.taken(), answers.program
         takers, left_out = list[Taker](), list[NotOnTapeError]()
         kinds = dict[tuple[object, torch.Size], dict[int, list[tuple[int, Operation]]]]()
-        for step in program.steps:
+        for step in reversed(program.steps):  # the last steps of time first, because those before lead there
             operation = program.operation(tape, step.number)
             taken = [index for index in operation.operands if index in answers.sinks]
             if not taken or (step.stage == Stage.UNIT and step.number not in answers.apart):
@@ -399,7 +401,12 @@ class Layers:
     def _entries_behind(self, products: list[Entry], units: Mapping[int, int]) -> Entries:
         tape, loss = self.recording.taken(), self.recording.loss
         assert loss is not None
+        # What lies behind each step of time is read by itself, which takes a minute for eighty steps of an LSTM.
+        known, key = self.recording.layers, (tape.structure(), "operations that were read")
+        if known.setdefault(key, 0) > _MOST_READ:
+            raise NotOnTapeError("it has too many steps of time to be looked at one by one")
         program = compile_program(tape, units, loss, as_recorded=True)
+        known[key] += len(program.steps)
         inside = {made for step in program.steps for made in program.operation(tape, step.number).outputs}
         if program.unit is None or program.sample is None or not inside.isdisjoint(units):
             raise NotOnTapeError("a layer behind it goes into itself, or mixes samples")

@@ -206,4 +206,6 @@ def offer_operands(recording: Recording, block: Block) -> OperandTier:
         _ = tier.subject
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
+    except RecursionError as error:
+        raise NotOfferedError("too many layers lie behind it, one behind the other") from error
     return tier

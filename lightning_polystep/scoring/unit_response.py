@@ -184,6 +184,8 @@ def offer_units(recording: Recording, block: Block) -> UnitResponseTier:
         needs_samples = tier.needs_samples
     except NotOnTapeError as error:
         raise NotOfferedError(str(error)) from error
+    except RecursionError as error:
+        raise NotOfferedError("too many layers lie behind it, one behind the other") from error
     if needs_samples and recording.divides_batches:
         raise NotOfferedError("processes that divide a batch would learn different feedback")
     return tier
