@@ -8,7 +8,7 @@ What these are worth follows from the layers behind, which are looked at in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -218,12 +218,21 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
-        known, made = self.recording.layers, frozenset(each.made for each in products)
-        key = (self.recording.taken().structure(), made, "products")
+        made = frozenset(each.made for each in products)
+        return self._once((made, "products"), lambda: self._of_products(products))
+
+    def _once(self, what: tuple[object, ...], find: Callable[[], Layer]) -> Layer:
+        """Return a layer that is looked for once for steps of one structure; while it is, it is not known.
+
+        Args:
+            what: Which layer.
+            find: Finds it, or raises ``NotOnTapeError``, which is raised again each time.
+        """
+        known, key = self.recording.layers, (self.recording.taken().structure(), *what)
         if key not in known:
             known[key] = NotOnTapeError("it goes into itself")
             try:
-                known[key] = self._of_products(products)
+                known[key] = find()
             except NotOnTapeError as error:
                 known[key] = error
         if isinstance(known[key], NotOnTapeError):
@@ -327,10 +336,10 @@ class Layers:
         return False
 
     def _parts(self, made: int) -> list[Part]:
-        """Return the parts into which what a product makes is cut before anything else is done with it.
+        """Return the parts into which what a product makes is cut before anything else is done with it, if it is.
 
         Raises:
-            NotOnTapeError: Where it is not cut, or it is not known what a part does.
+            NotOnTapeError: Where it is not known what a part does.
         """
         tape = self.recording.taken()
         whole = tape.values[made].tensor
@@ -373,17 +382,7 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
-        known, key = self.recording.layers, (self.recording.taken().structure(), frozenset(units.items()), "behind")
-        if key not in known:
-            known[key] = NotOnTapeError("it goes into itself")
-            try:
-                known[key] = self._found_behind(products, units)
-            except NotOnTapeError as error:
-                known[key] = error
-        if isinstance(known[key], NotOnTapeError):
-            raise known[key]
-        layer: Layer = known[key]
-        return layer
+        return self._once((frozenset(units.items()), "behind"), lambda: self._found_behind(products, units))
 
     def _found_behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         entries = None

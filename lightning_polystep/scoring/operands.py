@@ -21,7 +21,7 @@ from lightning_polystep.scoring.layer import Layer, forget_slopes
 from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import cosine_of_rows, precise
+from lightning_polystep.scoring.slopes import cosine_of_rows, precise, scored_exactly
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
@@ -68,6 +68,7 @@ class OperandTier(TapeTier):
     """Scores all candidates of a block whose parameters are operands by themselves."""
 
     _known: dict[tuple[object, ...], _Operands] = field(default_factory=dict, init=False, repr=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "operands"
     fills_budget: ClassVar[bool] = False
@@ -99,6 +100,11 @@ class OperandTier(TapeTier):
 
     def score(self, proposal: Proposal, probe: Probe, start: int, stop: int) -> Tensor:
         """Return the losses of the candidates [start, stop), shape (stop - start,), float64."""
+        try:
+            _ = self.subject
+        except NotOnTapeError as error:
+            told, self._told = self._told, True
+            return scored_exactly(self, str(error), proposal, probe, range(start, stop), told=told)
         slopes, loss, costs = self._slopes(probe), self.known_loss(), []
         assert loss is not None
         for first in range(start, stop, _AT_ONCE):

@@ -24,7 +24,7 @@ from torch.nn import functional
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.row_tier import RowTier
-from lightning_polystep.scoring.taped import Script
+from lightning_polystep.scoring.taped import Script, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.tape import Entries, Entry, Program, Tape, patches
 
@@ -53,15 +53,8 @@ class SlopeTier(RowTier):
         obstacle = self.obstacle()
         if not obstacle:
             return super().score(proposal, probe, start, stop)
-        if not self._told:
-            self._told = True
-            warnings.warn(
-                f"{self.block.name}: on a batch that is unlike the first ({obstacle}) its candidates are scored "
-                "exactly, which takes longer. drop_last=True in the DataLoader leaves out a last batch of one sample.",
-                stacklevel=2,
-            )
-        exact = self.exact()
-        return exact.chunking(_EXACT_MEMORY).run(partial(exact.score, proposal, probe), range(start, stop))
+        told, self._told = self._told, True
+        return scored_exactly(self, obstacle, proposal, probe, range(start, stop), told=told)
 
     @property
     def entered(self) -> tuple[Entries, Script]:
@@ -135,6 +128,29 @@ class SlopeTier(RowTier):
     def most_directions(self) -> int | None:
         """Return fewer where each candidate of each row has to be masked or quantised by itself."""
         return None if self.entered[0].multiplied <= set(self.recording.leaves_of(self.block)) else _OF_ITS_OWN
+
+
+def scored_exactly(
+    tier: TapeTier, obstacle: str, proposal: Proposal, probe: Probe, share: range, *, told: bool
+) -> Tensor:
+    """Return the losses of candidates on a batch on which an estimate cannot be made, with one warning for a tier.
+
+    Args:
+        tier: The tier that estimates.
+        obstacle: Why it cannot.
+        proposal: The candidates.
+        probe: Of the micro-batch.
+        share: Which of them.
+        told: Whether it was said before.
+    """
+    if not told:
+        warnings.warn(
+            f"{tier.block.name}: on a batch that is unlike the first ({obstacle}) its candidates are scored exactly, "
+            "which takes longer. drop_last=True in the DataLoader leaves out a last batch of one sample.",
+            stacklevel=3,
+        )
+    exact = tier.exact()
+    return exact.chunking(_EXACT_MEMORY).run(partial(exact.score, proposal, probe), share)
 
 
 class Reaches(dict[object, tuple[Entry, Tensor]]):

@@ -1,14 +1,13 @@
 """Score candidates by how each unit answers to a shift, and by what its answer is worth to the loss.
 
 All units of a layer are shifted at once by as much as a candidate typically does (``answers.py``). What their answers
-are worth follows from the slopes of the loss by the scores (``scores.py``): through the weights of the readout where it
-takes them in, through learned feedback where more layers lie between (``worth.py``, ``feedback.py``). So the slopes of
-the loss at all places of all rows are known, and with them the costs of all candidates (``slopes.py``). A layer costs
-about two forward passes from there to the loss, however many rows and directions it has.
+are worth follows from the slopes of the loss by the scores (``scores.py``), layer by layer from the last to the first
+(``layers.py``). So the slopes of the loss at all places of all rows are known, and with them the costs of all
+candidates (``slopes.py``), however many rows and directions a layer has.
 
 This is an estimate that is followed without being scored candidate by candidate: what lies behind a unit's answer is
-taken to be linear, and learned feedback is the mean over samples. The plan compares it with exact costs and prints the
-error. No derivative is used, and no weight of a hidden layer behind.
+taken to be linear. The plan compares it with exact costs and prints the error. No weight of a hidden layer behind is
+read, though the mirrors that are learned of them come to what these are transposed.
 """
 
 from __future__ import annotations

@@ -107,3 +107,21 @@ def test_an_estimate_that_hardly_agrees_is_not_taken():
     exact, noise = torch.randn(2, proposal.candidates, generator=torch.Generator().manual_seed(0)).double()
     assert tier.verdict(proposal, exact, exact) == ""
     assert "is asked for" in tier.verdict(proposal, noise, exact)
+
+
+def test_a_batch_of_one_sample_among_others_changes_no_tier():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
+
+    def step(samples):
+        x, y = torch.randn(samples, 5, 8), torch.arange(samples) % 4
+        engine.step(lambda: F.cross_entropy(net(x).mean(1), y))
+        return {each.block.name: each.tier.name for each in engine.plan.assignments}
+
+    before = step(64)
+    assert before["1.weight"] == "operands"
+    with pytest.warns(UserWarning, match="on a batch that is unlike the first") as told:
+        assert [step(1), step(1)] == [before, before]
+    assert sorted(str(each.message).split(":")[0] for each in told) == ["0", "1.bias", "1.weight", "3"]
+    assert step(33) == before
