@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
+from lightning_polystep.allocator import keep_memory
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.health import Health
@@ -103,6 +104,7 @@ class Engine:
         )
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
+        keep_memory()
         self.module, self.optimizer = module, optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
@@ -114,8 +116,7 @@ class Engine:
             processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
         )
         self._inputs = InputLearning(optimizer, self._agreement)
-        self._mute = mute
-        self._profile = profile
+        self._mute, self._profile = mute, profile
         self._announce = announce
         self._count_changed_pairs = count_changed_pairs
         self._blocks: list[Block] = []

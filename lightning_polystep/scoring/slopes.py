@@ -26,7 +26,7 @@ from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.row_tier import RowTier
 from lightning_polystep.scoring.taped import Script, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
-from lightning_polystep.tape import Entries, Entry, Program, Tape, patches
+from lightning_polystep.tape import Entries, Entry, Program, Tape, added_by_rows, summed_over_places
 
 # Bytes that candidates may take that are scored exactly after all.
 _EXACT_MEMORY = 2**28
@@ -219,8 +219,7 @@ def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
     """Return what changes of rows add to a product, (V, N', P)."""
     added = None
     if entry.weight is not None:
-        met = precise(patches(tape, entry))
-        added = torch.einsum("vd,ndp->vnp", rows[entry.weight].to(met), met)
+        added = added_by_rows(tape, entry, precise(rows[entry.weight]))
     if entry.bias is not None:
         bias = precise(rows[entry.bias]).reshape(-1, 1, 1)
         shape = tape.values[entry.made].tensor.shape
@@ -233,7 +232,7 @@ def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
 def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tensor) -> None:
     """Add to the slopes of rows, (R, D) by value, what the slopes at the places of a product say of them."""
     if entry.weight is not None:
-        own = torch.einsum("rnp,ndp->rd", answer, patches(tape, entry).to(answer))
+        own = summed_over_places(tape, entry, answer)
         slopes[entry.weight] = slopes[entry.weight] + own if entry.weight in slopes else own
     if entry.bias is not None:
         own = answer.sum((1, 2))[:, None]

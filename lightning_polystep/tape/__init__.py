@@ -7,7 +7,16 @@ reads off what depends on a parameter and how, ``replay.py`` runs it again for m
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
 from lightning_polystep.tape.dense import Dense, last_products
-from lightning_polystep.tape.entries import Entries, Entry, entries_of, patches, product_of, products_of, products_with
+from lightning_polystep.tape.entries import (
+    Entries,
+    Entry,
+    added_by_rows,
+    entries_of,
+    product_of,
+    products_of,
+    products_with,
+    summed_over_places,
+)
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
@@ -54,6 +63,7 @@ __all__ = [
     "Stage",
     "Tape",
     "Work",
+    "added_by_rows",
     "compile_program",
     "elementwise",
     "entries_of",
@@ -70,7 +80,6 @@ __all__ = [
     "moves",
     "moving",
     "operations_towards",
-    "patches",
     "product_of",
     "products_of",
     "products_with",
@@ -78,6 +87,7 @@ __all__ = [
     "replays",
     "schedule",
     "shifted_products",
+    "summed_over_places",
     "told_afterwards",
     "unrecorded",
     "way_back",

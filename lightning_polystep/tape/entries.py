@@ -5,7 +5,7 @@ Between a parameter and its product may lie whatever works on parameters alone, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -195,20 +195,43 @@ def products_with(tape: Tape, program: Program, weight: int) -> list[Entry]:
     return [product for product in found if product is not None and product.weight == weight]
 
 
-def patches(tape: Tape, entry: Entry) -> Tensor:
-    """Return what a row is multiplied with at each place, (N, D, P).
+def added_by_rows(tape: Tape, entry: Entry, rows: Tensor) -> Tensor:
+    """Return what rows make of the inputs at each place, (V, N, P).
 
     Args:
         tape: Of the step.
         entry: The product.
+        rows: Shape (V, D).
     """
-    inputs = tape.values[entry.inputs].tensor
+    inputs = tape.values[entry.inputs].tensor.to(rows)
     if entry.window is None:
-        return inputs[:, :, None]
+        return (rows @ inputs.T)[:, :, None]
     stride, padding, dilation = entry.window
-    if len(entry.kernel) == 1:  # as an image of one row
-        inputs, kernel = inputs[:, :, None], (1, *entry.kernel)
-        unfolded = functional.unfold(inputs, kernel, (1, *dilation), (0, *padding), (1, *stride))
-    else:
-        unfolded = functional.unfold(inputs, entry.kernel, dilation, padding, stride)
-    return unfolded
+    filters = rows.reshape(len(rows), inputs.shape[1], *entry.kernel)
+    return _convolution(entry)(inputs, filters, None, stride, padding, dilation).transpose(0, 1).flatten(2)
+
+
+def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
+    """Return the sum of the inputs at all places, weighted by what is said of these for each row, (R, D).
+
+    For a convolution this is one of the images with the weights as filters, whose stride is the dilation and whose
+    dilation is the stride of the product: a tenth of the time that unfolding the images takes.
+
+    Args:
+        tape: Of the step.
+        entry: The product.
+        slopes: Shape (R, N, P).
+    """
+    inputs = tape.values[entry.inputs].tensor.to(slopes)
+    if entry.window is None:
+        return slopes[:, :, 0] @ inputs
+    stride, padding, dilation = entry.window
+    places = slopes.reshape(*slopes.shape[:2], *tape.values[entry.made].tensor.shape[2:])
+    found = _convolution(entry)(inputs.transpose(0, 1), places, None, dilation, padding, stride)
+    for axis, size in enumerate(entry.kernel, 2):  # a stride may leave the last pixels of an image out
+        found = found.narrow(axis, 0, size)
+    return found.transpose(0, 1).flatten(1)
+
+
+def _convolution(entry: Entry) -> Callable[..., Tensor]:
+    return functional.conv1d if len(entry.kernel) == 1 else functional.conv2d

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
-from lightning_polystep.tape import patches
+from lightning_polystep.tape import added_by_rows, summed_over_places
 from tests.helpers.tapes import blocks_of, record
 
 
@@ -55,19 +55,25 @@ def test_rows_as_they_are_multiplied(make):
     [
         (nn.Conv2d(2, 4, 3, stride=2, padding=1), (7, 2, 8, 9)),
         (nn.Conv2d(2, 4, (2, 3), dilation=(2, 1)), (7, 2, 8, 9)),
+        (nn.Conv2d(2, 4, 3, stride=3), (7, 2, 8, 7)),
         (nn.Conv1d(2, 4, 3, stride=2, padding=2), (7, 2, 9)),
         (nn.Linear(3, 4), (7, 3)),
     ],
-    ids=["stride", "dilation", "rows", "linear"],
+    ids=["stride", "dilation", "pixels left over", "rows", "linear"],
 )
-def test_patches_times_rows_are_the_product(layer, shape):
-    x = torch.randn(shape)
-    recording, _, _ = record(layer, lambda: layer(x).square().mean())
+def test_what_rows_add_and_what_places_say_of_rows(layer, shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    recording, _, _ = record(layer.double(), lambda: layer(x).square().mean())
     entries, _ = recording.entries(blocks_of(layer)[0])
     (entry,) = entries.products
-    out = torch.einsum("ud,ndp->nup", layer.weight.detach().flatten(1), patches(recording.taken(), entry))
-    expected = layer(x).detach() - layer.bias.detach().reshape(1, -1, *[1] * (x.ndim - 2))
-    torch.testing.assert_close(out.reshape(expected.shape), expected)
+    out = added_by_rows(recording.taken(), entry, layer.weight.detach().flatten(1))
+    made = layer(x)
+    expected = made.detach() - layer.bias.detach().reshape(1, -1, *[1] * (x.ndim - 2))
+    torch.testing.assert_close(out.transpose(0, 1).reshape(expected.shape), expected)
+    said = torch.randn_like(made)
+    by_row = summed_over_places(recording.taken(), entry, said.transpose(0, 1).reshape(4, 7, -1))
+    (expected,) = torch.autograd.grad(made, layer.weight, said)
+    torch.testing.assert_close(by_row, expected.flatten(1))
 
 
 @pytest.mark.parametrize(
