@@ -1,6 +1,6 @@
 """Keep memory that a step has freed, because the next one asks for as much again.
 
-Values of a convolution's step take tens of megabytes. The C library gives memory of that size back to the kernel as soon
+Values of a convolution's step take tens of megabytes. The C library gives such memory back to the kernel as soon
 as it is free, and the kernel fills it with zeros when it is asked for again: on a spiking convolutional network that
 took a quarter of a step.
 """

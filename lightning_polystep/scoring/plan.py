@@ -352,7 +352,9 @@ def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe:
     """Return how far approximated costs are off, as a share of their spread, and why they are not worth having."""
     affordable = tier.exact().affordable() or math.inf
     rank = _DEAR_TRIAL_RANK if affordable < _TRIAL_RANK * _TRIAL_ROWS else _TRIAL_RANK
-    trial = propose_trial(block, rank, _DEAR_TRIAL_ROWS if affordable < rank * _TRIAL_ROWS else _TRIAL_ROWS)
+    rows = _DEAR_TRIAL_ROWS if affordable < rank * _TRIAL_ROWS else _TRIAL_ROWS
+    # Rows of one direction, as those of a bias, tell as little each.
+    trial = propose_trial(block, rank, max(rows, _DEAR_TRIAL_RANK * _DEAR_TRIAL_ROWS // min(rank, block.dim)))
     loss = tier.incumbent(probe.loss())
     costs, exact = (_all_losses(each, trial, probe) - loss for each in (tier, tier.exact()))
     off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)

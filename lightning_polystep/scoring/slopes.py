@@ -187,6 +187,9 @@ def odd_parts(trial: Proposal, costs: Tensor) -> Tensor:
 def cosine_of_rows(trial: Proposal, costs: Tensor, exact: Tensor) -> float:
     """Return how well the directions agree in which costs send rows, the mean cosine; 1 where nothing costs anything.
 
+    Rows of one direction, as those of biases, are one vector together: the cosine of each is a sign, and of those that
+    hardly do anything, as the bias of keys, a sign at random.
+
     Args:
         trial: The candidates.
         costs: By how much they change the loss, as estimated.
@@ -196,8 +199,10 @@ def cosine_of_rows(trial: Proposal, costs: Tensor, exact: Tensor) -> float:
         return 1.0
     if trial.mirrored:
         costs, exact = (odd_parts(trial, each) for each in (costs, exact))
-    rows = len(trial.rows)
-    return float(functional.cosine_similarity(costs.reshape(rows, -1), exact.reshape(rows, -1), dim=1).mean())
+    costs, exact = (each.reshape(len(trial.rows), -1) for each in (costs, exact))
+    if costs.shape[1] == 1:
+        costs, exact = costs.T, exact.T
+    return float(functional.cosine_similarity(costs, exact, dim=1).mean())
 
 
 def precise(numbers: Tensor) -> Tensor:

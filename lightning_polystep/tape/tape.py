@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -76,13 +77,41 @@ class Escape(NamedTuple):
     place: str
 
 
-class _Hashed(tuple[Any, ...]):
-    """A tuple that computes its hash once."""
+class Structure:
+    """What two tapes have in common whose operators, arguments and shapes are equal: a key to look programs up by.
 
-    __slots__ = ()
+    There is one of each kind, so that most look-ups compare no more than identities: a step makes hundreds of them, and
+    has thousands of operations.
+
+    Args:
+        key: Of a tape.
+    """
+
+    __slots__ = ("__weakref__", "_hash", "key")
+
+    def __init__(self, key: list[Any]) -> None:
+        self.key = tuple(key)
+        few = self.key[:: max(1, len(self.key) // 64)]
+        self._hash = hash((len(self.key), few))
 
     def __hash__(self) -> int:
-        return hash((len(self), *(hash(entry) for entry in self[:: max(1, len(self) // 64)])))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Structure) and self._hash == other._hash and self.key == other.key)
+
+    @classmethod
+    def of(cls, key: list[Any]) -> Structure:
+        """Return the structure of a key; the same object for equal ones."""
+        made = cls(key)
+        known = _structures.get(made._hash)
+        if known == made:
+            return known
+        _structures[made._hash] = made
+        return made
+
+
+_structures: WeakValueDictionary[int, Structure] = WeakValueDictionary()
 
 
 @dataclass
@@ -110,17 +139,17 @@ class Tape:
     key: list[Any] = field(default_factory=list)
     bound: dict[Any, dict[int, Operation]] = field(default_factory=dict)
     arrays: dict[Any, Any] = field(default_factory=dict)
-    _structure: _Hashed | None = field(default=None, init=False, repr=False, compare=False)
+    _structure: Structure | None = field(default=None, init=False, repr=False, compare=False)
     _fractions: tuple[int, tuple[str, ...]] = field(default=(0, ()), init=False, repr=False, compare=False)
 
     def find(self, tensor: Tensor) -> int | None:
         """Return the index of the value that a tensor held at the end of the step; None where it is not on the tape."""
         return self.index_of.get(id(tensor))
 
-    def structure(self) -> tuple[Any, ...]:
+    def structure(self) -> Structure:
         """Return :attr:`key`, to look programs up by."""
-        if self._structure is None or len(self._structure) != len(self.key):
-            self._structure = _Hashed(self.key)
+        if self._structure is None or len(self._structure.key) != len(self.key):
+            self._structure = Structure.of(self.key)
         return self._structure
 
     def fractions(self) -> tuple[str, ...]:

@@ -90,6 +90,15 @@ def test_a_cosine_is_the_mean_over_rows_of_what_odd_parts_agree():
     assert cosine_of_rows(proposal, turned, 0 * exact) == 1.0
 
 
+def test_rows_of_one_direction_are_one_vector():
+    proposal = trial(blocks_of(nn.Linear(6, 5))[0], rows=4, vertices=2, seed=3)
+    proposal.mirrored = True
+    assert len(proposal.rows) == 3
+    exact = torch.tensor([4.0, -4.0, 3.0, -3.0, 1e-9, -1e-9])
+    turned = exact * torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])
+    assert cosine_of_rows(proposal, turned, exact) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("group", "reason"),
     [({"response_grid": 0}, "exact"), ({"rank": 4}, "rank"), ({"subspace": "full"}, "directions")],
