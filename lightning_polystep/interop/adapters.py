@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -111,11 +112,11 @@ def modules_of(module: nn.Module, library: str) -> dict[str, nn.Module]:
 
 def comes_from(value: object, library: str) -> bool:
     """Tell whether the class of an object, or a base of it, is defined in a library."""
-    return _is_from(type(value), library)
+    return _is_from(cast("Any", type(value)), library)
 
 
 @lru_cache(maxsize=4096)  # a step asks it of each module several times
-def _is_from(kind: type, library: str) -> bool:
+def _is_from(kind: Any, library: str) -> bool:
     return any(each.__module__.partition(".")[0] == library for each in kind.__mro__)
 
 
