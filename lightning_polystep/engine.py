@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.allocator import keep_memory
+from lightning_polystep.backtracking import Backtracking
 from lightning_polystep.clock import VerbClock
 from lightning_polystep.fingerprint import fingerprint
 from lightning_polystep.health import Health
@@ -110,15 +111,13 @@ class Engine:
         self.clock = VerbClock()
         self._pace = Pace(self.clock, batches_per_epoch, quiet=announce is None)
         self._evaluation: Evaluation = evaluation
-        self._memory_budget = memory_budget
-        self._max_candidates = max_candidates
+        self._memory_budget, self._max_candidates = memory_budget, max_candidates
         self._agreement = Agreement(
             processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
         )
         self._inputs = InputLearning(optimizer, self._agreement)
         self._mute, self._profile = mute, profile
-        self._announce = announce
-        self._count_changed_pairs = count_changed_pairs
+        self._announce, self._count_changed_pairs = announce, count_changed_pairs
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
         self._seen = Observation()
@@ -126,8 +125,7 @@ class Engine:
         self._recognised = Recognised(module)
         if evaluation != "auto":
             self._recognised.give_up("not asked for")
-        self._adapters = adapters_for(module)
-        self._structure = Structure(module)
+        self._adapters, self._structure = adapters_for(module), Structure(module)
         self._health = Health(module)
         self._buffers = BufferWatch(module)
         self._recording = Recording(learned=optimizer.learned, divides_batches=self._agreement.sharded)
@@ -136,12 +134,13 @@ class Engine:
         self._written_buffers: frozenset[str] = frozenset()
         self._shared_buffers: frozenset[str] = frozenset()
         self._warned: set[str] = set()
-        optimizer.binding.attached = True
-        optimizer.binding.alone = not self._agreement.several
+        optimizer.binding.attached, optimizer.binding.alone = True, not self._agreement.several
         optimizer.binding.verb = self.verb
         optimizer.binding.tiers = self._tiers
         optimizer.binding.agree = self._agree
         optimizer.binding.movers = movers_of(module)
+        self._backtracking = Backtracking(optimizer, self._agreement)
+        optimizer.binding.decided = self._backtracking.decided
 
     @contextmanager
     def observing(self, code: Any = None) -> Iterator[None]:
@@ -239,8 +238,7 @@ class Engine:
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
         self._take_inputs()
         fit = problem is None
-        if self.plan is None:
-            fit = self._agreement.ready(fit)
+        fit = fit if self.plan is not None else self._agreement.ready(fit)
         if fit:
             self._gather(guards.none_as_nan(evaluate, loss), loss, samples, weight)
         else:
@@ -254,6 +252,7 @@ class Engine:
         if self._observing:
             self._recording.loss = None
         else:
+            self._backtracking.keep(self._recording, self.plan if fit else None)
             self._recording.clear()
 
     def _take_inputs(self) -> None:
@@ -421,6 +420,7 @@ class Engine:
             self.plan.note_sampling(squares=self._recognised.squares)
         self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
         self.plan.count_candidates(statistics)
+        self._backtracking.note(self.plan)
         statistics.update(known)
         if self._announce is not None:
             self._announce(self.plan)

@@ -19,6 +19,9 @@ from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.step import null_candidates
 from lightning_polystep.tape import moving
 
+# What an update tells of itself, for logs, by name.
+Figures = dict[str, Tensor | float]
+
 STATE_FORMAT = 2
 
 
@@ -131,6 +134,7 @@ class Binding:
         verb: Times the body under a verb.
         agree: Turns what this process has gathered into what all processes have.
         movers: Parts of the module that move particles of their own one after the other, by parameter.
+        decided: Makes a move, given by what makes it whole, as far as the loss says.
     """
 
     attached: bool = False
@@ -139,7 +143,7 @@ class Binding:
     loaded: dict[str, Any] | None = None
     tiers: Callable[[], dict[str, str]] = dict
     loaded_tiers: dict[str, str] = field(default_factory=dict)
-    report: dict[str, Tensor | float] = field(default_factory=dict)
+    report: Figures = field(default_factory=dict)
     null_candidates: dict[str, Tensor] = field(default_factory=dict)
     changed_pairs: dict[str, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
@@ -147,6 +151,7 @@ class Binding:
     verb: Callable[[str], AbstractContextManager[None]] = lambda _name: nullcontext()
     agree: Callable[[Pending | None], Pending | None] = lambda pending: pending
     movers: dict[nn.Parameter, MovesInTurn] = field(default_factory=dict)
+    decided: Callable[[Callable[[], Figures]], Figures] = lambda update: update()
 
     def take_loaded(self, blocks: list[Block]) -> Pending | None:
         """Return what a checkpoint had gathered for the next step, once; None, with a warning, if it does not fit.
@@ -200,13 +205,16 @@ class HostedOptimizer(Optimizer):
 
     kind: ClassVar[str]
     # Attributes of their own that copies and pickles take along.
-    _copied: ClassVar[tuple[str, ...]] = ("seed", "importance_sampling", "progress", "statistics", "learned")
+    _copied: ClassVar[tuple[str, ...]] = (
+        "seed", "importance_sampling", "backtracking", "progress", "statistics", "learned",
+    )  # fmt: skip
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, seed: int | None = None, importance_sampling: float = 0.0
     ) -> None:
         guards.check_optimizer(self.kind, params, importance_sampling=importance_sampling, seed=seed)
         self.importance_sampling = importance_sampling
+        self.backtracking = False
         self.seed = torch.initial_seed() if seed is None else seed
         self.progress = Progress()
         self.binding = Binding()
@@ -265,7 +273,7 @@ class HostedOptimizer(Optimizer):
         """
         return block.trainable and not self.moves_in_turn(block)
 
-    def update(self, pending: Pending) -> dict[str, Tensor | float]:
+    def update(self, pending: Pending) -> Figures:
         """Move the parameters.
 
         Args:
@@ -328,7 +336,7 @@ class HostedOptimizer(Optimizer):
             }
             # A manual step goes on with what has moved.
             with moving(parameter for group in self.param_groups for parameter in group["params"]):
-                self.binding.report = self.update(pending)
+                self.binding.report = self.binding.decided(lambda: self.update(pending))
         self.progress.micro_batch = 0
         self.progress.step += 1
         return result

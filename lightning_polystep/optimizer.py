@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_polystep import guards
 from lightning_polystep.blocks import find_blocks
 from lightning_polystep.far_rows import Strides
-from lightning_polystep.hosted import HostedOptimizer, Pending
+from lightning_polystep.hosted import Figures, HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
 from lightning_polystep.in_turn import Moved, Turn
 from lightning_polystep.particles import Block, InputStatistics, Proposal
@@ -47,8 +47,8 @@ class PolyStep(HostedOptimizer):
     In the default subspace both radii are in units of pre-activation (root mean square over the layer's inputs).
 
     ``step()`` moves; the costs come from the :class:`~lightning_polystep.PolyStepStrategy` under a Trainer, or from an
-    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed``, ``importance_sampling`` and
-    ``reuse_costs`` can be set per parameter group.
+    :class:`~lightning_polystep.Engine` in plain PyTorch. All arguments but ``seed``, ``importance_sampling``,
+    ``backtracking`` and ``reuse_costs`` can be set per parameter group.
 
     Args:
         params: Parameters or parameter groups, as for any torch optimizer.
@@ -96,6 +96,9 @@ class PolyStep(HostedOptimizer):
         reuse_costs: Steps for which costs are used before candidates are scored again, at least 1: between, each step
             transports and moves by the same costs (the paper's amortised probes). It has not paid in any measurement
             of ours (docs/paper.md), because candidates are cheap here; it is for candidates that are dear.
+        backtracking: Halve a step while it raises the loss of its batch by a tenth, down to 1/16: for blocks whose
+            costs are estimates, which no forward pass has seen (the plan says which). It takes one more forward pass of
+            a step or, where steps were made whole 16 times in a row, of every fourth.
         seed: Seed of every draw; None takes torch.initial_seed(), which seed_everything sets.
 
     Raises:
@@ -145,6 +148,7 @@ class PolyStep(HostedOptimizer):
         maximize: bool = False,
         importance_sampling: float = 0.0,
         reuse_costs: int = 1,
+        backtracking: bool = True,
         seed: int | None = None,
     ) -> None:
         check(self.kind, {"reuse_costs": reuse_costs}, [at_least("reuse_costs", 1)])
@@ -171,6 +175,7 @@ class PolyStep(HostedOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults, seed=seed, importance_sampling=importance_sampling)
+        self.backtracking = backtracking
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, checking its values."""
@@ -216,7 +221,7 @@ class PolyStep(HostedOptimizer):
             [torch.zeros_like(p) if b is None else b for p, b in zip(block.parameters, buffers, strict=True)]
         )
 
-    def update(self, pending: Pending) -> dict[str, Tensor | float]:
+    def update(self, pending: Pending) -> Figures:
         """Transport and move, block by block; between two times of scoring by the last costs."""
         is_fresh = self._scores_now
         if is_fresh and self.reuse_costs > 1:
@@ -247,7 +252,7 @@ class PolyStep(HostedOptimizer):
         in_turn = [self._move_in_turn(block) for block in pending.in_turn]
         squared_norm += sum(moved.squared_norm for moved in in_turn)
         candidates = sum(proposal.candidates for proposal in pending.proposals) if is_fresh else 0
-        report: dict[str, Tensor | float] = {
+        report: Figures = {
             "candidates": float(candidates + sum(moved.candidates for moved in in_turn)),
             "step_norm": squared_norm.sqrt(),
         }

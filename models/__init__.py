@@ -8,6 +8,7 @@ from models.max_sat import MaxSAT
 from models.moe_net import MoENet
 from models.policy_net import PolicyNet
 from models.policy_search import PolicySearch
+from models.quantised_conv_net import QuantisedLeNet
 from models.quantised_mlp import Int8MLP, IntegerMLP
 from models.recall_net import RecallNet
 from models.slot_attention_net import SlotAttentionNet
@@ -26,6 +27,7 @@ __all__ = [
     "MoENet",
     "PolicyNet",
     "PolicySearch",
+    "QuantisedLeNet",
     "RecallNet",
     "SlotAttentionNet",
     "SpikingConvNet",

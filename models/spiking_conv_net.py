@@ -11,7 +11,7 @@ from models.initialisation import PIXELS, unit_preactivations_
 _POOLED = 0.3
 # Of their means over time.
 _RATES = 0.2
-_KERNEL, _NEXT_KERNEL, _POOL = 5, 3, 2
+_POOL = 2
 
 
 class SpikingConvNet(nn.Sequential):
@@ -21,14 +21,17 @@ class SpikingConvNet(nn.Sequential):
 
     Args:
         image_shape: Channels, height and width.
-        channels: Of the two convolutions, the first of which takes every second pixel.
+        channels: Of the two convolutions.
+        kernel_sizes: Of the two convolutions.
+        stride: Of the first convolution.
+        padded: Whether zeros around the images keep their size through a convolution of stride 1.
         num_classes: Number of classes.
         num_steps: Time steps.
         beta: Share of the membrane kept per step.
         threshold: Membrane at which a neuron fires.
 
     Raises:
-        ValueError: If ``channels`` are not two, or the image is too small for two poolings.
+        ValueError: If ``channels`` or ``kernel_sizes`` are not two, or the image is too small for two poolings.
 
     Example:
         >>> import torch
@@ -41,24 +44,31 @@ class SpikingConvNet(nn.Sequential):
         this kind; here without a surrogate gradient.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options, each with a default
         self,
         image_shape: Sequence[int] = (1, 28, 28),
         channels: Sequence[int] = (4, 8),
+        *,
+        kernel_sizes: Sequence[int] = (5, 3),
+        stride: int = 2,
+        padded: bool = True,
         num_classes: int = 10,
         num_steps: int = 4,
         beta: float = 0.9,
         threshold: float = 1.0,
     ) -> None:
-        if len(channels) != 2:
-            raise ValueError(f"SpikingConvNet: channels must be two, of two convolutions, got {tuple(channels)}.")
+        for name, sizes in (("channels", channels), ("kernel_sizes", kernel_sizes)):
+            if len(sizes) != 2:
+                raise ValueError(f"SpikingConvNet: {name} must be two, of two convolutions, got {tuple(sizes)}.")
         colours, *sides = image_shape
-        # Every second pixel, rounded up, then two poolings, rounded down.
-        height, width = ((side + 1) // 2 // _POOL // _POOL for side in sides)
+        padding = [size // 2 if padded else 0 for size in kernel_sizes]
+        first = nn.Conv2d(colours, channels[0], kernel_sizes[0], stride=stride, padding=padding[0])
+        second = nn.Conv2d(channels[0], channels[1], kernel_sizes[1], padding=padding[1])
+        for size, by, wide in zip(kernel_sizes, (stride, 1), padding, strict=True):
+            sides = [max(0, (side + 2 * wide - size) // by + 1) // _POOL for side in sides]
+        height, width = sides
         if height * width == 0:
-            raise ValueError(f"SpikingConvNet: images need at least 7 x 7 pixels, got {tuple(image_shape)}.")
-        first = nn.Conv2d(colours, channels[0], _KERNEL, stride=2, padding=_KERNEL // 2)
-        second = nn.Conv2d(channels[0], channels[1], _NEXT_KERNEL, padding=_NEXT_KERNEL // 2)
+            raise ValueError(f"SpikingConvNet: images of {tuple(image_shape)} are too small for two poolings.")
         scores = nn.Linear(channels[1] * height * width, num_classes)
         super().__init__(
             unit_preactivations_(first, PIXELS),

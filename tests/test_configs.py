@@ -17,6 +17,8 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
 FEWER = {
     "lunar_lander.yaml": ["--data.batch_size=1", "--data.val_episodes=2", "--data.test_episodes=2"],
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
+    "fashion_conv_spiking.yaml": ["--data.batch_size=8"],
+    "mnist_conv_int8.yaml": ["--data.batch_size=8"],
     "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
     **{
         f"paper/{name}.yaml": ["--optimizer.init_args.rank=8"]
@@ -55,10 +57,12 @@ WITH_GRADIENT = {
     "digits_baseline.yaml": "",
     "digits_spiking.yaml": "",
     "fashion_attention.yaml": ".*",
+    "fashion_conv_spiking.yaml": r"7\..*",
     "fashion_spiking.yaml": "",
     "fashion_staircase.yaml": r"5\..*",
     "hourly_staircase.yaml": r"3\..*",
     "mnist_attention.yaml": ".*",
+    "mnist_conv_int8.yaml": r"11\.bias",
     "mnist_conv_spiking.yaml": r"7\..*",
     "mnist_events.yaml": "",
     "mnist_int8.yaml": r"1\..*|3\.bias|5\..*",

@@ -72,6 +72,7 @@ class OperandTier(TapeTier):
 
     name: ClassVar[str] = "operands"
     fills_budget: ClassVar[bool] = False
+    follows_estimates: ClassVar[bool] = True
 
     @property
     def subject(self) -> _Operands:

@@ -52,6 +52,7 @@ class Plan:
         sampling: On which samples candidates are scored; empty for all.
         unrepeatable: That the step gives another loss when it runs again, or moves something on; empty usually.
         pace: What a step takes, once that was measured.
+        deciding: How the loss decides on moves by estimated costs; empty where there are none.
     """
 
     assignments: list[Assignment]
@@ -61,6 +62,7 @@ class Plan:
     sampling: str = ""
     unrepeatable: str = ""
     pace: str = ""
+    deciding: str = ""
 
     @property
     def reruns_step(self) -> bool:

@@ -76,7 +76,7 @@ def _lines(plan: Plan, notes: list[str]) -> list[str]:
     """Return what stands below the table: what a step does and takes, and every obstacle with its cure."""
     average = " on average" if plan.takes_turns else ""
     lines = [f"{plan.candidates:,} candidates per step{average}{_evaluations(plan)}", *_shares(plan)]
-    lines += [line for line in (plan.pace, plan.sampling) if line]
+    lines += [line for line in (plan.pace, plan.sampling, plan.deciding) if line]
     lines += [f"{number}. {note}{_errors(plan, note)}" for number, note in enumerate(notes, start=1)]
     for reason in dict.fromkeys(plan.held.values()):
         names = [name for name, why in plan.held.items() if why == reason]

@@ -226,7 +226,8 @@ def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
     if entry.weight is not None:
         added = added_by_rows(tape, entry, precise(rows[entry.weight]))
     if entry.bias is not None:
-        bias = precise(rows[entry.bias]).reshape(-1, 1, 1)
+        gain = torch.as_tensor(entry.gain(tape)).abs().mean()
+        bias = precise(rows[entry.bias]).reshape(-1, 1, 1) / gain.clamp(min=torch.finfo(gain.dtype).tiny)
         shape = tape.values[entry.made].tensor.shape
         places = torch.Size(shape[2:]).numel()
         added = bias.expand(-1, shape[0], places) if added is None else added + bias
@@ -240,7 +241,8 @@ def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tens
         own = summed_over_places(tape, entry, answer)
         slopes[entry.weight] = slopes[entry.weight] + own if entry.weight in slopes else own
     if entry.bias is not None:
-        own = answer.sum((1, 2))[:, None]
+        gain = torch.as_tensor(entry.gain(tape)).to(answer).reshape(-1, 1)
+        own = torch.where(gain != 0, answer.sum((1, 2))[:, None] / gain, 0.0)
         slopes[entry.bias] = slopes[entry.bias] + own if entry.bias in slopes else own
 
 

@@ -26,6 +26,7 @@ class Tier:
         reruns_step: Whether it runs the user's step again, from where the commit pass began.
         samples_by_importance: Whether it scores on the samples that importance sampling has chosen.
         fills_budget: Whether what it affords is the budget of a whole step, which blocks divide by what they cost.
+        follows_estimates: Whether costs come from no forward pass of a candidate, so that the loss has yet to decide.
     """
 
     name: ClassVar[str]
@@ -34,6 +35,7 @@ class Tier:
     reruns_step: ClassVar[bool] = False
     samples_by_importance: ClassVar[bool] = False
     fills_budget: ClassVar[bool] = False
+    follows_estimates: ClassVar[bool] = False
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn what a micro-batch shows, before its candidates are scored: on all processes, whoever scores them.

@@ -25,6 +25,7 @@ class WholeLayerTier(SlopeTier):
     _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
 
     fills_budget: ClassVar[bool] = False
+    follows_estimates: ClassVar[bool] = True
 
     @property
     def subject(self) -> Any:

@@ -16,9 +16,23 @@ from torch.nn import functional
 from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
 from lightning_polystep.tape.program import Program, Stage, Step
-from lightning_polystep.tape.tape import Operation, Tape
+from lightning_polystep.tape.tape import Operation, Ref, Tape
 
 aten = torch.ops.aten
+
+
+class Factor(NamedTuple):
+    """What each unit's product is multiplied by, or divided by.
+
+    Args:
+        value: Of one number, or of one for each unit; None where it is a number of Python's.
+        number: That number.
+        divides: Whether it is divided by it.
+    """
+
+    value: int | None
+    number: float
+    divides: bool
 
 
 class Entry(NamedTuple):
@@ -31,6 +45,7 @@ class Entry(NamedTuple):
         bias: Likewise the bias; None where it has none, or one of another block.
         window: Of a convolution stride, padding and dilation; None of a matrix product.
         kernel: Of a convolution the size of a filter.
+        factors: By what each unit's product is multiplied before its bias is added.
     """
 
     made: int
@@ -39,6 +54,19 @@ class Entry(NamedTuple):
     bias: int | None
     window: tuple[tuple[int, ...], ...] | None = None
     kernel: tuple[int, ...] = ()
+    factors: tuple[Factor, ...] = ()
+
+    def gain(self, tape: Tape) -> Tensor | float:
+        """Return by what each unit's product is multiplied before its bias is added, (U,) or a number.
+
+        Args:
+            tape: Of the step.
+        """
+        gain: Tensor | float = 1.0
+        for value, number, divides in self.factors:
+            factor = number if value is None else tape.values[value].tensor.flatten()
+            gain = gain / factor if divides else gain * factor
+        return gain
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -92,17 +120,28 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
     alone = {index for index in parameters if index is not None}  # what depends on parameters alone
     turned = dict[int | None, int]()  # of which parameter a value is nothing but the transpose
     products, before, behind = list[Entry](), list[Step](), list[Step]()
+    added = set[int]()  # behind products, where they are what they were in the step
+    scaled = dict[int, tuple[int, tuple[Factor, ...]]]()  # of which product it is a multiple, and what of it
     for step in program.steps:
         operation = program.operation(tape, step.number)
         own = [index for index in operation.operands if index in alone]
         if not own:
             behind.append(step)
+            scaled |= _scaled(tape, program, operation, scaled)
             continue
         if step.stage != Stage.UNIT:
             return None
         entry = _entry(tape, program, operation, alone)
         if entry is not None:
             products.append(entry._replace(weight=turned.get(entry.weight, entry.weight)))
+            scaled[entry.made] = len(products) - 1, ()
+            behind.append(step)
+            continue
+        late = [scaled[index] for index in operation.operands if index in scaled]
+        if len(late) == 1 and _is_sum(operation) and products[late[0][0]].bias is None:
+            place, factors = late[0]
+            products[place] = products[place]._replace(bias=own[0], factors=factors)
+            added.add(own[0])
             behind.append(step)
             continue
         made = [index for index in operation.outputs if index is not None]
@@ -113,7 +152,38 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
         before.append(step)
         if operation.function is aten.t.default and own[0] in parameters:
             turned[made[0]] = own[0]
-    return Entries(products, before, replace(program, steps=behind)) if products else None
+    home = {index: stage for index, stage in program.home.items() if index not in added}
+    return Entries(products, before, replace(program, steps=behind, home=home)) if products else None
+
+
+def _is_sum(operation: Operation) -> bool:
+    packet = getattr(operation.function, "overloadpacket", None)
+    return packet is aten.add and len(operation.operands) == 2 and operation.kwargs.get("alpha", 1) == 1
+
+
+def _scaled(
+    tape: Tape, program: Program, operation: Operation, known: Mapping[int, tuple[int, tuple[Factor, ...]]]
+) -> dict[int, tuple[int, tuple[Factor, ...]]]:
+    """Return what an operation makes if that is a multiple of a product, by a constant or by one of each unit."""
+    packet, made = getattr(operation.function, "overloadpacket", None), operation.outputs[0]
+    if packet not in {aten.mul, aten.div} or made is None or operation.kwargs:
+        return {}
+    divides, found = packet is aten.div, [index for index in operation.operands if index in known]
+    others = [each for each in operation.args if not (isinstance(each, Ref) and each.index in known)]
+    if len(found) != 1 or len(others) != 1 or (divides and not isinstance(operation.args[0], Ref)):
+        return {}
+    (by,) = others
+    if isinstance(by, Ref):
+        by_unit = {1} if program.unit is None else {1, program.labels.size((program.unit,))}
+        if by.index in program.home or tape.values[by.index].tensor.numel() not in by_unit:
+            return {}
+        if divides and operation.operands[0] != found[0]:
+            return {}
+    elif not isinstance(by, int | float):
+        return {}
+    factor = Factor(by.index, 1.0, divides) if isinstance(by, Ref) else Factor(None, float(by), divides)
+    place, factors = known[found[0]]
+    return {made: (place, (*factors, factor))}
 
 
 def products_of(tape: Tape, parameters: Sequence[int | None]) -> list[Entry] | None:

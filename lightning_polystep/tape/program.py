@@ -174,7 +174,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int, *, as
         [operations.get(n, _NOTHING) for n in range(len(tape.operations))],
         held={same.get(index, index) for index in tape.held},
     )
-    relevant, seen = _between(tape, set(rows), loss)
+    relevant, seen = operations_between(tape, set(rows), loss)
     if not relevant:
         raise NotOnTapeError("the loss does not depend on it, as far as the tape shows")
     labels, axes, flows = _follow(tape, relevant, rows, as_recorded=as_recorded)
@@ -225,7 +225,7 @@ _NO_LABEL = -1
 _NOTHING = Operation(None, (), {}, (), ())
 
 
-def _between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[int]]:
+def operations_between(tape: Tape, sources: set[int], loss: int) -> tuple[list[int], set[int]]:
     """Return the operations on the way from some values to the loss, and all values that depend on them."""
     changed, forward = set(sources), []
     for number, operation in enumerate(tape.operations):

@@ -25,6 +25,14 @@ def test_equals_its_equations():
     torch.testing.assert_close(network(images), last(rates.flatten(1)))
 
 
+def test_the_network_of_the_configs_is_12c5_p2_32c5_p2_10():
+    network = SpikingConvNet(channels=(12, 32), kernel_sizes=(5, 5), stride=1, padded=False)
+    assert network[0].weight.shape == (12, 1, 5, 5)
+    assert network[3].layer.weight.shape == (32, 12, 5, 5)
+    assert network[-1].in_features == 32 * 4 * 4
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_the_default_network_fires_on_digits_from_the_first_step(data_root):
     data = MNIST(data_root)
     data.setup("test")
@@ -52,7 +60,11 @@ def test_all_layers_are_scored_by_shifts():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"channels": (8,)}, "channels must be two"), ({"image_shape": (1, 28, 6)}, "at least 7 x 7 pixels")],
+    [
+        ({"channels": (8,)}, "channels must be two"),
+        ({"kernel_sizes": (5, 5, 5)}, "kernel_sizes must be two"),
+        ({"image_shape": (1, 28, 6)}, "too small for two poolings"),
+    ],
 )
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=f"SpikingConvNet: .*{message}"):

@@ -71,7 +71,37 @@ def weighted(out):
     return (out * torch.randn(out.shape[1:], generator=draw).double()).flatten(1).sum(1).mean()
 
 
+class ScaledLayer(nn.Linear):
+    """A product that is scaled, unit by unit and as a whole, before its bias is added: as layers of few bits do."""
+
+    def __init__(self, features_in, features_out):
+        super().__init__(features_in, features_out)
+        self.register_buffer("scale", torch.linspace(0.2, 2.0, features_out))
+
+    def forward(self, x):
+        return F.linear(x, self.weight.round(decimals=1)) * self.scale / 1.5 + self.bias
+
+
+class ScaledFilters(nn.Conv2d):
+    """Likewise for images."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("scale", torch.linspace(0.2, 2.0, self.out_channels))
+
+    def forward(self, x):
+        made = F.conv2d(x, self.weight, None)
+        return made.mul(self.scale.view(1, -1, 1, 1)) + self.bias.view(1, -1, 1, 1)
+
+
 LINEAR = {
+    "a bias behind a scale": (lambda: nn.Sequential(ScaledLayer(6, 5), nn.Linear(5, 3)), (7, 6), "0"),
+    "scores with a bias behind a scale": (lambda: nn.Sequential(ScaledLayer(6, 5)), (7, 6), "0"),
+    "filters with a bias behind a scale": (
+        lambda: nn.Sequential(ScaledFilters(1, 5, 2), nn.Flatten(), nn.Linear(60, 3)),
+        (7, 1, 5, 4),
+        "0",
+    ),
     "the scores": (lambda: nn.Sequential(nn.Linear(6, 5)), (7, 6), "0"),
     "a layer before the readout": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), (7, 6), "0"),
     "tokens": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(20, 3)), (7, 4, 6), "0"),
