@@ -185,7 +185,8 @@ class Layers:
     def _of_product(self, answers: Answers, product: Entry, taken: list[int]) -> Taker:
         """Return a product that takes in what units pass on: of the readout, or of a later layer."""
         program = answers.program
-        if taken != [product.inputs] or product.weight is None or program.position(taken[0], program.sample) != 0:
+        usual = taken == [product.inputs] and not product.depthwise
+        if not usual or product.weight is None or program.position(taken[0], program.sample) != 0:
             raise NotOnTapeError("a product takes it in otherwise than as the inputs of a layer")
         if product.made in self.scores.made:
             return Readout(product.inputs, product.weight)

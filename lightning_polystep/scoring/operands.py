@@ -30,8 +30,9 @@ from lightning_polystep.tape import NotOnTapeError, Operation, way_back
 
 # Of how well costs agree with exact ones on the first batch, at the least.
 _LEAST_COSINE = 0.3
-# Below so many candidates all are scored exactly.
-_FEW_CANDIDATES = 63
+# Below so many candidates all are scored exactly, where that takes no more than such a share of a forward pass: behind
+# convolutions and norms of whole batches a few take longer than all other layers together.
+_FEW_CANDIDATES, _SMALL_SHARE = 63, 0.5
 # Candidates whose displacements are made out at once.
 _AT_ONCE = 4096
 
@@ -205,8 +206,8 @@ def offer_operands(recording: Recording, block: Block) -> OperandTier:
         raise NotOfferedError("its candidates are no moves of single rows")
     if block.group["response_grid"] == 0 or block.group["rank"] is not None:
         raise NotOfferedError("exact costs are asked for")
-    offer_from_tape(recording, block)
-    if candidates_wanted(block) <= _FEW_CANDIDATES:
+    exact, wanted = offer_from_tape(recording, block), candidates_wanted(block)
+    if wanted <= _FEW_CANDIDATES and wanted * exact.work().candidate <= _SMALL_SHARE * exact.work().forward:
         raise NotOfferedError("so few candidates are scored exactly")
     tier = OperandTier(block, recording)
     try:

@@ -5,6 +5,7 @@ Between a parameter and its product may lie whatever works on parameters alone, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
         window: Of a convolution stride, padding and dilation; None of a matrix product.
         kernel: Of a convolution the size of a filter.
         factors: By what each unit's product is multiplied before its bias is added.
+        depthwise: Whether each unit has one channel of the images for itself.
     """
 
     made: int
@@ -55,6 +57,7 @@ class Entry(NamedTuple):
     window: tuple[tuple[int, ...], ...] | None = None
     kernel: tuple[int, ...] = ()
     factors: tuple[Factor, ...] = ()
+    depthwise: bool = False
 
     def gain(self, tape: Tape) -> Tensor | float:
         """Return by what each unit's product is multiplied before its bias is added, (U,) or a number.
@@ -232,10 +235,12 @@ def product_of(tape: Tape, operation: Operation) -> Entry | None:
         return Entry(made, inputs, weight, added[0] if added else None)
     inputs, weight, *added = operation.operands
     stride, padding, dilation, transposed, _, groups = operation.args[3:9]
-    if transposed or groups != 1 or len(stride) > 2:
+    filters, images = tape.values[weight].tensor, tape.values[inputs].tensor
+    depthwise = 1 < groups == len(filters) == images.shape[1] and images.ndim == len(stride) + 2
+    if transposed or len(stride) > 2 or not (groups == 1 or depthwise):
         return None
-    window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(tape.values[weight].tensor.shape[2:])
-    return Entry(made, inputs, weight, added[0] if added else None, window, kernel)
+    window, kernel = (tuple(stride), tuple(padding), tuple(dilation)), tuple(filters.shape[2:])
+    return Entry(made, inputs, weight, added[0] if added else None, window, kernel, depthwise=depthwise)
 
 
 def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) -> Entry | None:
@@ -245,7 +250,8 @@ def _entry(tape: Tape, program: Program, operation: Operation, alone: set[int]) 
         return None
     made, inputs, weight, bias, *_ = product
     of_others = any(index in program.home and index not in alone for index in (weight, bias, inputs))
-    of_rows = program.position(inputs, program.unit) is None and program.axes[made][1] == (program.unit,)
+    own_channel = 1 if product.depthwise else None
+    of_rows = program.position(inputs, program.unit) == own_channel and program.axes[made][1] == (program.unit,)
     if inputs in alone or of_others or not of_rows or program.position(inputs, program.sample) != 0:
         return None
     return product._replace(weight=weight if weight in alone else None, bias=bias if bias in alone else None)
@@ -266,7 +272,7 @@ def products_with(tape: Tape, program: Program, weight: int) -> list[Entry]:
 
 
 def added_by_rows(tape: Tape, entry: Entry, rows: Tensor) -> Tensor:
-    """Return what rows make of the inputs at each place, (V, N, P).
+    """Return what rows make of the inputs at each place, (V, N, P): where each has a channel of its own, typically.
 
     Args:
         tape: Of the step.
@@ -277,6 +283,8 @@ def added_by_rows(tape: Tape, entry: Entry, rows: Tensor) -> Tensor:
     if entry.window is None:
         return (rows @ inputs.T)[:, :, None]
     stride, padding, dilation = entry.window
+    if entry.depthwise:  # on average over the channels, each of which has a row of its own
+        inputs = inputs.square().mean(1, keepdim=True).sqrt()
     filters = rows.reshape(len(rows), inputs.shape[1], *entry.kernel)
     return _convolution(entry)(inputs, filters, None, stride, padding, dilation).transpose(0, 1).flatten(2)
 
@@ -297,10 +305,36 @@ def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
         return slopes[:, :, 0] @ inputs
     stride, padding, dilation = entry.window
     places = slopes.reshape(*slopes.shape[:2], *tape.values[entry.made].tensor.shape[2:])
+    if entry.depthwise:
+        return _summed_by_channel(entry, inputs, places.transpose(0, 1))
     found = _convolution(entry)(inputs.transpose(0, 1), places, None, dilation, padding, stride)
     for axis, size in enumerate(entry.kernel, 2):  # a stride may leave the last pixels of an image out
         found = found.narrow(axis, 0, size)
     return found.transpose(0, 1).flatten(1)
+
+
+def _summed_by_channel(entry: Entry, images: Tensor, places: Tensor) -> Tensor:
+    """Return the sum of each channel at all places, weighted, (C, D), one pixel of its filter after the other.
+
+    As a convolution of as many groups as channels, with filters as large as images, it took ten times as long.
+
+    Args:
+        entry: The product.
+        images: Shape (N, C, pixels...).
+        places: The weights, (N, C, places...).
+    """
+    assert entry.window is not None
+    stride, padding, dilation = entry.window
+    wide = functional.pad(images, [width for size in reversed(padding) for width in (size, size)])
+    sums = []
+    for pixel in itertools.product(*(range(size) for size in entry.kernel)):
+        seen = wide
+        for axis, (at, by, apart) in enumerate(zip(pixel, stride, dilation, strict=True), 2):
+            start = at * apart
+            seen = seen.narrow(axis, start, (places.shape[axis] - 1) * by + 1)
+            seen = seen[(slice(None),) * axis + (slice(None, None, by),)]
+        sums.append((seen * places).transpose(0, 1).flatten(1).sum(1))
+    return torch.stack(sums, 1)
 
 
 def _convolution(entry: Entry) -> Callable[..., Tensor]:

@@ -95,6 +95,16 @@ class ScaledFilters(nn.Conv2d):
 
 
 LINEAR = {
+    "filters of one channel each": (
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 2, groups=4), nn.Flatten(), nn.Linear(48, 3)),
+        (7, 4, 5, 4),
+        "0.weight",
+    ),
+    "filters of one row of one channel each": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, stride=2, padding=1, groups=4), nn.Flatten(), nn.Linear(12, 3)),
+        (7, 4, 6),
+        "0.weight",
+    ),
     "a bias behind a scale": (lambda: nn.Sequential(ScaledLayer(6, 5), nn.Linear(5, 3)), (7, 6), "0"),
     "scores with a bias behind a scale": (lambda: nn.Sequential(ScaledLayer(6, 5)), (7, 6), "0"),
     "filters with a bias behind a scale": (
