@@ -8,7 +8,8 @@ layer): ``--radius`` is the step radius and the probe radius of ours, the standa
 what their steps are a share of; 1 where a policy chooses and 2 where it gives a number, which has to reach the largest
 one. One setting per method, for all policies, was chosen on seeds from 1000 on.
 
-* ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites.
+* ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites, and the policy itself, which a step rolls out
+  too and which counts like them.
 * openai-es: 8 antithetic Gaussian pairs, ranks of returns, Adam.
 * ars: 8 antithetic Gaussian pairs, the best 4 of them, over the spread of their returns (without ARS' normalisation of
   observations, which nobody gets).
@@ -63,7 +64,7 @@ CHOICE_RADIUS, NUMBER_RADIUS = 1.0, 2.0
 class Counted(PolicySearch):
     """Tells what PolyStep rolls out, through a queue: a count of its own would be put back with all that probes change.
 
-    What the plan tries its tiers on counts too.
+    What the plan tries its tiers on counts too, and the policy itself, which each step observes once.
     """
 
     def __init__(self, environment: str, network: nn.Module) -> None:
@@ -72,7 +73,12 @@ class Counted(PolicySearch):
 
     def candidates_rolled_out(self, parameters: Mapping[str, Tensor]) -> Rollouts:
         """Roll out and tell of it."""
-        result = super().candidates_rolled_out(parameters)
+        return self._tell(super().candidates_rolled_out(parameters))
+
+    def _rolled_out(self, seeds: Tensor) -> Rollouts:
+        return self._tell(super()._rolled_out(seeds))
+
+    def _tell(self, result: Rollouts) -> Rollouts:
         self.told.put((result.returns.shape[0], int(result.steps.sum())))
         return result
 
