@@ -8,7 +8,8 @@ layer): ``--radius`` is the step radius and the probe radius of ours, the standa
 what their steps are a share of; 1 where a policy chooses and 2 where it gives a number, which has to reach the largest
 one. One setting per method, for all policies, was chosen on seeds from 1000 on.
 
-* ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites.
+* ours: PolyStep, ``subspace="joint"``, 8 directions and their opposites, and the policy itself, which a step rolls out
+  too and which counts like them.
 * openai-es: 8 antithetic Gaussian pairs, ranks of returns, Adam.
 * ars: 8 antithetic Gaussian pairs, the best 4 of them, over the spread of their returns (without ARS' normalisation of
   observations, which nobody gets).
@@ -63,7 +64,7 @@ CHOICE_RADIUS, NUMBER_RADIUS = 1.0, 2.0
 class Counted(PolicySearch):
     """Tells what PolyStep rolls out, through a queue: a count of its own would be put back with all that probes change.
 
-    What the plan tries its tiers on counts too.
+    What the plan tries its tiers on counts too, and the policy itself, which each step observes once.
     """
 
     def __init__(self, environment: str, network: nn.Module) -> None:
@@ -72,7 +73,12 @@ class Counted(PolicySearch):
 
     def candidates_rolled_out(self, parameters: Mapping[str, Tensor]) -> Rollouts:
         """Roll out and tell of it."""
-        result = super().candidates_rolled_out(parameters)
+        return self._tell(super().candidates_rolled_out(parameters))
+
+    def _rolled_out(self, seeds: Tensor) -> Rollouts:
+        return self._tell(super()._rolled_out(seeds))
+
+    def _tell(self, result: Rollouts) -> Rollouts:
         self.told.put((result.returns.shape[0], int(result.steps.sum())))
         return result
 
@@ -94,6 +100,7 @@ class Problem:
         episodes: Of each candidate.
         pairs: Candidates and their opposites of a step, or directions.
         radius: How far candidates lie from the current policy.
+        weight_decay: Of ours.
         candidates: Rolled out so far.
         steps: Of the environment so far.
     """
@@ -103,6 +110,7 @@ class Problem:
     episodes: int
     pairs: int
     radius: float = 1.0
+    weight_decay: float = 0.0
     candidates: int = 0
     steps: int = 0
     first: Tensor = field(init=False)
@@ -152,6 +160,7 @@ def ours(problem: Problem) -> Iterator[Policy]:
         probe_radius=problem.radius,
         subspace="joint",
         rank=problem.pairs,
+        weight_decay=problem.weight_decay,
         seed=problem.seed,
         **OURS,  # type: ignore[arg-type]
     )
@@ -236,7 +245,7 @@ def run(method: Method, environment: str, policy: str, seed: int, options: argpa
         environment: Where.
         policy: Its kind, a name of ``POLICIES``.
         seed: Of the first network, the episodes and the method.
-        options: ``episodes``, ``pairs``, ``radius``, ``cap``, ``last`` and ``every``.
+        options: ``episodes``, ``pairs``, ``radius``, ``weight_decay``, ``cap``, ``last`` and ``every``.
 
     Raises:
         ValueError: If nothing tells when the environment is solved.
@@ -245,7 +254,7 @@ def run(method: Method, environment: str, policy: str, seed: int, options: argpa
     world = environment_named(environment)
     search = Counted(environment, PolicyNet((world.observations, HIDDEN, world.outputs), *POLICIES[policy]))
     radius = options.radius or (CHOICE_RADIUS if world.actions else NUMBER_RADIUS)
-    problem = Problem(search, seed, options.episodes, options.pairs, radius)
+    problem = Problem(search, seed, options.episodes, options.pairs, radius, options.weight_decay)
     threshold = THRESHOLDS.get(environment, world.threshold)
     if threshold is None:
         raise ValueError(f"{environment} has no registered threshold, so nothing tells when it is solved.")
@@ -307,6 +316,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=4, help="of each candidate")
     parser.add_argument("--pairs", type=int, default=8, help="candidates of a step, half of them; directions of ours")
     parser.add_argument("--radius", type=float, help="how far candidates lie, in units of the layers (default: 1 or 2)")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="of ours")
     parser.add_argument("--cap", type=int, default=4000, help="candidates after which a run counts as not solved")
     parser.add_argument("--every", type=int, default=1, help="steps from one held-out check to the next")
     parser.add_argument("--last", type=int, default=0, help="candidates to which solved runs go on")

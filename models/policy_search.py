@@ -93,7 +93,8 @@ class PolicySearch(pl.LightningModule):
 
     def _log(self, stage: str, seeds: Tensor) -> None:
         result = self._rolled_out(seeds)
-        on_epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(seeds)}
+        # Several processes divide the episodes: what is logged is of all of them.
+        on_epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(seeds), "sync_dist": True}
         self.log(f"{stage}/return", result.returns.mean().float(), prog_bar=True, **on_epoch)
         self.log(f"{stage}/length", result.steps.double().mean().float(), **on_epoch)
 

@@ -47,14 +47,15 @@ def test_rivals_step_by_pairs_and_repeat_themselves(name):
     assert ends[0] == ends[1]
 
 
-def test_ours_counts_what_the_plan_tries_too():
+def test_ours_counts_the_policy_itself_and_what_the_plan_tries_too():
     made = problem()
     steps = policies.METHODS["ours"](made)
     next(steps)
-    assert 6 < made.candidates <= 12
-    before = made.candidates
+    assert made.candidates > 7
+    before, played = made.candidates, made.steps
     next(steps)
-    assert made.candidates == before + 6
+    assert made.candidates == before + 7
+    assert made.steps - played >= 2 * 7, "each of two episodes takes a step at least"
 
 
 def test_quick_prints_a_record(capsys):

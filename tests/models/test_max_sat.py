@@ -6,15 +6,21 @@ import torch
 
 from datamodules import RandomKSAT
 from lightning_polystep import PolyStep, PolyStepStrategy
+from lightning_polystep.in_turn import IN_TURN
 from lightning_polystep.results import parameters_sha256
 from lightning_polystep.schedules import Exponential
 from models import MaxSAT
+from tests.helpers.ranks import fit
 
 
 class Annealed(MaxSAT):
     def configure_optimizers(self):
         epsilon = Exponential(0.25, 0.04, steps=19)
         return PolyStep(self.parameters(), lr=1.0, transport="sample", epsilon=epsilon, seed=0)
+
+    def on_train_epoch_end(self):
+        (engine,) = self.trainer.strategy.engines
+        self.report = {"notes": [each.note for each in engine.plan.assignments]}
 
 
 def trainer(folder, epochs, **options):
@@ -37,11 +43,11 @@ def data():
 
 def test_it_gets_far_and_a_resumed_run_ends_at_the_same_bits(tmp_path):
     whole = Annealed()
-    fit = trainer(tmp_path / "whole", 4)
-    fit.fit(whole, data())
-    reached = float(fit.callback_metrics["val/satisfied"])
+    run = trainer(tmp_path / "whole", 4)
+    run.fit(whole, data())
+    reached = float(run.callback_metrics["val/satisfied"])
     assert reached > 0.995
-    (metrics,) = fit.test(whole, data(), verbose=False)
+    (metrics,) = run.test(whole, data(), verbose=False)
     assert metrics["test/satisfied"] == pytest.approx(reached)
 
     trainer(tmp_path / "part", 2).fit(part := Annealed(), data())
@@ -51,6 +57,19 @@ def test_it_gets_far_and_a_resumed_run_ends_at_the_same_bits(tmp_path):
     trainer(tmp_path / "rest", 4).fit(resumed, data(), ckpt_path=path)
     assert parameters_sha256(resumed) == parameters_sha256(whole)
     assert torch.equal(resumed.objective.best, whole.objective.best)
+
+
+def annealing():
+    return Annealed(), data(), {"max_epochs": 2}
+
+
+@pytest.mark.distributed
+def test_two_processes_walk_the_same_way_and_the_plan_says_that_they_share_nothing(tmp_path):
+    (alone,), both = (fit(annealing, ranks, tmp_path, start_method="spawn") for ranks in (1, 2))
+    assert len(set(alone.hashes)) == 10
+    assert [rank.hashes for rank in both] == [alone.hashes] * 2
+    assert all(IN_TURN in note for rank in both for note in rank.report["notes"])
+    assert all(rank.report["notes"] for rank in both)
 
 
 def test_it_needs_a_formula(tmp_path):

@@ -26,6 +26,9 @@ class Search(PolicySearch):
     def configure_optimizers(self):
         return optimizer_of(self)
 
+    def on_train_epoch_end(self):
+        self.report = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
 
 def engine_of(search, **options):
     optimizer = optimizer_of(search)
@@ -75,7 +78,7 @@ def test_a_resumed_run_gives_the_same_bits(tmp_path):
 
 
 def balancing():
-    return Search(), Episodes(steps_per_epoch=4).train_dataloader(), {"max_epochs": 2}
+    return Search(), Episodes(steps_per_epoch=4, val_episodes=6), {"max_epochs": 2, "limit_val_batches": 1.0}
 
 
 @pytest.mark.distributed
@@ -83,6 +86,8 @@ def test_two_processes_divide_the_candidates_to_the_same_bits(tmp_path):
     (alone,), both = (fit(balancing, ranks, tmp_path) for ranks in (1, 2))
     assert len(alone.hashes) == 8
     assert [rank.hashes for rank in both] == [alone.hashes] * 2
+    # Each plays half of the validation's episodes.
+    assert [rank.report["val/return"] for rank in both] == pytest.approx([alone.report["val/return"]] * 2)
 
 
 @pytest.mark.parametrize(
