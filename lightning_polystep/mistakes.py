@@ -34,7 +34,7 @@ _CURES = [
         "takes the axis of time away, and no other layer may mix up samples and time.",
     ),
     (
-        r"For 1D input, 1D target must have size 1, but got target size: (\d+)",
+        r"(?:1D target must have size 1, but got target size: |size mismatch \(got input: \[\d+\], target: \[)(\d+)",
         "There are {0} labels, and the scores have no axis of samples: without num_steps a spiking layer takes the "
         "first axis for time, so give the first one num_steps.",
     ),

@@ -17,17 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the tests below import beside the package, without Lightning's second name and the libraries of extras.
-TOOLS = ["pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn", "torchvision", "hatchling>=1.27"]
+TOOLS = ["pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100", "scikit-learn", "torchvision"]
 TESTS = [
-    "tests/test_wheel.py",
     "tests/test_engine.py",
     "tests/test_optimizer.py",
     "tests/test_strategy.py",
     "tests/test_checkpoints.py",
     "tests/test_cli.py",
+    "tests/test_cli_messages.py",
+    "tests/test_mistakes.py",
     "tests/scoring/test_stack_tier.py",
     "tests/tape/test_tape.py",
-    "tests/kernels/test_lif_outcome_costs.py",
+    "tests/kernels/test_lif_train_costs.py",
 ]
 
 
