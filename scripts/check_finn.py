@@ -3,8 +3,8 @@
     python -m venv finn && finn/bin/pip install finn-plus jinja2 torch
     finn/bin/python scripts/check_finn.py digits.onnx digits.npz
 
-In an environment of its own, because ``finn-plus`` (FINN+, a fork of FINN that installs with pip) pins other versions of
-Brevitas and ONNX. The .npz holds ``x``, one sample a row, and ``scores``, what the network answered.
+In an environment of its own, because ``finn-plus`` (FINN+, a fork of FINN that installs with pip) pins other versions
+of Brevitas and ONNX. The .npz holds ``x``, one sample a row, and ``scores``, what the network answered.
 """
 
 import argparse
