@@ -13,6 +13,9 @@ class InMemoryDataModule(pl.LightningDataModule):
         batch_size: Samples per batch.
         num_workers: Processes that fetch; with whole tensors in memory 0 is the fastest.
         drop_last: Whether a last training batch that is not full is left out.
+
+    Raises:
+        ValueError: If ``batch_size`` is below 1.
     """
 
     train_set: TensorImages
@@ -21,6 +24,8 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def __init__(self, batch_size: int = 256, num_workers: int = 0, drop_last: bool = False) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last

@@ -7,7 +7,6 @@ takes a file of clauses instead of a configuration; ``export``, which writes a c
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,13 @@ from typing import Any
 
 from lightning_polystep.audit import AuditTrainer
 from lightning_polystep.checkpoints import CheckedCheckpointIO, check_content
-from lightning_polystep.cli_messages import ReadableParser
+from lightning_polystep.cli_messages import OTHER_COMMANDS, ReadableParser
 from lightning_polystep.cli_noise import without_noise
+from lightning_polystep.cli_refusals import refusal_in
 from lightning_polystep.exports.command import main as export
 from lightning_polystep.host import (
     LightningDataModule,
     LightningModule,
-    MisconfigurationException,
     is_overridden,
     rank_zero_info,
     rank_zero_warn,
@@ -31,7 +30,6 @@ from lightning_polystep.host_cli import LightningArgumentParser, LightningCLI
 from lightning_polystep.maxsat.command import main as solve
 from lightning_polystep.report.command import main as report
 from lightning_polystep.results import fit_record, write_results
-from lightning_polystep.values import ArgumentRangeError, ArgumentTypeError
 
 
 class PolyStepCLI(LightningCLI):
@@ -45,6 +43,8 @@ class PolyStepCLI(LightningCLI):
             default=True,
             help="End fit by testing the best checkpoint, when the data has a test set.",
         )
+        # Who calls this command and names no other strategy means this one; without it nothing would train.
+        parser.set_defaults({"trainer.strategy": "polystep"})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -58,19 +58,21 @@ class PolyStepCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=r".*configure_optimizers` will be overridden by")
             try:
                 super().instantiate_classes()
-            except (ValueError, MisconfigurationException) as error:
+            except Exception as error:
                 if (refusal := refusal_in(error)) is None:
                     raise
                 self._subcommand_parsers[self.config["subcommand"]].error(refusal)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command; data that are not there get the sentence of who looked for them, not a traceback."""
+        """Run a command; a mistake, as data that are not there, gets one sentence, not a traceback."""
+        if subcommand in {"validate", "test", "predict"} and not self.config[subcommand].get("ckpt_path"):
+            rank_zero_warn(_AS_DRAWN.format(subcommand))
         try:
             super()._run_subcommand(subcommand)
-        except FileNotFoundError as error:
-            if error.errno is not None:  # the system's own, which may come from anywhere
+        except Exception as error:
+            if (refusal := refusal_in(error)) is None:
                 raise
-            self._subcommand_parsers[subcommand].error(str(error))
+            self._subcommand_parsers[subcommand].error(refusal)
 
     def _parse_ckpt_path(self) -> None:
         """Check the file of ``--ckpt_path``; what it says of classes is compared with the arguments, and not used.
@@ -111,22 +113,7 @@ class PolyStepCLI(LightningCLI):
         return is_overridden("test_dataloader", data) and is_overridden("test_step", self.model)
 
 
-def refusal_in(error: Exception) -> str | None:
-    r"""Return the sentence by which a value was refused, also from among the types that a parser tried; else None.
-
-    Args:
-        error: What making an object has raised.
-
-    Example:
-        >>> refusal_in(ValueError("Errors:\n  - Expected a str\n  - Net(width=-1): it must be at least 1."))
-        'Net(width=-1): it must be at least 1.'
-        >>> refusal_in(ValueError("a fault in a constructor"))
-    """
-    if isinstance(error, ArgumentTypeError | ArgumentRangeError | MisconfigurationException):
-        return " ".join(str(error).split())
-    found = re.search(r"^\s*- (\w+\(\w+=.*)$", str(error), re.MULTILINE)
-    return found and found[1]
-
+_AS_DRAWN = "{} runs the network with its first weights, because no checkpoint is given: --ckpt_path FILE names one."
 
 # Values of --ckpt_path that stand for files which the Trainer knows.
 _NO_FILES = {"best", "last", "hpc"}
@@ -184,7 +171,7 @@ _DESCRIPTION = (
 )
 
 # Commands that take no configuration of a Trainer.
-_OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"solve": solve, "export": export, "report": report}
+_OTHERS: dict[str, Callable[[Sequence[str]], int]] = dict(zip(OTHER_COMMANDS, (solve, export, report), strict=True))
 
 
 def _name_of_module() -> dict[str, str]:

@@ -20,6 +20,16 @@ _GIVEN = re.compile(r"Given value: (.*)$")
 _NESTED = re.compile(r"NestedArg\(key='.*?', val=(.*)\)$")
 _NO_OPTION = re.compile(r"Option '(.+?)' is not accepted|unrecognized arguments: --(\S+?)(?:=.*)?$")
 _NO_ATTRIBUTE = re.compile(r"module '(.+?)' has no attribute '(.+?)'")
+_NO_COMMAND = re.compile(
+    r"expected \"subcommand\" to be one of \{(.+?)\}, .*|argument subcommand: invalid choice: '(.*?)' \((.+)\)"
+)
+_OF_NO_KIND = re.compile(r"Import path does not correspond to a subclass of (\w+)")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
+_NO_YAML = re.compile(r"Problems parsing config: (.*)", re.DOTALL)
+_NO_MAPPING = re.compile(r"Unexpected config:(.*)", re.DOTALL)
+_PLACE = re.compile(r"line (\d+), column (\d+)")
+# Commands that take no configuration of a Trainer, and are no subcommands of this parser.
+OTHER_COMMANDS = ("solve", "export", "report")
 # What a type is called in a configuration.
 _TYPES = {"NoneType": "null", "collections.abc.Sequence": "list", "dict": "mapping"}
 
@@ -75,6 +85,8 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         >>> readable("unrecognized arguments: --optimiser.lr=3", ["--optimizer", "--model"])
         "--optimiser.lr is no option: did you mean '--optimizer.lr'?"
     """
+    if (whole := _of_the_whole(message.strip())) is not None:
+        return whole
     top = _NO_OPTION.fullmatch(message.strip())
     if top is not None:
         name = f"--{top.group(2) or top.group(1)}"
@@ -93,6 +105,28 @@ def readable(message: str, options: Sequence[str] = ()) -> str:
         same = [finding for finding in found if finding.path == deepest.path and not finding.text]
         deepest.types = [kind for finding in same for kind in finding.types]
     return str(deepest)
+
+
+def _of_the_whole(message: str) -> str | None:
+    """Return what is wrong with the command as such, or with the text of a file."""
+    if command := _NO_COMMAND.fullmatch(message):
+        expected, given, choices = command.groups()
+        names = [*re.findall(r"\w+", (expected or choices).replace("choose from", "")), *OTHER_COMMANDS]
+        if expected:
+            return f"name a command first: {', '.join(names)}."
+        choose = f": choose from {', '.join(names)}."
+        return f"{given!r} is no command{_meant(given, names, cutoff=0.6) or choose}"
+    if (missing := _REQUIRED.fullmatch(message)) and (found := re.findall(r"(\w+)\.([\w.]+)", missing.group(1))):
+        options = " and ".join(f"--{name}" for _, name in sorted(found, reverse=True))
+        return f"{found[0][0]} needs {options}: give them, or --config FILE with a file that has them."
+    if parsing := _NO_YAML.fullmatch(message):
+        *_, (line, column) = _PLACE.findall(message) or [("?", "?")]
+        said = [line.strip() for line in parsing.group(1).splitlines() if not _PLACE.search(line)]
+        return f"--config: the file is no YAML at line {line}, column {column}: {said[-1]}."
+    if text := _NO_MAPPING.fullmatch(message):
+        given = f"is {text.group(1).strip()[:40]!r}" if text.group(1).strip() else "is empty"
+        return f"--config: sections such as model, data and trainer are expected, and the file {given}."
+    return None
 
 
 def _findings(message: str) -> list[_Finding]:
@@ -131,6 +165,9 @@ def _finding(line: str, path: tuple[str, ...], class_path: str) -> _Finding | No
         return _Finding(path, f"{module}.{name} does not exist{_meant(name, names)}")
     if missing := re.search(r"No module named '(.+?)'", line):
         return _Finding(path, f"there is no module {missing.group(1)!r} to import {class_path} from")
+    if needed := _REQUIRED.search(line):
+        return _Finding((*path, needed.group(1).split(",")[0]), f"{class_path} needs it, and it is not given")
+    line = _OF_NO_KIND.sub(r"Expected a subclass of \1", line)
     if expected := _EXPECTED.search(line.strip(" -")):
         kind, value = expected.groups()
         kind = "class path" if kind.startswith("dot import path") else kind
@@ -151,8 +188,8 @@ def _quoted(value: str) -> str:
     return value if plain else repr(value)
 
 
-def _meant(name: str, names: Iterable[str], rest: str = "") -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
+def _meant(name: str, names: Iterable[str], rest: str = "", cutoff: float = 0.7) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f": did you mean {'.'.join([close[0], *([rest] if rest else [])])!r}?" if close else ""
 
 

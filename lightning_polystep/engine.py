@@ -342,15 +342,16 @@ class Engine:
             state["polystep"] |= {"pending": whole.state_dict(), "progress": dict(vars(counted))}
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """Make one step in plain PyTorch.
+        """Make one step in plain PyTorch, and return the loss before it.
 
         Args:
             closure: Computes the loss of the batch from the module. It is called once for real, and again for every
                 chunk of candidates; no autograd.
 
-        Returns:
-            The loss before the step.
+        Raises:
+            ValueError: When the closure is no function, or returns no loss.
         """
+        guards.check_closure(closure)
         with self.observing(closure):
             loss = guards.check_loss(closure())
         self.ends_in(loss)

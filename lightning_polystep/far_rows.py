@@ -25,17 +25,20 @@ class Strides(NamedTuple):
 
     Args:
         lengths: Multiples of the normal stride, at least 1, shape (rows,).
-        steady: For how many steps each row has gone up, or with a minus down, shape (rows,); from 40 on 32 again.
+        steady: For how many steps each row has gone up, or with a minus down, shape (rows,); from 40 on 32 again. Steps
+            of a smaller radius count for less.
     """
 
     lengths: Tensor
     steady: Tensor
 
-    def after(self, shifts: Tensor) -> Strides:
+    def after(self, shifts: Tensor, share: float = 1.0) -> Strides:
         """Return strides after one more step.
 
         Args:
             shifts: How far the mean output of each row is moved, shape (rows,); 0 tells nothing.
+            share: The radius of the step, as a share of the largest so far. Rows that go the same way for long because
+                a schedule lets them go a little are not far from their aim.
 
         Example:
             >>> strides = Strides(torch.ones(2), torch.tensor([31.0, -31.0]))
@@ -44,10 +47,11 @@ class Strides(NamedTuple):
         """
         way = shifts.sign().to(self.steady)
         back = self.steady * way < 0
-        steady = torch.where(back | (way == 0), way, self.steady + way)
+        known = torch.where(back | (way == 0), 0.0, self.steady)
+        steady = known + share * way
         count = steady.abs()
         patience = torch.where(self.lengths > 1, _PERIOD, _PATIENCE)
-        longer = (count >= patience) & (count % _PERIOD == 0)
+        longer = (count >= patience) & (count // _PERIOD > known.abs() // _PERIOD)
         lengths = torch.where(longer, 2 * self.lengths, torch.where(back, _BACK * self.lengths, self.lengths))
         # Counted no further than numbers of 16 bits are exact.
         steady = torch.where(count >= _PATIENCE + _PERIOD, steady - _PERIOD * way, steady)

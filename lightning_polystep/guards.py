@@ -16,7 +16,7 @@ from lightning_polystep.polytopes import POLYTOPES
 from lightning_polystep.schedules import Schedule, lowest
 from lightning_polystep.subspaces import SUBSPACES
 from lightning_polystep.transport import TRANSPORTS, Transport
-from lightning_polystep.values import ArgumentTypeError, Rule, at_least, check, flag, one_of
+from lightning_polystep.values import ArgumentRangeError, ArgumentTypeError, Rule, at_least, check, flag, one_of
 
 DETACHED_OPTIMIZER = (
     "{}.step() has no candidates to weigh, because nothing scores them: train with "
@@ -184,7 +184,38 @@ def check_optimizer(kind: str, params: Any, **options: Any) -> None:
         raise ArgumentTypeError(
             f"{kind}({name}(...)): it takes parameters, so give it those of the module, .parameters()."
         )
+    if isinstance(params, torch.Tensor):
+        raise ArgumentTypeError(f"{kind}(a tensor of shape {tuple(params.shape)}): put it into a list.")
     check(kind, options, _OPTIMIZER_RULES)
+
+
+def check_some(kind: str, params: list[Any]) -> None:
+    """Refuse to train nothing.
+
+    Args:
+        kind: Name of the optimizer.
+        params: What it is to train.
+
+    Raises:
+        ArgumentRangeError: If there is nothing.
+    """
+    if not params:
+        raise ArgumentRangeError(
+            f"{kind}([]): there is no parameter to train, so give it those of a module that has some, .parameters()."
+        )
+
+
+def check_closure(closure: Any) -> None:
+    """Refuse what is not a function.
+
+    Raises:
+        ArgumentTypeError: With what to write.
+    """
+    if not callable(closure):
+        raise ArgumentTypeError(
+            f"Engine.step({type(closure).__name__}): it takes a function that computes the loss, because candidates "
+            "run it too: engine.step(lambda: criterion(model(x), y))."
+        )
 
 
 def check_engine(module: Any, optimizer: Any, **options: Any) -> None:

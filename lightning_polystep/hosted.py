@@ -213,6 +213,8 @@ class HostedOptimizer(Optimizer):
         self, params: ParamsT, defaults: dict[str, Any], *, seed: int | None = None, importance_sampling: float = 0.0
     ) -> None:
         guards.check_optimizer(self.kind, params, importance_sampling=importance_sampling, seed=seed)
+        given: list[Any] = list(params)
+        guards.check_some(self.kind, given)
         self.importance_sampling = importance_sampling
         self.backtracking = False
         self.seed = torch.initial_seed() if seed is None else seed
@@ -220,7 +222,7 @@ class HostedOptimizer(Optimizer):
         self.binding = Binding()
         self.statistics: dict[str, InputStatistics] = {}
         self.learned: dict[str, dict[str, Tensor]] = {}
-        super().__init__(params, defaults)
+        super().__init__(given, defaults)
 
     def blocks(self, module: nn.Module, held: Set[nn.Parameter] = frozenset()) -> list[Block]:
         """Return what candidates change: blocks of the unfrozen parameters of this optimizer's groups.

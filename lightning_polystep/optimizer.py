@@ -342,7 +342,10 @@ class PolyStep(HostedOptimizer):
         shifts = displacement.detach() @ known.moment[:, -1].to(displacement)
         state, rows = self.state[block.parameters[0]], proposal.rows
         before = Strides(self._of_rows(block, "stride"), self._of_rows(block, "steady", 0.0))
-        after = Strides(*(each[rows] for each in before)).after(shifts)
+        lr = float(block.group["lr"])
+        # Of the group, so that checkpoints have it.
+        peak = block.group["peak_lr"] = max(lr, block.group.get("peak_lr", 0.0))
+        after = Strides(*(each[rows] for each in before)).after(shifts, lr / peak if peak > 0 else 0.0)
         state["stride"] = before.lengths.index_copy(0, rows, after.lengths)
         state["steady"] = before.steady.index_copy(0, rows, after.steady)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_polystep.__about__ import __version__
 from lightning_polystep.host import pl
+from lightning_polystep.process_costs import process_costs
 from lightning_polystep.strategy import PolyStepStrategy
 
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numba", "numpy")
@@ -46,7 +47,8 @@ def fit_record(trainer: pl.Trainer) -> dict[str, Any]:
         trainer: The trainer, after ``fit``.
 
     Returns:
-        Steps, seed, parameters' hash and, under PolyStep, candidates, samples per candidate, seconds by verb.
+        Steps, seed, parameters' hash, what the process has cost and, under PolyStep, candidates, samples per candidate,
+        seconds by verb.
     """
     record: dict[str, Any] = {
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
@@ -55,6 +57,7 @@ def fit_record(trainer: pl.Trainer) -> dict[str, Any]:
         "parameters_sha256": parameters_sha256(trainer.lightning_module),
         "fit_metrics": _numbers(trainer.callback_metrics),
         "threads": torch.get_num_threads(),
+        **process_costs(),
         "packages": {"lightning-polystep": __version__, **{name: _version(name) for name in _PACKAGES}},
     }
     if isinstance(trainer.strategy, PolyStepStrategy) and trainer.strategy.engines:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_polystep.last_moves import common_move
+from lightning_polystep.mistakes import with_cures
 from lightning_polystep.particles import Block, InputStatistics, Proposal
 from lightning_polystep.polytopes import POLYTOPES, biased_rotation, haar_rotation
 from lightning_polystep.randomness import generator
@@ -40,7 +41,7 @@ from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING
 @contextmanager
 def observe(module: nn.Module, blocks: list[Block], measured: set[str]) -> Iterator[Observation]:
     """Record what the sites see while the body runs the module once; :func:`learn_inputs` then keeps it."""
-    with observing(module, blocks, measured) as seen:
+    with observing(module, blocks, measured) as seen, with_cures():
         yield seen
 
 

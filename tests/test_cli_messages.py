@@ -47,6 +47,19 @@ MISTAKES = [
     ("--optimizer.lr=.inf", "PolyStep(lr=inf): the step radius must be at least 0, and finite."),
     ("--optimizer.momentum=1", "PolyStep(momentum=1.0): the memory must be in [0, 1)."),
     ("--trainer.strategy.max_candidates=-5", "PolyStepStrategy(max_candidates=-5): it must be at least 1, or None."),
+    ("--model=models.SpikingMLP", "--model='models.SpikingMLP': subclass of LightningModule or null expected."),
+    ("--model.network.sizes=[64]", "SpikingMLP: sizes needs an input and an output size, got (64,)."),
+    ("--model.network.sizes=[64,-1,10]", "SpikingMLP: each of sizes must be at least 1, got (64, -1, 10)."),
+    ("--model.network.num_steps=0", "LIF: num_steps must be at least 1, or None for a current that has a time axis."),
+    ("--data.batch_size=0", "batch_size must be at least 1, got 0."),
+    ("--trainer.strategy=polystp", "There is no strategy 'polystp': this package's are polystep, polystep_ddp, "),
+    ("--trainer.accelerator=gpo", "You selected an invalid accelerator name: `accelerator='gpo'`."),
+    ("--model.network.sizes=[32,128,10]", "The data gives 64 numbers where the network takes 32 "),
+    ("--model.network.sizes=[64,128,5]", "A label is "),
+    (
+        "--trainer.gradient_clip_val=1",
+        "Trainer(gradient_clip_val=...) clips gradients, and PolyStep has none: leave it",
+    ),
     ("--trainer.max_epochs=-5", "`max_epochs` must be a non-negative integer or -1. You passed in -5."),
 ]
 
@@ -56,7 +69,7 @@ def test_a_mistake_gets_one_sentence(capfd, argument, sentence):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", CONFIG, argument])
     assert stopped.value.code == 2
-    error, tip = capfd.readouterr().err.strip().splitlines()
+    *_, error, tip = capfd.readouterr().err.strip().splitlines()
     assert error.startswith(f"error: {sentence}")
     assert tip.endswith("--help lists the options.")
     assert not re.search(r"NestedArg|<class|Union|Parser key", error)
@@ -89,6 +102,49 @@ def test_mistakes_in_a_file_get_one_too(capfd, tmp_path, lines, sentence):
     error = capfd.readouterr().err.splitlines()[0]
     assert sentence in error
     assert not re.search(r"NestedArg|<class|Union", error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name a command first: fit, validate, test, predict, audit, solve, export, report."),
+        (["--config", CONFIG], "name a command first: fit, "),
+        (["fti", "--config", CONFIG], "'fti' is no command: did you mean 'fit'?"),
+        (["reprt", "runs"], "'reprt' is no command: did you mean 'report'?"),
+        (["dance"], "'dance' is no command: choose from fit, validate, "),
+        (["fit"], "fit needs --model and --data: give them, or --config FILE with a file that has them."),
+        (["audit", "--model=models.MaxSAT"], "audit needs --data: give them, or --config FILE"),
+        (
+            ["fit", "--model=models.Classifier", "--data=datamodules.Digits"],
+            "--model.network: models.Classifier needs it, and it is not given.",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_a_command_that_is_not_whole_says_what_it_lacks(capfd, arguments, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error, tip = capfd.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: {sentence}")
+    assert tip.endswith("--help lists the options.")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("trainer:\n  max_epochs: 3\n strategy: x\n", "--config: the file is no YAML at line 3, column 2: "),
+        ("just a text", "--config: sections such as model, data and trainer are expected, and the file is 'just"),
+        ("", "--config: sections such as model, data and trainer are expected, and the file is empty."),
+    ],
+    ids=["indented", "text", "empty"],
+)
+def test_a_file_that_is_no_configuration_is_one_sentence(capfd, tmp_path, text, sentence):
+    (tmp_path / "more.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "more.yaml")])
+    error, _ = capfd.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: {sentence}")
 
 
 def test_what_is_not_known_stays_as_it_is():

@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from lightning_polystep.cli_parsers import OneSentenceParser
 from lightning_polystep.exports.chain import chain_of, network_of
 from lightning_polystep.exports.nir_check import check_nir
 from lightning_polystep.exports.nir_graph import AtThreshold, to_nir
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="python -m lightning_polystep export",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

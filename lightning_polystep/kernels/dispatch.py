@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 - see Tensors
 
 import numba
 import torch
 from numba.core import event
 from torch import Tensor
+
+# The type of an operator's argument. torch 2.6 takes typing's and no other.
+Tensors = Sequence[Tensor]
 
 VARIABLE = "POLYSTEP_KERNELS"
 # What each implementation runs on, and which one a device gets unless the variable says otherwise.

@@ -14,6 +14,7 @@ from types import FrameType
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_polystep.cli_parsers import OneSentenceParser
 from lightning_polystep.maxsat.files import FormulaError, read_formula
 from lightning_polystep.maxsat.solver import Answer, Solver
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="python -m lightning_polystep solve",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

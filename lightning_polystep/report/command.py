@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_polystep.cli_parsers import OneSentenceParser
 from lightning_polystep.report.page import page
 from lightning_polystep.report.run import ReportError, read_run
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 2 if there is nothing to write.
     """
-    parser = argparse.ArgumentParser(prog="python -m lightning_polystep report", description=_DESCRIPTION)
+    parser = OneSentenceParser(prog="python -m lightning_polystep report", description=_DESCRIPTION)
     parser.add_argument("folder", help="log folder of a run, or a folder whose newest version_* is meant")
     parser.add_argument("--out", help="the file (default: report.html in the folder)")
     options = parser.parse_args(list(arguments))

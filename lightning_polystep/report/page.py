@@ -90,6 +90,8 @@ def _head(results: Mapping[str, Any]) -> str:
     shown += [(label, _number(results[key])) for key, label in _WHAT.items() if results.get(key) is not None]
     if "wall_seconds" in results:
         shown.append(("seconds of the fit", f"{results['wall_seconds']:.1f}"))
+    if "peak_memory_mib" in results:
+        shown.append(("MiB of memory at most", f"{results['peak_memory_mib']:,.0f}"))
     cards = "".join(f"<li><b>{value}</b>{html.escape(name)}</li>" for name, value in shown)
     tested = f"<p>Tested: {html.escape(str(results['tested']))}.</p>" if "tested" in results else ""
     return f'<ul class="cards">{cards}</ul>{tested}'

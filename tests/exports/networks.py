@@ -10,7 +10,18 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_polystep.layers import LIF, OverTime, QuantActivation, QuantConv2d, QuantLinear, SpikeCount, calibrate
+from lightning_polystep.layers import (
+    LIF,
+    Heaviside,
+    OverTime,
+    QuantActivation,
+    QuantConv2d,
+    QuantLinear,
+    Sign,
+    SpikeCount,
+    Staircase,
+    calibrate,
+)
 
 SAMPLES = 6
 
@@ -138,6 +149,28 @@ def quantised_networks(draw):
                 if layer.bias is not None:
                     layer.bias.copy_(dyadic(layer.bias.shape, seeded))
     return network, (features,), torch.randn(SAMPLES, features, generator=seeded)
+
+
+@st.composite
+def stepping_networks(draw):
+    """Binary weights between signs, or dyadic ones between staircases, steps and signs: two hidden layers."""
+    seeded = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sizes = [draw(st.integers(2, 20)) for _ in range(4)]
+    binary = draw(st.booleans())
+    layers = [Sign()] if binary else []
+    for features_in, features_out in pairwise(sizes):
+        if binary:
+            layers.append(QuantLinear(features_in, features_out, weight_format="binary"))
+            with torch.no_grad():
+                layers[-1].weight.copy_(torch.randn(features_out, features_in, generator=seeded))
+                layers[-1].weight_scale = torch.full_like(layers[-1].weight_scale, 2.0 ** -draw(st.integers(0, 3)))
+                layers[-1].bias.copy_(dyadic(layers[-1].bias.shape, seeded))
+            layers.append(Sign(positive_on=draw(st.sampled_from(["ge", "gt"]))))
+        else:
+            # Of 2 or 4 levels, so that what the next layer adds up does not round.
+            step = draw(st.sampled_from([Staircase(2), Staircase(4, squash="clamp"), Heaviside(), Sign()]))
+            layers += [make_dyadic(nn.Sequential(nn.Linear(features_in, features_out)), seeded)[0], step]
+    return nn.Sequential(*layers), (sizes[0],), dyadic((SAMPLES, sizes[0]), seeded, 1 / 4, 8)
 
 
 def quantiser(draw):

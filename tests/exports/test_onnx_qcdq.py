@@ -7,7 +7,7 @@ pytest.importorskip("onnxruntime")
 
 from lightning_polystep.exports import check_onnx, to_onnx
 from lightning_polystep.layers import QuantActivation, QuantLinear
-from tests.exports.networks import integer_networks, quantised_networks
+from tests.exports.networks import integer_networks, quantised_networks, stepping_networks
 
 
 @given(integer_networks())
@@ -17,6 +17,15 @@ def test_integer_networks_are_equal_bit_for_bit_in_onnxruntime(case):
     found = check_onnx(network, to_onnx(network, shape), inputs)
     assert len(found) == 3
     assert found[-1].what == "output"  # and not "up to rounding"
+    assert [str(parity) for parity in found if parity.unequal] == []
+
+
+@given(stepping_networks())
+@settings(max_examples=20)
+def test_binary_networks_and_step_functions_are_equal_bit_for_bit_in_onnxruntime(case):
+    network, shape, inputs = case
+    found = check_onnx(network, to_onnx(network, shape), inputs)
+    assert sum(parity.what.startswith("codes of") for parity in found) >= 3
     assert [str(parity) for parity in found if parity.unequal] == []
 
 

@@ -8,7 +8,7 @@ pytest.importorskip("qonnx")
 from lightning_polystep.exports import check_onnx, run_qonnx, to_qonnx
 from lightning_polystep.interop import ConversionError
 from lightning_polystep.layers import QuantActivation, QuantConv2d, QuantLinear, Sign
-from tests.exports.networks import integer_networks, quantised_networks
+from tests.exports.networks import integer_networks, quantised_networks, stepping_networks
 
 
 @given(integer_networks())
@@ -17,6 +17,15 @@ def test_integer_networks_are_equal_bit_for_bit_in_the_executor_of_qonnx(case):
     network, shape, inputs = case
     found = check_onnx(network, to_qonnx(network, shape), inputs, run_qonnx)
     assert len(found) == 3
+    assert [str(parity) for parity in found if parity.unequal] == []
+
+
+@given(stepping_networks())
+@settings(max_examples=20)
+def test_binary_networks_and_step_functions_are_equal_bit_for_bit_in_the_executor_of_qonnx(case):
+    network, shape, inputs = case
+    found = check_onnx(network, to_qonnx(network, shape), inputs, run_qonnx)
+    assert sum(parity.what.startswith("codes of") for parity in found) >= 3
     assert [str(parity) for parity in found if parity.unequal] == []
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from lightning_polystep.exports import state_dict_for
@@ -10,11 +12,12 @@ from lightning_polystep.layers import LIF, HardMoE, QuantActivation, QuantLinear
 from tests.exports.networks import dyadic, make_dyadic
 
 STEPS, LEAKS = 7, (0.75, 0.5)
+SEEDS = st.integers(0, 2**31)
 
 
-def spiking(**neuron):
+def spiking(seed=1, **neuron):
     """Random weights that add up without rounding, and leaks with which Norse and SpikingJelly do not round either."""
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(seed)
     layers = [
         nn.Linear(4, 6),
         LIF(LEAKS[0], num_steps=STEPS, **neuron),
@@ -45,22 +48,25 @@ def counted(target, inputs):
 
 
 def assert_equal(ours, theirs):
-    assert 0 < ours.mean() < STEPS
+    assume(0 < ours.mean() < STEPS)
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("reset", ["zero", "subtract"])
-def test_snntorch(reset):
+@given(SEEDS, st.sampled_from(["zero", "subtract"]))
+@settings(max_examples=20)
+def test_snntorch(seed, reset):
     snntorch = pytest.importorskip("snntorch")
-    network, inputs = spiking(spike_on="gt", reset_mechanism=reset)
+    network, inputs = spiking(seed, spike_on="gt", reset_mechanism=reset)
     target = Theirs(lambda _: snntorch.Leaky(0.1, reset_mechanism=reset, reset_delay=False, init_hidden=True))
     target.load_state_dict(state_dict_for(network, target))
     assert_equal(network(inputs), counted(target, inputs))
 
 
-def test_spikingjelly():
+@given(SEEDS)
+@settings(max_examples=20)
+def test_spikingjelly(seed):
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
-    network, inputs = spiking(spike_on="ge")
+    network, inputs = spiking(seed, spike_on="ge")
     target = Theirs(lambda leak: neuron.LIFNode(tau=1 / (1 - leak), decay_input=False))
     target.load_state_dict(state_dict_for(network, target))
     assert_equal(network(inputs), counted(target, inputs))
@@ -74,13 +80,15 @@ def test_subtractions_that_two_libraries_make_up_for_differently_are_refused():
         state_dict_for(network, target)
 
 
-def test_norse():
+@given(SEEDS)
+@settings(max_examples=20)
+def test_norse(seed):
     norse = pytest.importorskip("norse.torch")
 
     def neurons(leak):
         return norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.tensor((1 - leak) * 1024)), dt=2**-10)
 
-    network, inputs = spiking(spike_on="gt")
+    network, inputs = spiking(seed, spike_on="gt")
     target = Theirs(neurons)
     target.load_state_dict(state_dict_for(network, target))
     total, states = 0, (None, None)
@@ -92,9 +100,11 @@ def test_norse():
     assert_equal(network(inputs), total)
 
 
-def test_brevitas():
+@given(SEEDS)
+@settings(max_examples=20)
+def test_brevitas(seed):
     qnn = pytest.importorskip("brevitas.nn")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = nn.Sequential(
         QuantActivation(8, signed=True, scale=0.013),
         QuantLinear(4, 6, granularity="per_tensor", weight_format="int4"),

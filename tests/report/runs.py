@@ -24,6 +24,7 @@ RESULTS = {
     "candidates": 12345,
     "samples_per_candidate": 583.49,
     "wall_seconds": 10.0,
+    "peak_memory_mib": 1234.5,
     "seconds_by_verb": {"observe": 1.0, "score": 3.0},
     "plan": [{"block": "network.1", "rows": 128, "rank": 65, "tier": "outcome", "note": "<none> & such"}],
     "tested": "best checkpoint",

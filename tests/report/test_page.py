@@ -68,7 +68,7 @@ def test_every_section_is_there_with_what_it_is_about(tmp_path):
         "Environment",
         "To repeat it",
     ]
-    assert {"0.9694", "12,345", "583.5", "10.0"} <= set(reader.of("b"))
+    assert {"0.9694", "12,345", "583.5", "10.0", "1,234"} <= set(reader.of("b"))
     cells = reader.of("td")
     assert {"network.1", "128", "65", "outcome", "<none> & such", "2.14.1", "not installed", "ab" * 32} <= set(cells)
     assert "validation, data, the rest" in reader.of("text")  # 10 seconds without those of the verbs

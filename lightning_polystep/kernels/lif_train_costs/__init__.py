@@ -1,13 +1,11 @@
 """Costs of candidates for a hidden LIF layer on a current that changes over time, any number of LIF layers deep."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from lightning_polystep.functional.heaviside import check_step_options
 from lightning_polystep.functional.neurons import check_lif_options
-from lightning_polystep.kernels.dispatch import Kernel
+from lightning_polystep.kernels.dispatch import Kernel, Tensors
 from lightning_polystep.kernels.lif_train_costs.reference import Hidden
 from lightning_polystep.kernels.readout.reference import Readout, check_readout, check_tensor
 
@@ -18,10 +16,10 @@ _KERNEL = Kernel(_NAME)
 @torch.library.custom_op("polystep::lif_train_costs", mutates_args=())
 def lif_train_costs(
     shifts: Tensor,
-    hidden_currents: Sequence[Tensor],
-    hidden_betas: Sequence[Tensor],
-    hidden_thresholds: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    hidden_currents: Tensors,
+    hidden_betas: Tensors,
+    hidden_thresholds: Tensors,
+    weights: Tensors,
     currents: Tensor,
     beta: Tensor,
     threshold: Tensor,
@@ -113,7 +111,7 @@ def lif_train_costs(
 
 
 @lif_train_costs.register_fake
-def _fake(shifts: Tensor, hidden_currents: Sequence[Tensor], *_: object, **__: object) -> Tensor:
+def _fake(shifts: Tensor, hidden_currents: Tensors, *_: object, **__: object) -> Tensor:
     return shifts.new_empty((hidden_currents[0].shape[2], shifts.shape[2]), dtype=torch.float64)
 
 

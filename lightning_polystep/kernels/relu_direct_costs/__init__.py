@@ -1,11 +1,9 @@
 """Costs of candidates for a layer of ReLU or of linear units, each evaluated on its own."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lightning_polystep.kernels.dispatch import Kernel
+from lightning_polystep.kernels.dispatch import Kernel, Tensors
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores
 
 _NAME = "relu_direct_costs"
@@ -16,10 +14,10 @@ _KERNEL = Kernel(_NAME)
 def relu_direct_costs(
     preactivation: Tensor,
     shifts: Tensor,
-    behind_preactivations: Sequence[Tensor],
-    behind_boundaries: Sequence[Tensor],
-    behind_levels: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    behind_preactivations: Tensors,
+    behind_boundaries: Tensors,
+    behind_levels: Tensors,
+    weights: Tensors,
     scores: Tensor,
     target: Tensor,
     loss: str = "cross_entropy",

@@ -1,11 +1,9 @@
 """Costs of candidates for a layer of ReLU or of linear units, interpolated between a few of their responses."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lightning_polystep.kernels.dispatch import Kernel
+from lightning_polystep.kernels.dispatch import Kernel, Tensors
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores
 from lightning_polystep.kernels.relu_grid_costs.reference import Limits
 
@@ -18,10 +16,10 @@ _FEWEST_NODES = 3
 def relu_grid_costs(
     preactivation: Tensor,
     shifts: Tensor,
-    behind_preactivations: Sequence[Tensor],
-    behind_boundaries: Sequence[Tensor],
-    behind_levels: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    behind_preactivations: Tensors,
+    behind_boundaries: Tensors,
+    behind_levels: Tensors,
+    weights: Tensors,
     scores: Tensor,
     target: Tensor,
     loss: str = "cross_entropy",

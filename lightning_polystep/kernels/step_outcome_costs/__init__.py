@@ -1,11 +1,9 @@
 """Costs of candidates for a layer of step functions, by the levels that they can reach."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lightning_polystep.kernels.dispatch import Kernel
+from lightning_polystep.kernels.dispatch import Kernel, Tensors
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_dictionary, check_scores
 
 _NAME = "step_outcome_costs"
@@ -18,10 +16,10 @@ def step_outcome_costs(
     shifts: Tensor,
     boundaries: Tensor,
     levels: Tensor,
-    behind_preactivations: Sequence[Tensor],
-    behind_boundaries: Sequence[Tensor],
-    behind_levels: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    behind_preactivations: Tensors,
+    behind_boundaries: Tensors,
+    behind_levels: Tensors,
+    weights: Tensors,
     scores: Tensor,
     target: Tensor,
     loss: str = "cross_entropy",

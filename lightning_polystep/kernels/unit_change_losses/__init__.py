@@ -1,11 +1,9 @@
 """How the loss of each sample changes with the value of each unit of a layer."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lightning_polystep.kernels.dispatch import Kernel
+from lightning_polystep.kernels.dispatch import Kernel, Tensors
 from lightning_polystep.kernels.feedforward import Behind, Scores, check_behind, check_scores
 
 _NAME = "unit_change_losses"
@@ -15,10 +13,10 @@ _KERNEL = Kernel(_NAME)
 @torch.library.custom_op("polystep::unit_change_losses", mutates_args=())
 def unit_change_losses(
     changes: Tensor,
-    behind_preactivations: Sequence[Tensor],
-    behind_boundaries: Sequence[Tensor],
-    behind_levels: Sequence[Tensor],
-    weights: Sequence[Tensor],
+    behind_preactivations: Tensors,
+    behind_boundaries: Tensors,
+    behind_levels: Tensors,
+    weights: Tensors,
     scores: Tensor,
     target: Tensor,
     loss: str = "cross_entropy",
