@@ -110,8 +110,8 @@ class Engine:
         self.plan: Plan | None = None
         self.clock = VerbClock()
         self._pace = Pace(self.clock, batches_per_epoch, quiet=announce is None)
-        self._evaluation: Evaluation = evaluation
         self._memory_budget, self._max_candidates = memory_budget, max_candidates
+        self._evaluation: Evaluation = evaluation
         self._agreement = Agreement(
             processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
         )
@@ -120,8 +120,7 @@ class Engine:
         self._announce, self._count_changed_pairs = announce, count_changed_pairs
         self._blocks: list[Block] = []
         self._planned_for: frozenset[nn.Parameter] = frozenset()
-        self._seen = Observation()
-        self._hard_inputs = HardInputs()
+        self._seen, self._hard_inputs = Observation(), HardInputs()
         self._recognised = Recognised(module)
         if evaluation != "auto":
             self._recognised.give_up("not asked for")
