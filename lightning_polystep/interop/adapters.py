@@ -107,15 +107,15 @@ def adapters_for(module: nn.Module) -> Adapters:
 
 def modules_of(module: nn.Module, library: str) -> dict[str, nn.Module]:
     """Return the submodules whose class, or a base of it, comes from a library, by name."""
-    return {name: part for name, part in module.named_modules() if comes_from(part, library)}
+    return {name: part for name, part in module.named_modules() if _is_from(cast("Any", type(part)), library)}
 
 
 def comes_from(value: object, library: str) -> bool:
     """Tell whether the class of an object, or a base of it, is defined in a library."""
-    return _is_from(cast("Any", type(value)), library)
+    return any(kind.__module__.partition(".")[0] == library for kind in type(value).__mro__)
 
 
-@lru_cache(maxsize=4096)  # a step asks it of each module several times
+@lru_cache(maxsize=4096)  # a step asks it of each module several times; torch.compile warns of it, where hooks ask
 def _is_from(kind: Any, library: str) -> bool:
     return any(each.__module__.partition(".")[0] == library for each in kind.__mro__)
 

@@ -92,7 +92,7 @@ class NodePerturbationTier(SlopeTier):
             flat, own = typical.reshape(len(typical), -1), signs[key].reshape(*signs[key].shape[:3], -1)
             met = (of_samples(script.program, entry.made, odd.to(flat))[..., None] * own).mean(1)
             answer = met * torch.where(flat > 0, 1 / flat, 0.0) / reach[:, None, None]
-            add_slopes(slopes, tape, entry, answer)
+            add_slopes(slopes, tape, entry, answer, proposal.rows[places])
         return slopes
 
     def approximation(self) -> str:

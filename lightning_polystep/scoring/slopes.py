@@ -237,13 +237,22 @@ def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
     return added
 
 
-def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tensor) -> None:
-    """Add to the slopes of rows, (R, D) by value, what the slopes at the places of a product say of them."""
+def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tensor, rows: Tensor | None = None) -> None:
+    """Add to the slopes of rows, (R, D) by value, what the slopes at the places of a product say of them.
+
+    Args:
+        slopes: To be added to.
+        tape: Of the step.
+        entry: The product.
+        answer: Slopes at its places, (R, N', P).
+        rows: Which rows these are; by default all.
+    """
     if entry.weight is not None:
-        own = summed_over_places(tape, entry, answer)
+        own = summed_over_places(tape, entry, answer, rows)
         slopes[entry.weight] = slopes[entry.weight] + own if entry.weight in slopes else own
     if entry.bias is not None:
         gain = torch.as_tensor(entry.gain(tape)).to(answer).reshape(-1, 1)
+        gain = gain if rows is None or len(gain) == 1 else gain[rows]
         own = torch.where(gain != 0, answer.sum((1, 2))[:, None] / gain, 0.0)
         slopes[entry.bias] = slopes[entry.bias] + own if entry.bias in slopes else own
 

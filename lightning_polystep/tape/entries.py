@@ -289,7 +289,7 @@ def added_by_rows(tape: Tape, entry: Entry, rows: Tensor) -> Tensor:
     return _convolution(entry)(inputs, filters, None, stride, padding, dilation).transpose(0, 1).flatten(2)
 
 
-def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
+def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor, rows: Tensor | None = None) -> Tensor:
     """Return the sum of the inputs at all places, weighted by what is said of these for each row, (R, D).
 
     For a convolution this is one of the images with the weights as filters, whose stride is the dilation and whose
@@ -299,6 +299,7 @@ def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
         tape: Of the step.
         entry: The product.
         slopes: Shape (R, N, P).
+        rows: Which rows these are; by default all.
     """
     inputs = tape.values[entry.inputs].tensor.to(slopes)
     if entry.window is None:
@@ -306,7 +307,8 @@ def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
     stride, padding, dilation = entry.window
     places = slopes.reshape(*slopes.shape[:2], *tape.values[entry.made].tensor.shape[2:])
     if entry.depthwise:
-        return _summed_by_channel(entry, inputs, places.transpose(0, 1))
+        own = inputs if rows is None else inputs[:, rows]
+        return _summed_by_channel(entry, own, places.transpose(0, 1))
     found = _convolution(entry)(inputs.transpose(0, 1), places, None, dilation, padding, stride)
     for axis, size in enumerate(entry.kernel, 2):  # a stride may leave the last pixels of an image out
         found = found.narrow(axis, 0, size)

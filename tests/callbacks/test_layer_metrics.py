@@ -123,6 +123,7 @@ def test_a_batch_without_a_size_leaves_the_operations_out(tmp_path):
     assert set(logged) == {"val/levels_used/net.1", "val/level_entropy/net.1"}
 
 
+@pytest.mark.filterwarnings("ignore:validate runs the network with its first weights")
 def test_one_line_of_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.yaml").write_text(

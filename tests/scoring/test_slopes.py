@@ -72,6 +72,31 @@ def test_numbers_of_samples_are_spread_over_tokens():
     assert torch.equal(spread, torch.arange(14.0).reshape(2, 7).repeat_interleave(3, 1))
 
 
+class ScaledLayer(nn.Linear):
+    """Its bias is added behind a scale of each unit."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight) * torch.linspace(0.2, 2.0, self.out_features) + self.bias
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(lambda: ScaledLayer(6, 5), (7, 6)), (lambda: nn.Conv2d(5, 5, 2, groups=5), (7, 5, 4, 3))]
+)
+def test_slopes_of_some_rows_are_those_among_all(make, shape):
+    layer, x = make(), torch.randn(shape)
+    recording, _, _ = record(layer, lambda: layer(x).square().mean())
+    tape = recording.taken()
+    entries, _ = recording.entries(blocks_of(layer)[0])
+    (entry,) = entries.products
+    places = tape.values[entry.made].tensor.flatten(2).shape[2:] if x.ndim > 2 else (1,)
+    answer, rows = torch.randn(5, 7, *places), torch.tensor([3, 0, 4])
+    everyone, some = {}, {}
+    add_slopes(everyone, tape, entry, answer)
+    add_slopes(some, tape, entry, answer[rows], rows)
+    for index, slopes in everyone.items():
+        torch.testing.assert_close(some[index], slopes[rows])
+
+
 def test_odd_parts_are_half_the_differences_of_opposite_vertices():
     proposal = trial(blocks_of(nn.Linear(6, 5))[0], rows=3, vertices=4)
     costs = torch.tensor([3.0, 5.0, 1.0, 1.0] * len(proposal.rows))
