@@ -84,6 +84,8 @@ class Backtracking:
             return
         if self._optimizer.progress.micro_batch > 1 or self._agreement.sharded or not self._is_due():
             return
+        if len({bool(group.get("maximize")) for group in self._optimizer.param_groups}) > 1:
+            return  # some go down and some go up
         self._followed = [
             p for a in plan.assignments if a.tier.follows_estimates for p in a.block.parameters if p.requires_grad
         ]

@@ -6,6 +6,7 @@ Between a parameter and its product may lie whatever works on parameters alone, 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -125,23 +126,28 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
     products, before, behind = list[Entry](), list[Step](), list[Step]()
     added = set[int]()  # behind products, where they are what they were in the step
     scaled = dict[int, tuple[int, tuple[Factor, ...]]]()  # of which product it is a multiple, and what of it
+    uses = Counter(index for step in program.steps for index in set(program.operation(tape, step.number).operands))
     for step in program.steps:
         operation = program.operation(tape, step.number)
         own = [index for index in operation.operands if index in alone]
         if not own:
             behind.append(step)
-            scaled |= _scaled(tape, program, operation, scaled)
+            scaled |= {
+                made: each for made, each in _scaled(tape, program, operation, scaled).items() if uses[made] == 1
+            }
             continue
         if step.stage != Stage.UNIT:
             return None
         entry = _entry(tape, program, operation, alone)
         if entry is not None:
             products.append(entry._replace(weight=turned.get(entry.weight, entry.weight)))
-            scaled[entry.made] = len(products) - 1, ()
+            if uses[entry.made] == 1:  # else its bias would be worth less than it is
+                scaled[entry.made] = len(products) - 1, ()
             behind.append(step)
             continue
         late = [scaled[index] for index in operation.operands if index in scaled]
-        if len(late) == 1 and _is_sum(operation) and products[late[0][0]].bias is None:
+        of_unit = tape.values[own[0]].tensor.numel() == program.labels.size((program.unit,))
+        if len(late) == 1 and of_unit and _is_sum(operation) and products[late[0][0]].bias is None:
             place, factors = late[0]
             products[place] = products[place]._replace(bias=own[0], factors=factors)
             added.add(own[0])

@@ -90,6 +90,33 @@ def test_rows_that_act_in_other_ways_too_are_left_alone(loss):
     assert recording.entries(blocks_of(layer)[0]) is None
 
 
+class LateBias(nn.Linear):
+    """Its bias is added behind a scale; what it is added to may go elsewhere too."""
+
+    def __init__(self, twice=False):
+        super().__init__(6, 5)
+        self.twice = twice
+
+    def forward(self, x):
+        made = F.linear(x, self.weight)
+        return made * 2.0 + self.bias + (made.square() if self.twice else 0.0)
+
+
+def test_a_bias_behind_a_scale_is_a_part_of_its_product_if_nothing_else_reads_that():
+    x = torch.randn(7, 6)
+
+    def entries(**options):
+        layer = LateBias(**options)
+        recording, _, _ = record(layer, lambda: layer(x).square().mean())
+        return recording.entries(blocks_of(layer)[0]), recording
+
+    (found, _), recording = entries()
+    (entry,) = found.products
+    assert entry.bias is not None
+    assert entry.gain(recording.taken()) == 2.0
+    assert entries(twice=True)[0] is None
+
+
 def test_groups_of_channels_are_left_alone():
     layer, x = nn.Conv2d(4, 4, 3, groups=2), torch.randn(7, 4, 6, 6)
     recording, _, _ = record(layer, lambda: layer(x).square().mean())
