@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_polystep.tape import NotOnTapeError, Path, Tape
+from lightning_polystep.tape import NotOnTapeError, Rerun, Tape
 
 if TYPE_CHECKING:
     from lightning_polystep.agreement import Agreement
@@ -37,7 +37,11 @@ _TRUSTED_AFTER, _THEN_EVERY = 16, 4
 _ROUNDING = (1e-3, 1e-5)
 _STATE, _SHARE, _WHOLE = "backtracking", "share", "whole moves in a row"
 
-_DECIDES = "moves by estimates are halved while they raise the loss of their batch by a tenth (backtracking)"
+_DECIDES = (
+    "moves by estimates are halved while they raise the loss of their batch by a tenth; those of several batches "
+    "are not (backtracking)"
+)
+_MIXED = "moves by estimates are made whole, because some groups climb and others descend (backtracking)"
 _SHARDED = "moves by estimates are made whole, because no process has the whole batch to try them on (backtracking)"
 _NOT_DECIDED = (
     "How far a step goes is not decided by the loss, because the step cannot be run again from its tape ({}): costs "
@@ -59,7 +63,7 @@ class Backtracking:
         self._tape: Tape | None = None
         self._loss = 0
         self._followed: list[nn.Parameter] = []
-        self._paths: dict[tuple[object, ...], Path | None] = {}
+        self._known: dict[object, Any] = {}
 
     def note(self, plan: Plan) -> None:
         """Say in a plan how the loss decides on its moves.
@@ -67,8 +71,8 @@ class Backtracking:
         Args:
             plan: How candidates are scored.
         """
-        if any(assignment.tier.follows_estimates for assignment in plan.assignments):
-            plan.deciding = _SHARDED if self._agreement.sharded else _DECIDES if self._optimizer.backtracking else ""
+        if self._optimizer.backtracking and any(each.tier.follows_estimates for each in plan.assignments):
+            plan.deciding = _SHARDED if self._agreement.sharded else _DECIDES if self._sign else _MIXED
 
     def keep(self, recording: Recording, plan: Plan | None) -> None:
         """Take note of what the step did, if it is to decide on its move.
@@ -82,15 +86,13 @@ class Backtracking:
         self._tape = None
         if not self._optimizer.backtracking or plan is None or recording.tape is None or recording.loss is None:
             return
-        if self._optimizer.progress.micro_batch > 1 or self._agreement.sharded or not self._is_due():
+        if self._optimizer.progress.micro_batch > 1 or self._agreement.sharded or not (self._sign and self._is_due()):
             return
-        if len({bool(group.get("maximize")) for group in self._optimizer.param_groups}) > 1:
-            return  # some go down and some go up
         self._followed = [
             p for a in plan.assignments if a.tier.follows_estimates for p in a.block.parameters if p.requires_grad
         ]
         if self._followed:
-            self._tape, self._loss = recording.tape, recording.loss
+            self._tape, self._loss, self._known = recording.tape, recording.loss, recording.layers
 
     def decided(self, update: Callable[[], Figures]) -> Figures:
         """Make a move as far as the loss says.
@@ -111,64 +113,68 @@ class Backtracking:
         after = [parameter.detach().clone() for parameter in moved]
         share = self._largest_share(tape, path, moved, before, after)
         if share < 1:
-            _go(moved, before, after, share)
             kept_back = sum(float((b - a).double().square().sum()) for b, a in zip(before, after, strict=True))
             norm = float(report.get("step_norm", 0.0))
             report["step_norm"] = math.sqrt(max(0.0, norm**2 - (1 - share**2) * kept_back))
         return report | {"step_share": share}
 
-    def _is_due(self) -> bool:
-        return self._known(_WHOLE) < _TRUSTED_AFTER or self._optimizer.progress.step % _THEN_EVERY == 0
+    @property
+    def _sign(self) -> float:
+        """1 where the loss is to go down, -1 where up; 0 where it is to do both."""
+        up = {bool(group.get("maximize")) for group in self._optimizer.param_groups}
+        return 0.0 if len(up) > 1 else -1.0 if up == {True} else 1.0
 
-    def _known(self, name: str) -> float:
+    def _is_due(self) -> bool:
+        return self._told(_WHOLE) < _TRUSTED_AFTER or self._optimizer.progress.step % _THEN_EVERY == 0
+
+    def _told(self, name: str) -> float:
+        """Return what the last step has left, also in another run."""
         known = self._optimizer.learned.get(_STATE, {}).get(name)
         return {_SHARE: 1.0, _WHOLE: 0.0}[name] if known is None else float(known)
 
-    def _path(self, tape: Tape) -> Path | None:
+    def _path(self, tape: Tape) -> Rerun | None:
         """Return how the loss comes about; None, with a warning, where running that again gives another."""
-        key = (tape.structure(), self._loss)
-        if key not in self._paths:
-            self._paths[key] = None
+        key = (tape.structure(), self._loss, _STATE)
+        if key not in self._known:
+            self._known[key] = None
             try:
-                path = Path.of(tape, self._trained(tape), self._loss)
+                path = Rerun.of(tape, self._trained(tape), self._loss)
                 again, known = path.run(tape, {}), tape.values[self._loss].tensor
                 if not torch.allclose(again.double(), known.double(), rtol=_ROUNDING[0], atol=_ROUNDING[1]):
                     raise NotOnTapeError(f"its loss is then {float(again):.4g} instead of {float(known):.4g}")
-                self._paths[key] = path
+                self._known[key] = path
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, NotOnTapeError) as error:
                 if _STATE not in self._optimizer.binding.warned:
                     self._optimizer.binding.warned.add(_STATE)
                     warnings.warn(_NOT_DECIDED.format(str(error).partition("\n")[0]), stacklevel=4)
-        return self._paths[key]
+        found: Rerun | None = self._known[key]
+        return found
 
-    def _trained(self, tape: Tape) -> list[int]:
+    def _trained(self, tape: Tape) -> dict[int, Tensor]:
+        """Return the parameters that the step reads, as they are now, by value."""
         parameters = (each for group in self._optimizer.param_groups for each in group["params"])
-        return [tape.leaves[id(each)] for each in parameters if id(each) in tape.leaves]
+        return {tape.leaves[id(each)]: each.detach() for each in parameters if id(each) in tape.leaves}
 
     def _largest_share(
-        self, tape: Tape, path: Path, moved: list[nn.Parameter], before: list[Tensor], after: list[Tensor]
+        self, tape: Tape, path: Rerun, moved: list[nn.Parameter], before: list[Tensor], after: list[Tensor]
     ) -> float:
         """Return how much of a move is made: the most that does not raise the loss, the same on all processes."""
-        sign = -1.0 if self._optimizer.param_groups[0].get("maximize") else 1.0
-        known = sign * float(tape.values[self._loss].tensor)
+        known, given = self._sign * float(tape.values[self._loss].tensor), self._trained(tape)
         most = known + _TOLERATED * abs(known) + _ROUNDING[1]
-        start = round(-math.log2(min(1.0, 2 * self._known(_SHARE))))
+        start = round(-math.log2(min(1.0, 2 * self._told(_SHARE))))
         for halvings in range(start, _MOST_HALVINGS + 1):
             _go(moved, before, after, 0.5**halvings)
-            given = {tape.leaves[id(parameter)]: parameter.detach() for parameter in self._all(tape)}
-            if sign * float(path.run(tape, given)) <= most:  # which NaN is not
+            if self._sign * float(path.run(tape, given)) <= most:  # which NaN is not
                 break
-        (halvings,) = self._agreement.slowest([halvings])
-        share = 0.5**halvings
-        _go(moved, before, after, share)
-        whole = self._known(_WHOLE) + 1 if share == 1 else 0.0
+        (agreed,) = self._agreement.slowest([halvings])
+        share = 0.5**agreed
+        if agreed != halvings:
+            _go(moved, before, after, share)
+        whole = self._told(_WHOLE) + 1 if share == 1 else 0.0
         self._optimizer.learned.setdefault(_STATE, {}).update(
             {_SHARE: torch.tensor(share), _WHOLE: torch.tensor(whole)}
         )
         return share
-
-    def _all(self, tape: Tape) -> Iterable[nn.Parameter]:
-        return (p for group in self._optimizer.param_groups for p in group["params"] if id(p) in tape.leaves)
 
 
 def _go(moved: list[nn.Parameter], before: list[Tensor], after: list[Tensor], share: float) -> None:

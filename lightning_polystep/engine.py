@@ -236,8 +236,7 @@ class Engine:
         self._agreement.notes.see(batch, loss)
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
         self._take_inputs()
-        fit = problem is None
-        fit = fit if self.plan is not None else self._agreement.ready(fit)
+        fit = problem is None if self.plan is not None else self._agreement.ready(problem is None)
         if fit:
             self._gather(guards.none_as_nan(evaluate, loss), loss, samples, weight)
         else:

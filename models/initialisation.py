@@ -6,8 +6,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from lightning_polystep.layers import QuantConv2d, QuantLinear
+
 # A pixel of MNIST in [0, 1] has a mean square of 0.10: most are 0.
 PIXELS = 0.1
+# Pixels come as whole numbers over this.
+BRIGHTEST = 255
 # A ReLU keeps half of the mean square of pre-activations that are as often negative as positive.
 RELU = 0.5
 
@@ -44,3 +48,19 @@ def unit_preactivations_(linear: LayerT, mean_square: float) -> LayerT:
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
     return linear
+
+
+def initialised(layer: LayerT, mean_square: float) -> LayerT:
+    """Draw first weights as :func:`unit_preactivations_` does, and take the scales of quantised ones from them.
+
+    Args:
+        layer: Linear layer or convolution, quantised or not; changed in place.
+        mean_square: Of the layer's inputs.
+
+    Returns:
+        The layer.
+    """
+    unit_preactivations_(layer, mean_square)
+    if isinstance(layer, QuantConv2d | QuantLinear):
+        layer.calibrate_weight()
+    return layer

@@ -7,9 +7,9 @@ from torch import nn
 
 from lightning_polystep.functional.quantisers import Granularity
 from lightning_polystep.layers import QuantActivation, QuantConv2d, QuantLinear
-from models.initialisation import PIXELS, RELU, unit_preactivations_
+from models.initialisation import BRIGHTEST, PIXELS, RELU, initialised
+from models.sizes import check_two
 
-_BRIGHTEST = 255
 _KERNEL, _POOL = 5, 2
 
 
@@ -54,14 +54,13 @@ class QuantisedLeNet(nn.Sequential):
         bits: int = 8,
         granularity: Granularity = "per_channel",
     ) -> None:
-        if len(channels) != 2:
-            raise ValueError(f"QuantisedLeNet: channels must be two, of two convolutions, got {tuple(channels)}.")
+        check_two(channels, "QuantisedLeNet: channels")
         colours, *sides = image_shape
         height, width = ((side // _POOL - _KERNEL + 1) // _POOL for side in sides)
         if min(height, width) < 1:
             raise ValueError(f"QuantisedLeNet: images need at least 12 x 12 pixels, got {tuple(image_shape)}.")
         # Pixels come as whole numbers over 255: their scale is known.
-        pixels = QuantActivation(scale=1 / _BRIGHTEST)
+        pixels = QuantActivation(scale=1 / BRIGHTEST)
         first = QuantConv2d(
             colours, channels[0], _KERNEL, padding=_KERNEL // 2, granularity=granularity, input_quant=pixels
         )
@@ -70,13 +69,10 @@ class QuantisedLeNet(nn.Sequential):
         )
         layers: list[nn.Module] = []
         for convolution, mean_square in ((first, PIXELS), (second, RELU)):
-            layers += [unit_preactivations_(convolution, mean_square), nn.ReLU(), nn.MaxPool2d(_POOL)]
+            layers += [initialised(convolution, mean_square), nn.ReLU(), nn.MaxPool2d(_POOL)]
         layers.append(nn.Flatten())
         sizes = (channels[1] * height * width, *features, num_classes)
         for features_in, features_out in pairwise(sizes):
             linear = QuantLinear(features_in, features_out, granularity=granularity, input_quant=QuantActivation(bits))
-            layers += [unit_preactivations_(linear, RELU), nn.ReLU()]
+            layers += [initialised(linear, RELU), nn.ReLU()]
         super().__init__(*layers[:-1])
-        for layer in self:
-            if isinstance(layer, QuantConv2d | QuantLinear):
-                layer.calibrate_weight()

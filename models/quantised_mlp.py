@@ -7,10 +7,8 @@ from torch import nn
 
 from lightning_polystep.functional.quantisers import Granularity
 from lightning_polystep.layers import QuantActivation, QuantLinear
-from models.initialisation import PIXELS, RELU, unit_preactivations_
+from models.initialisation import BRIGHTEST, PIXELS, RELU, initialised
 from models.sizes import check_sizes
-
-_BRIGHTEST = 255
 
 
 class Int8MLP(nn.Sequential):
@@ -44,7 +42,7 @@ class Int8MLP(nn.Sequential):
             linear: nn.Linear = nn.Linear(features_in, features_out)
             if 0 < index < len(sizes) - 2:
                 linear = QuantLinear(features_in, features_out, granularity=granularity)
-            layers.append(_initialised(linear, RELU if index else PIXELS))
+            layers.append(initialised(linear, RELU if index else PIXELS))
         super().__init__(*layers)
 
 
@@ -85,14 +83,7 @@ class IntegerMLP(nn.Sequential):
             if index:
                 layers.append(nn.ReLU())
             # Pixels come as whole numbers over 255: their scale is known.
-            inputs = QuantActivation(bits) if index else QuantActivation(scale=1 / _BRIGHTEST)
+            inputs = QuantActivation(bits) if index else QuantActivation(scale=1 / BRIGHTEST)
             linear = QuantLinear(features_in, features_out, granularity=granularity, input_quant=inputs, integer=True)
-            layers.append(_initialised(linear, RELU if index else PIXELS))
+            layers.append(initialised(linear, RELU if index else PIXELS))
         super().__init__(*layers)
-
-
-def _initialised(linear: nn.Linear, mean_square: float) -> nn.Linear:
-    unit_preactivations_(linear, mean_square)
-    if isinstance(linear, QuantLinear):
-        linear.calibrate_weight()
-    return linear

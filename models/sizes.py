@@ -19,3 +19,17 @@ def check_sizes(sizes: Sequence[int], name: str, fewest: int = 2) -> None:
         raise ValueError(f"{name}: sizes needs an input and an output size{between}, got {tuple(sizes)}.")
     if min(sizes) < 1:
         raise ValueError(f"{name}: each of sizes must be at least 1, got {tuple(sizes)}.")
+
+
+def check_two(values: Sequence[int], name: str) -> None:
+    """Refuse anything but one number for each of two convolutions.
+
+    Args:
+        values: The numbers.
+        name: Of the network, and of the argument.
+
+    Raises:
+        ValueError: If they are not two.
+    """
+    if len(values) != 2:
+        raise ValueError(f"{name} must be two, of two convolutions, got {tuple(values)}.")

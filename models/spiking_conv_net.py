@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_polystep.layers import LIF, MeanOverTime, OverTime
 from models.initialisation import PIXELS, unit_preactivations_
+from models.sizes import check_two
 
 # Of ones and zeros: how often one of four pooled neurons fires at first, on MNIST.
 _POOLED = 0.3
@@ -58,8 +59,7 @@ class SpikingConvNet(nn.Sequential):
         threshold: float = 1.0,
     ) -> None:
         for name, sizes in (("channels", channels), ("kernel_sizes", kernel_sizes)):
-            if len(sizes) != 2:
-                raise ValueError(f"SpikingConvNet: {name} must be two, of two convolutions, got {tuple(sizes)}.")
+            check_two(sizes, f"SpikingConvNet: {name}")
         colours, *sides = image_shape
         padding = [size // 2 if padded else 0 for size in kernel_sizes]
         first = nn.Conv2d(colours, channels[0], kernel_sizes[0], stride=stride, padding=padding[0])

@@ -5,23 +5,11 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from lightning_polystep import Engine, PolyStep
-from lightning_polystep.tape import NotOnTapeError, Path
-
-
-class Convolutional(nn.Module):
-    """A network whose filters have more directions than a step affords, so that their costs are estimates."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 16, 3), nn.Linear(16, 10)
-
-    def forward(self, x):
-        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
-
+from lightning_polystep.tape import NotOnTapeError, Rerun
+from tests.helpers.estimated import Convolutional
 
 X, Y = torch.rand(64, 3, 9, 9, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 10
 
@@ -81,6 +69,17 @@ def test_whoever_climbs_may_not_fall():
         assert after >= before - 0.1 * abs(before) - 1e-4 or share == 1 / 16
 
 
+def test_groups_that_climb_beside_others_that_descend_are_not_decided():
+    net = Convolutional()
+    groups = [{"params": list(net.head.parameters()), "maximize": True}]
+    groups.append({"params": [*net.first.parameters(), *net.second.parameters()]})
+    optimizer = PolyStep(groups, seed=0)
+    engine = Engine(net, optimizer, announce=None)
+    engine.step(lambda: F.cross_entropy(net(X), Y))
+    assert "some groups climb" in str(engine.plan)
+    assert "step_share" not in optimizer.binding.report
+
+
 def test_what_was_scored_by_forward_passes_is_decided_already():
     _, engine, shares = run(lr=3.0, response_grid=0)
     assert {share for share, _, _ in shares} == {None}
@@ -128,7 +127,7 @@ def test_a_step_that_cannot_be_run_again_says_so_once(monkeypatch):
     def refuse(*_):
         raise NotOnTapeError("it has drawn lots")
 
-    monkeypatch.setattr(Path, "of", refuse)
+    monkeypatch.setattr(Rerun, "of", refuse)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _, _, shares = run(steps=3)

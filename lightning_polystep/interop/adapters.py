@@ -107,17 +107,20 @@ def adapters_for(module: nn.Module) -> Adapters:
 
 def modules_of(module: nn.Module, library: str) -> dict[str, nn.Module]:
     """Return the submodules whose class, or a base of it, comes from a library, by name."""
-    return {name: part for name, part in module.named_modules() if _is_from(cast("Any", type(part)), library)}
+    return {name: part for name, part in module.named_modules() if _is_known_from(cast("Any", type(part)), library)}
 
 
 def comes_from(value: object, library: str) -> bool:
     """Tell whether the class of an object, or a base of it, is defined in a library."""
-    return any(kind.__module__.partition(".")[0] == library for kind in type(value).__mro__)
+    return _is_from(type(value), library)
 
 
-@lru_cache(maxsize=4096)  # a step asks it of each module several times; torch.compile warns of it, where hooks ask
 def _is_from(kind: Any, library: str) -> bool:
     return any(each.__module__.partition(".")[0] == library for each in kind.__mro__)
+
+
+# A step asks it of each module several times. Hooks ask without it: torch.compile warns of a cache in what it traces.
+_is_known_from = lru_cache(maxsize=4096)(_is_from)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
 from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import mixes_changes, replay
-from lightning_polystep.tape.run_again import Path
+from lightning_polystep.tape.run_again import Rerun
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
 from lightning_polystep.tape.tape import Operation, Tape
@@ -54,11 +54,11 @@ __all__ = [
     "NotOnTapeError",
     "Operation",
     "Parts",
-    "Path",
     "Program",
     "Recorder",
     "Region",
     "Relation",
+    "Rerun",
     "Segment",
     "Shifted",
     "Site",

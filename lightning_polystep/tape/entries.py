@@ -5,7 +5,6 @@ Between a parameter and its product may lie whatever works on parameters alone, 
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -175,23 +174,23 @@ def _scaled(
 ) -> dict[int, tuple[int, tuple[Factor, ...]]]:
     """Return what an operation makes if that is a multiple of a product, by a constant or by one of each unit."""
     packet, made = getattr(operation.function, "overloadpacket", None), operation.outputs[0]
-    if packet not in {aten.mul, aten.div} or made is None or operation.kwargs:
+    if packet not in {aten.mul, aten.div} or made is None or operation.kwargs or program.unit is None:
         return {}
-    divides, found = packet is aten.div, [index for index in operation.operands if index in known]
+    of = [each.index for each in operation.args if isinstance(each, Ref) and each.index in known]
     others = [each for each in operation.args if not (isinstance(each, Ref) and each.index in known)]
-    if len(found) != 1 or len(others) != 1 or (divides and not isinstance(operation.args[0], Ref)):
+    divides = packet is aten.div
+    if len(of) != 1 or len(others) != 1 or (divides and others[0] is operation.args[0]):
         return {}
     (by,) = others
     if isinstance(by, Ref):
-        by_unit = {1} if program.unit is None else {1, program.labels.size((program.unit,))}
-        if by.index in program.home or tape.values[by.index].tensor.numel() not in by_unit:
-            return {}
-        if divides and operation.operands[0] != found[0]:
+        numbers, has_units = tape.values[by.index].tensor.numel(), program.position(by.index, program.unit) is not None
+        alike = numbers == (program.labels.size((program.unit,)) if has_units else 1)
+        if by.index in program.home or not alike:
             return {}
     elif not isinstance(by, int | float):
         return {}
     factor = Factor(by.index, 1.0, divides) if isinstance(by, Ref) else Factor(None, float(by), divides)
-    place, factors = known[found[0]]
+    place, factors = known[of[0]]
     return {made: (place, (*factors, factor))}
 
 
@@ -312,37 +311,14 @@ def summed_over_places(tape: Tape, entry: Entry, slopes: Tensor, rows: Tensor | 
         return slopes[:, :, 0] @ inputs
     stride, padding, dilation = entry.window
     places = slopes.reshape(*slopes.shape[:2], *tape.values[entry.made].tensor.shape[2:])
-    if entry.depthwise:
-        own = inputs if rows is None else inputs[:, rows]
-        return _summed_by_channel(entry, own, places.transpose(0, 1))
-    found = _convolution(entry)(inputs.transpose(0, 1), places, None, dilation, padding, stride)
+    images, groups = inputs.transpose(0, 1), 1
+    if entry.depthwise:  # the channels of all samples side by side, those of a row being a group
+        images, groups = images if rows is None else images[rows], len(places)
+        images = images.reshape(1, -1, *images.shape[2:])
+    found = _convolution(entry)(images, places, None, dilation, padding, stride, groups)
     for axis, size in enumerate(entry.kernel, 2):  # a stride may leave the last pixels of an image out
         found = found.narrow(axis, 0, size)
     return found.transpose(0, 1).flatten(1)
-
-
-def _summed_by_channel(entry: Entry, images: Tensor, places: Tensor) -> Tensor:
-    """Return the sum of each channel at all places, weighted, (C, D), one pixel of its filter after the other.
-
-    As a convolution of as many groups as channels, with filters as large as images, it took ten times as long.
-
-    Args:
-        entry: The product.
-        images: Shape (N, C, pixels...).
-        places: The weights, (N, C, places...).
-    """
-    assert entry.window is not None
-    stride, padding, dilation = entry.window
-    wide = functional.pad(images, [width for size in reversed(padding) for width in (size, size)])
-    sums = []
-    for pixel in itertools.product(*(range(size) for size in entry.kernel)):
-        seen = wide
-        for axis, (at, by, apart) in enumerate(zip(pixel, stride, dilation, strict=True), 2):
-            start = at * apart
-            seen = seen.narrow(axis, start, (places.shape[axis] - 1) * by + 1)
-            seen = seen[(slice(None),) * axis + (slice(None, None, by),)]
-        sums.append((seen * places).transpose(0, 1).flatten(1).sum(1))
-    return torch.stack(sums, 1)
 
 
 def _convolution(entry: Entry) -> Callable[..., Tensor]:

@@ -1,4 +1,8 @@
-"""Score: run what a step did again, with other parameters, and none of its Python."""
+"""Move: run what a step did again, with other parameters, and none of its Python.
+
+Unlike :class:`~lightning_polystep.tape.Dense` it knows no instances and no labels, and norms take their statistics
+anew: what comes out is the loss that the step would have had.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from lightning_polystep.tape.tape import Tape, substitute
 
 
 @dataclass
-class Path:
+class Rerun:
     """The operations between some values and one that depends on them, on all tapes of a structure.
 
     Args:
@@ -27,7 +31,7 @@ class Path:
     releases: list[list[int]]
 
     @classmethod
-    def of(cls, tape: Tape, given: Collection[int], wanted: int) -> Path:
+    def of(cls, tape: Tape, given: Collection[int], wanted: int) -> Rerun:
         """Find the operations.
 
         Args:

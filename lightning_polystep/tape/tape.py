@@ -77,7 +77,7 @@ class Escape(NamedTuple):
     place: str
 
 
-class Structure:
+class StepStructure:
     """What two tapes have in common whose operators, arguments and shapes are equal: a key to look programs up by.
 
     There is one of each kind, so that most look-ups compare no more than identities: a step makes hundreds of them, and
@@ -98,10 +98,12 @@ class Structure:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Structure) and self._hash == other._hash and self.key == other.key)
+        return self is other or (
+            isinstance(other, StepStructure) and self._hash == other._hash and self.key == other.key
+        )
 
     @classmethod
-    def of(cls, key: list[Any]) -> Structure:
+    def of(cls, key: list[Any]) -> StepStructure:
         """Return the structure of a key; the same object for equal ones."""
         made = cls(key)
         known = _structures.get(made._hash)
@@ -111,7 +113,7 @@ class Structure:
         return made
 
 
-_structures: WeakValueDictionary[int, Structure] = WeakValueDictionary()
+_structures: WeakValueDictionary[int, StepStructure] = WeakValueDictionary()
 
 
 @dataclass
@@ -139,17 +141,17 @@ class Tape:
     key: list[Any] = field(default_factory=list)
     bound: dict[Any, dict[int, Operation]] = field(default_factory=dict)
     arrays: dict[Any, Any] = field(default_factory=dict)
-    _structure: Structure | None = field(default=None, init=False, repr=False, compare=False)
+    _structure: StepStructure | None = field(default=None, init=False, repr=False, compare=False)
     _fractions: tuple[int, tuple[str, ...]] = field(default=(0, ()), init=False, repr=False, compare=False)
 
     def find(self, tensor: Tensor) -> int | None:
         """Return the index of the value that a tensor held at the end of the step; None where it is not on the tape."""
         return self.index_of.get(id(tensor))
 
-    def structure(self) -> Structure:
+    def structure(self) -> StepStructure:
         """Return :attr:`key`, to look programs up by."""
         if self._structure is None or len(self._structure.key) != len(self.key):
-            self._structure = Structure.of(self.key)
+            self._structure = StepStructure.of(self.key)
         return self._structure
 
     def fractions(self) -> tuple[str, ...]:

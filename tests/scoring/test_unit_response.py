@@ -11,20 +11,10 @@ from lightning_polystep import Engine, PolyStep
 from lightning_polystep.scoring.taped import TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.unit_response import UnitResponseTier, offer_units
+from tests.helpers.estimated import Convolutional
 from tests.helpers.tapes import blocks_of, record, trial
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
-
-
-class Convolutional(nn.Module):
-    """Convolutions of which the second has more directions than a step affords."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 16, 3), nn.Linear(16, 10)
-
-    def forward(self, x):
-        return self.head(F.relu(self.second(F.relu(self.first(x)))).mean((2, 3)))
 
 
 def planned(**options):

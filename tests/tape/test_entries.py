@@ -93,17 +93,17 @@ def test_rows_that_act_in_other_ways_too_are_left_alone(loss):
 class LateBias(nn.Linear):
     """Its bias is added behind a scale; what it is added to may go elsewhere too."""
 
-    def __init__(self, twice=False):
+    def __init__(self, twice=False, scale=2.0):
         super().__init__(6, 5)
-        self.twice = twice
+        self.twice, self.scale = twice, scale
 
     def forward(self, x):
         made = F.linear(x, self.weight)
-        return made * 2.0 + self.bias + (made.square() if self.twice else 0.0)
+        return made * self.scale + self.bias + (made.square() if self.twice else 0.0)
 
 
 def test_a_bias_behind_a_scale_is_a_part_of_its_product_if_nothing_else_reads_that():
-    x = torch.randn(7, 6)
+    x = torch.randn(5, 6)  # as many samples as units
 
     def entries(**options):
         layer = LateBias(**options)
@@ -115,6 +115,9 @@ def test_a_bias_behind_a_scale_is_a_part_of_its_product_if_nothing_else_reads_th
     assert entry.bias is not None
     assert entry.gain(recording.taken()) == 2.0
     assert entries(twice=True)[0] is None
+    assert entries(scale=torch.rand(5, 1))[0] is None
+    (found, _), recording = entries(scale=torch.arange(1.0, 6.0))
+    assert torch.equal(found.products[0].gain(recording.taken()), torch.arange(1.0, 6.0))
 
 
 def test_groups_of_channels_are_left_alone():

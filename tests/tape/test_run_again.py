@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep.tape import NotOnTapeError, Path
+from lightning_polystep.tape import NotOnTapeError, Rerun
 from tests.helpers.tapes import record
 
 
@@ -66,7 +66,7 @@ def recorded(make):
 @pytest.mark.parametrize("make", [Recurrent, InPlace, Noisy])
 def test_other_parameters_give_the_loss_that_the_step_gives(make):
     net, probe, tape, wanted, given, loss = recorded(make)
-    path = Path.of(tape, given, wanted)
+    path = Rerun.of(tape, given, wanted)
     assert path.run(tape, {}) == pytest.approx(float(loss), rel=1e-12)
     moved = {index: value + 0.3 * torch.randn_like(value) for index, value in given.items()}
     changed = {p: moved[tape.leaves[id(p)]] for p in net.parameters()}
@@ -79,10 +79,10 @@ def test_other_parameters_give_the_loss_that_the_step_gives(make):
 def test_operations_beside_the_way_are_left_out():
     _net, _, tape, wanted, given, _ = recorded(Recurrent)
     head = [index for index, value in given.items() if value.shape in {(3, 4), (3,)}]
-    assert len(Path.of(tape, head, wanted).numbers) < len(Path.of(tape, given, wanted).numbers) / 4
+    assert len(Rerun.of(tape, head, wanted).numbers) < len(Rerun.of(tape, given, wanted).numbers) / 4
 
 
 def test_what_is_drawn_at_random_is_refused():
     _net, _, tape, wanted, given, _ = recorded(Drawing)
     with pytest.raises(NotOnTapeError, match="draws at random"):
-        Path.of(tape, given, wanted)
+        Rerun.of(tape, given, wanted)
