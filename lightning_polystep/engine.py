@@ -1,4 +1,15 @@
-"""The engine: observe, propose and score, for any module and any way of computing its loss."""
+"""The engine: runs observe, propose and score for any module, in this order, on every micro-batch.
+
+=========  =================================================================================================
+verb       who does it
+=========  =================================================================================================
+observe    :meth:`Engine.observing`, with ``commit_pass.py``; what changes of the module: ``trained.py``
+propose    ``proposing.py``; how many candidates, and how they will be scored: ``planning.py``, once
+score      :meth:`Engine.probe`, with ``scoring/``
+transport  the optimizer, which :meth:`Engine.step` calls: ``optimizer.py``
+move       the optimizer likewise
+=========  =================================================================================================
+"""
 
 from __future__ import annotations
 
@@ -6,43 +17,34 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_polystep import guards
 from lightning_polystep.agreement import Agreement, Notes, on_grid
 from lightning_polystep.allocator import keep_memory
 from lightning_polystep.backtracking import Backtracking
 from lightning_polystep.clock import VerbClock
+from lightning_polystep.commit_pass import CommitPass
 from lightning_polystep.fingerprint import fingerprint
-from lightning_polystep.health import Health
 from lightning_polystep.hosted import HostedOptimizer, Pending
-from lightning_polystep.in_turn import IN_TURN, movers_of
+from lightning_polystep.in_turn import movers_of
 from lightning_polystep.input_learning import InputLearning
-from lightning_polystep.interop.adapters import adapters_for
-from lightning_polystep.isolation import BufferWatch
-from lightning_polystep.lookups import follow_lookups, is_something, rows_to_probe
-from lightning_polystep.non_finite import HardInputs, noticing
 from lightning_polystep.pace import Pace
-from lightning_polystep.parallel import divide
-from lightning_polystep.particles import Block, Proposal
+from lightning_polystep.planning import Planning
 from lightning_polystep.processes import Processes
-from lightning_polystep.randomness import noise_frame
-from lightning_polystep.scoring.plan import Plan, make_plan
+from lightning_polystep.proposing import Proposing
+from lightning_polystep.scoring.plan import Plan
 from lightning_polystep.scoring.plan_table import print_plan
 from lightning_polystep.scoring.probe import Probe
-from lightning_polystep.scoring.providers import Evaluation, providers_of
-from lightning_polystep.scoring.recognised import Recognised
+from lightning_polystep.scoring.providers import Evaluation
 from lightning_polystep.scoring.taped import Recording
-from lightning_polystep.sites import Observation
-from lightning_polystep.snapshot import Snapshot
-from lightning_polystep.step import look, observe, score
-from lightning_polystep.structure import Structure, warn_of_changes
+from lightning_polystep.shared_buffers import SharedBuffers
+from lightning_polystep.step import look, score
 from lightning_polystep.tape import unrecorded
+from lightning_polystep.trained import Trained
 
 
 class Engine:
@@ -106,40 +108,44 @@ class Engine:
         guards.check_parameters(module)
         guards.check_owned(optimizer, module)
         keep_memory()
-        self.module, self.optimizer = module, optimizer
+        self.module = module
+        self.optimizer = optimizer
         self.plan: Plan | None = None
         self.clock = VerbClock()
+        self._evaluation = evaluation
+        self._mute = mute
+        self._profile = profile
+        self._announce = announce
+        self._count_changed_pairs = count_changed_pairs
         self._pace = Pace(self.clock, batches_per_epoch, quiet=announce is None)
-        self._memory_budget, self._max_candidates = memory_budget, max_candidates
-        self._evaluation: Evaluation = evaluation
         self._agreement = Agreement(
             processes or Processes(), lambda: fingerprint(list(module.parameters())), check_replicas_every_n_steps
         )
         self._inputs = InputLearning(optimizer, self._agreement)
-        self._mute, self._profile = mute, profile
-        self._announce, self._count_changed_pairs = announce, count_changed_pairs
-        self._blocks: list[Block] = []
-        self._planned_for: frozenset[nn.Parameter] = frozenset()
-        self._seen, self._hard_inputs = Observation(), HardInputs()
-        self._recognised = Recognised(module)
-        if evaluation != "auto":
-            self._recognised.give_up("not asked for")
-        self._adapters, self._structure = adapters_for(module), Structure(module)
-        self._health = Health(module)
-        self._buffers = BufferWatch(module)
+        self._trained = Trained(module, optimizer, recognises=evaluation == "auto")
         self._recording = Recording(learned=optimizer.learned, divides_batches=self._agreement.sharded)
-        self._observing = False
-        self._before: Snapshot | None = None
-        self._written_buffers: frozenset[str] = frozenset()
-        self._shared_buffers: frozenset[str] = frozenset()
-        self._warned: set[str] = set()
-        optimizer.binding.attached, optimizer.binding.alone = True, not self._agreement.several
-        optimizer.binding.verb = self.verb
-        optimizer.binding.tiers = self._tiers
-        optimizer.binding.agree = self._agree
-        optimizer.binding.movers = movers_of(module)
+        self._pass = CommitPass(self._trained, self._inputs, self._recording)
+        self._buffers = SharedBuffers(module, self._agreement)
+        self._proposing = Proposing(optimizer, self._agreement)
+        self._planning = Planning(
+            optimizer, self._trained, self._pass, self._proposing, evaluation, memory_budget, max_candidates
+        )
         self._backtracking = Backtracking(optimizer, self._agreement)
-        optimizer.binding.decided = self._backtracking.decided
+        self._warned: set[str] = set()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Let the optimizer reach what its steps need."""
+        binding = self.optimizer.binding
+        binding.attached = True
+        binding.alone = not self._agreement.several
+        binding.verb = self.verb
+        binding.tiers = self._tiers
+        binding.agree = self._agree
+        binding.movers = movers_of(self.module)
+        binding.decided = self._backtracking.decided
+
+    # Observe
 
     @contextmanager
     def observing(self, code: Any = None) -> Iterator[None]:
@@ -148,30 +154,14 @@ class Engine:
         Args:
             code: What runs: a function, a method or a ``functools.partial``, which holds the batch.
         """
-        self._follow_changes()
+        if self._trained.follow(planned=self.plan is not None):
+            self._inputs.follow(self._trained.blocks)
+            self.plan = None
         self._pace.tell(self.plan)
-        self._buffers = BufferWatch(self.module)
-        self._adapters.start()
-        with (
-            self.verb("observe"),
-            self._health.looking(),
-            self._adapters.observing(),
-            torch.no_grad(),
-            noise_frame(*self._noise_key()),
-            observe(self.module, self._blocks, self._inputs.measured(self._inputs.own_batch)) as self._seen,
-            noticing(self.module) as self._hard_inputs,
-            self._recognised.capturing(),
-        ):
-            self._observing = True
-            self._remember(code)
-            try:
-                with self._recording.recording() if self._wants_tape else nullcontext():
-                    yield
-            finally:
-                self._observing = False
-            if not self._agreement.sharded:
-                self._take_inputs()
-                self._inputs.learn()
+        self._buffers.watch()
+        self._trained.adapters.start()
+        with self.verb("observe"), self._pass.running(self._noise_key(), code, self.plan, records=self._wants_tape):
+            yield
 
     @property
     def _wants_tape(self) -> bool:
@@ -187,20 +177,16 @@ class Engine:
 
     def start_pass(self, code: Any = None) -> None:
         """Take note that probes will run this code again from here; :meth:`observing` does so by itself."""
-        self._adapters.start()
+        self._trained.adapters.start()
         with unrecorded():
-            self._remember(code)
-
-    def _remember(self, code: Any) -> None:
-        """Remember what everything is where the step begins, if it may be run again from there."""
-        plan = self.plan
-        skip = (Metric,) if plan is not None and not plan.live_metrics else ()
-        self._before = Snapshot.of_step(self.module, code, skip) if plan is None or plan.reruns_step else None
+            self._pass.remember(code, self.plan)
 
     def moved(self, parameters: Iterable[Tensor]) -> None:
         """Take note that an optimizer has moved parameters while the step goes on, as in manual optimization."""
-        if self._before is not None:
-            self._before.accept(parameters)
+        if self._pass.before is not None:
+            self._pass.before.accept(parameters)
+
+    # Propose and score
 
     @torch.no_grad()
     def probe(
@@ -232,10 +218,10 @@ class Engine:
     def _probe(
         self, evaluate: Callable[[], Tensor | None], loss: Tensor, samples: int, weight: float, batch: int
     ) -> None:
-        problem = self._unfit(loss)
+        problem = self._pass.unfit(loss)
         self._agreement.notes.see(batch, loss)
         # A manual step probes from inside the commit pass, so what was seen must be learnt here already.
-        self._take_inputs()
+        self._pass.take_inputs()
         fit = problem is None if self.plan is not None else self._agreement.ready(problem is None)
         if fit:
             self._gather(guards.none_as_nan(evaluate, loss), loss, samples, weight)
@@ -246,68 +232,76 @@ class Engine:
         self._inputs.learn()
         self.optimizer.progress.micro_batch += 1
         # The next loss of a manual step has a pass of its own to explain it.
-        self._recognised.clear()
-        if self._observing:
+        self._trained.recognised.clear()
+        if self._pass.runs:
             self._recording.loss = None
         else:
             self._backtracking.keep(self._recording, self.plan if fit else None)
             self._recording.clear()
 
-    def _take_inputs(self) -> None:
-        """Take what sites have seen, and what the tape shows of parameters that are in no layer."""
-        if self._recording.tape is not None:
-            wanted = self._inputs.measured(self._inputs.own_batch)
-            self._seen.read(self._recording.tape, [block for block in self._blocks if block.name in wanted])
-            trained = [parameter for block in self._blocks for parameter in block.parameters]
-            self._seen.tell_hidden(self._recording.tape, trained)
-        self._inputs.take(self._seen)
-
-    def _unfit(self, loss: Tensor) -> tuple[str, str] | None:
-        """Return why a micro-batch must not be scored, as a cause and a message; None when it can be."""
-        if not bool(torch.isfinite(guards.check_loss(loss)).all()):
-            return "loss", guards.NON_FINITE_LOSS
-        layers = self._hard_inputs.non_finite()
-        return ("inputs", guards.non_finite_inputs(layers)) if layers else None
-
     def _abstain(self) -> None:
         """Propose what the other processes do, when they do, and score nothing of it."""
         if self._agreement.several and self.plan is not None and self.optimizer.binding.pending is None:
             self._inputs.learn(most=1)
-            self.optimizer.binding.pending = self._start(self.plan)
+            self.optimizer.binding.pending = self._proposing.of_step(self.plan, self._pass.seen)
 
     def _gather(self, evaluate: Callable[[], Tensor], loss: Tensor, samples: int, weight: float) -> None:
-        progress, pending = self.optimizer.progress, self.optimizer.binding.pending
+        """Score the step's candidates on a micro-batch, and propose them first if it is the first."""
+        pending = self.optimizer.binding.pending
         if self._objects(loss):
             self._abstain()
             return
         # A step's directions come from its first shard, however many there are.
         self._inputs.learn(most=1 if pending is None else None)
-        self._written_buffers |= self._buffers.written(self.module)
-        rewound, key = self._adapters.rewound(evaluate), self._noise_key()
-        probe = Probe(self.module, rewound, key, mute=self._silenced, before=self._before)
-        with nullcontext() if self.plan is not None else self._pace.planning(len(self._blocks)):
-            plan = self.plan or self._make_plan(probe)
+        self._buffers.take()
+        probe = Probe(
+            self.module,
+            self._trained.adapters.rewound(evaluate),
+            self._noise_key(),
+            mute=self._silenced,
+            before=self._pass.before,
+        )
+        plan = self.plan or self._make_plan(probe)
         probe.live_metrics = plan.live_metrics
         if pending is None:
             with self.verb("propose"):
-                pending = self._start(plan)
+                pending = self._proposing.of_step(plan, self._pass.seen)
         with self.verb("score"), probe.isolated(), self._pace.scoring(plan.candidates):
-            self._recognised.select_samples(self.optimizer.importance_sampling, self._noise_key())
-            assignments = {assignment.block: assignment for assignment in plan.assignments}
-            look(pending.proposals, assignments, probe)
-            for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
-                assignment, started = assignments[proposal.block], time.perf_counter()
-                losses = score(proposal, assignment, probe, share)
-                pending.costs[index][share.start : share.stop] += on_grid(weight * losses)
-                pending.incumbents[index] += on_grid(weight * assignment.incumbent(loss).to(losses))
-                pending.seconds[index] += time.perf_counter() - started
+            self._trained.recognised.select_samples(self.optimizer.importance_sampling, self._noise_key())
+            self._score(plan, pending, probe, loss, weight)
             if self._count_changed_pairs:
                 self.optimizer.binding.changed_pairs = plan.changed_pairs(pending.proposals)
         pending.weight += weight
         self.optimizer.binding.pending = pending
+        self._count(plan, pending, samples)
+
+    def _make_plan(self, probe: Probe) -> Plan:
+        with self._pace.planning(len(self._trained.blocks)):
+            self.plan = plan = self._planning.make(probe)
+            self._buffers.agree()
+            self._backtracking.note(plan)
+            if self._announce is not None:
+                self._announce(plan)
+        return plan
+
+    def _score(self, plan: Plan, pending: Pending, probe: Probe, loss: Tensor, weight: float) -> None:
+        """Add the costs of this process's share of the candidates."""
+        assignments = {assignment.block: assignment for assignment in plan.assignments}
+        look(pending.proposals, assignments, probe)
+        for index, (proposal, share) in enumerate(zip(pending.proposals, pending.shares, strict=True)):
+            assignment = assignments[proposal.block]
+            started = time.perf_counter()
+            losses = score(proposal, assignment, probe, share)
+            pending.costs[index][share.start : share.stop] += on_grid(weight * losses)
+            pending.incumbents[index] += on_grid(weight * assignment.incumbent(loss).to(losses))
+            pending.seconds[index] += time.perf_counter() - started
+
+    def _count(self, plan: Plan, pending: Pending, samples: int) -> None:
+        """Count the candidates that a micro-batch has scored, and on how many samples."""
+        tiers = {assignment.block: assignment.tier for assignment in plan.assignments}
         for proposal in pending.proposals:
-            scored = assignments[proposal.block].tier.scored_samples(samples)
-            for counters in (progress, self._agreement.notes):
+            scored = tiers[proposal.block].scored_samples(samples)
+            for counters in (self.optimizer.progress, self._agreement.notes):
                 counters.candidates += proposal.candidates
                 counters.samples += proposal.candidates * scored
 
@@ -317,13 +311,13 @@ class Engine:
             self._agreement.notes = Notes()
             return pending
         # Who was given no loss in this step comes to the collective all the same.
-        pending = pending or self._start(self.plan)
-        named = dict(self.module.named_buffers())
-        buffers = [named[name] for name in sorted(self._shared_buffers & named.keys())]
+        pending = pending or self._proposing.of_step(self.plan, self._pass.seen)
         with self.verb("score"):
-            objected = self._agreement.settle(self.plan.assignments, pending, self.optimizer.progress, buffers)
-        if objected and self._recognised.holds:
-            self._give_up(self._recognised.objection or "it does not explain the loss of another process")
+            objected = self._agreement.settle(
+                self.plan.assignments, pending, self.optimizer.progress, self._buffers.tensors()
+            )
+        if objected and self._trained.recognised.holds:
+            self._give_up(self._trained.recognised.objection or "it does not explain the loss of another process")
         return pending
 
     def complete(self, state: dict[str, Any]) -> None:
@@ -366,108 +360,15 @@ class Engine:
 
     @contextmanager
     def _silenced(self) -> Iterator[None]:
-        with self._mute(), self._adapters.probing():
+        with self._mute(), self._trained.adapters.probing():
             yield
 
     def _noise_key(self) -> tuple[int, int, int]:
         progress = self.optimizer.progress
         return self.optimizer.seed, progress.step, self._inputs.own_batch
 
-    def _follow_changes(self) -> None:
-        """Plan afresh when parameters were frozen, unfrozen or added since the last plan, or parts were replaced."""
-        groups, changes = self.optimizer.param_groups, self._structure.changes()
-        trainable = frozenset(p for group in groups for p in group["params"] if p.requires_grad)
-        if changes:
-            warn_of_changes(changes, self.module, groups, planned=self.plan is not None)
-            self._adapters = adapters_for(self.module)
-            self._recognised = Recognised(self.module) if self._evaluation == "auto" else self._recognised
-        if trainable != self._planned_for or changes:
-            names = self._adapters.held()
-            held = {parameter for name, parameter in self.module.named_parameters() if name in names}
-            self._blocks = self.optimizer.blocks(self.module, held)
-            self._inputs.follow(self._blocks)
-            self._planned_for = trainable
-            self.plan = None
-
-    def _make_plan(self, probe: Probe) -> Plan:
-        statistics = self.optimizer.statistics
-        # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
-        known = {name: replace(each) for name, each in statistics.items()}
-        self._seen.settle(self._blocks, statistics)
-        for block in self._blocks:
-            block.remark = IN_TURN if self.optimizer.moves_in_turn(block) else block.remark
-            follow_lookups(block, None if self._agreement.sharded else self._seen.asked(block), probe)
-        if self._recording.tape is None and self._evaluation != "loop":
-            self._recording.record(probe)
-        providers = providers_of(self.module, self._recognised, self._recording, self._evaluation)
-        self.plan = make_plan(
-            self._blocks,
-            probe,
-            self._propose_block,
-            providers,
-            memory_budget=self._memory_budget,
-            max_candidates=self._max_candidates,
-            known_tiers=self.optimizer.binding.loaded_tiers,
-            agree=self._agreement.slowest,
-        )
-        self.optimizer.binding.loaded_tiers = {}
-        if self._agreement.sharded:
-            names = [name for name, _ in self.module.named_buffers()]
-            self._shared_buffers = self._agreement.by_any(names, self._written_buffers)
-        trainable = {name for name, parameter in self.module.named_parameters() if parameter in self._planned_for}
-        if self.optimizer.importance_sampling:
-            self.plan.note_sampling(squares=self._recognised.squares)
-        self.plan.held = {name: reason for name, reason in self._adapters.held().items() if name in trainable}
-        self.plan.count_candidates(statistics)
-        self._backtracking.note(self.plan)
-        statistics.update(known)
-        if self._announce is not None:
-            self._announce(self.plan)
-        return self.plan
-
-    def _start(self, plan: Plan) -> Pending:
-        """Return the candidates of a step, with what a checkpoint from the middle of it had gathered."""
-        return self._loaded_pending(plan) or self._propose(plan)
-
-    def _propose(self, plan: Plan) -> Pending:
-        proposals = [
-            self._propose_block(assignment.block, assignment.rank, assignment.most_rows, assignment.rotations)
-            for assignment in plan.due(self.optimizer.round, self.optimizer.scores)
-            if is_something(self._in_play(assignment.block))
-        ]
-        costs = [torch.zeros(p.candidates, dtype=torch.float64, device=p.rows.device) for p in proposals]
-        pending = Pending(proposals, costs, incumbents=[total.new_zeros(()) for total in costs])
-        return self._shared(pending, plan)
-
-    def _shared(self, pending: Pending, plan: Plan) -> Pending:
-        """Say which candidates of a step this process scores."""
-        assignments = {assignment.block: assignment for assignment in plan.assignments}
-        pending.in_turn = [b for b in assignments if b.trainable and self.optimizer.moves_in_turn(b)]
-        work = [assignments[proposal.block].work(proposal) for proposal in pending.proposals]
-        pending.shares = divide(work, self._agreement.layout.candidates, self._agreement.balance.parts)
-        pending.seconds = [0.0] * len(work)
-        return pending
-
     def _tiers(self) -> dict[str, str]:
         return {} if self.plan is None else {a.block.name: a.tier.name for a in self.plan.assignments}
-
-    def _loaded_pending(self, plan: Plan) -> Pending | None:
-        """Return what a checkpoint from the middle of an accumulation window had gathered, once."""
-        due = plan.due(self.optimizer.round, self.optimizer.scores)
-        whole = self.optimizer.binding.take_loaded([assignment.block for assignment in due])
-        if whole is None:
-            return None
-        # The costs of all processes will be summed, so one of them holds what is there already.
-        return self._shared(whole if self._agreement.layout.rank == 0 else whole.emptied(), plan)
-
-    def _propose_block(self, block: Block, rank: int, most_rows: int | None, rotations: int = 1) -> Proposal:
-        among = self._in_play(block)
-        return self.optimizer.propose(block, rank=rank, rotations=rotations, most_rows=most_rows, among=among)
-
-    def _in_play(self, block: Block) -> Tensor | None:
-        """Return the rows of a table that are probed on this batch, shape (rows,); None for all, as of any weight."""
-        # Processes that divide a batch do not know which rows the others read.
-        return rows_to_probe(block, None if self._agreement.sharded else self._seen.asked(block))
 
     def _objects(self, loss: Tensor) -> bool:
         """Tell whether this shard is to be left out, because the stack does not explain the loss of its commit pass.
@@ -475,18 +376,18 @@ class Engine:
         The stack is given up then, once and with the reason: at once where all processes see the same, else with the
         step.
         """
-        problem = self._recognised.disagreement(loss)
+        problem = self._trained.recognised.disagreement(loss)
         if problem is None:
             return False
         if self._agreement.sharded and self.plan is not None:
-            self._recognised.objection = problem
+            self._trained.recognised.objection = problem
             self._agreement.notes.objections += 1
             return True
         self._give_up(problem)
         return False
 
     def _give_up(self, problem: str) -> None:
-        self._recognised.give_up(problem)
+        self._trained.recognised.give_up(problem)
         if self.plan is not None:
             self.plan = None
             warnings.warn(f"The network is scored as any other from now on, which is slower: {problem}.", stacklevel=4)

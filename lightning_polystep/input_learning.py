@@ -47,6 +47,11 @@ class InputLearning:
         self._blocks = [block for block in blocks if block.learns_inputs]
 
     @property
+    def sharded(self) -> bool:
+        """Whether the batch is divided, so that what a pass shows is taken in with what the others have seen."""
+        return self._agreement.sharded
+
+    @property
     def own_batch(self) -> int:
         """This process's micro-batch, counted over all shards of the step: processes take them in turn."""
         data = self._agreement.layout.data

@@ -3,8 +3,8 @@ r"""One PolyStep step is five verbs; this file is the map of the package, in the
 =========  ==================================================================  =============================
 verb       what it does                                                        where
 =========  ==================================================================  =============================
-observe    run the batch once, keep what the sites saw                         ``sites.py``
-propose    place the vertices of rotated polytopes around every particle       ``subspaces/``, ``polytopes.py``
+observe    run the batch once, keep what the sites saw                         ``commit_pass.py``, ``sites.py``
+propose    place the vertices of rotated polytopes around every particle       ``proposing.py``, ``subspaces/``
 score      find every candidate's loss on the batch                            ``scoring/``
 transport  turn the costs of a particle's vertices into weights                ``transport/``
 move       go to the barycentre, through momentum                              here and ``optimizer.py``

@@ -1,7 +1,5 @@
 """The engine trains any module in plain PyTorch, moves nothing it should not, and repeats itself bit for bit."""
 
-import hashlib
-import warnings
 from collections import deque
 from dataclasses import replace
 from queue import SimpleQueue
@@ -17,45 +15,10 @@ from lightning_polystep.engine import Engine
 from lightning_polystep.isolation import ProbeSideEffectError
 from lightning_polystep.layers import LIF, LastMembrane, NotCalibratedError, Sliced, SpikeCount
 from lightning_polystep.optimizer import PolyStep
-from models import BinaryMLP, Classifier, IntegerMLP, MoENet, SpikingMLP
-
-
-def digest(module):
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
-
-
-def problem(samples=96):
-    draw = torch.Generator().manual_seed(1)
-    inputs = torch.randn(samples, 6, generator=draw)
-    return inputs, (inputs @ torch.randn(6, 3, generator=draw)).argmax(1)
-
-
-def spiking():
-    return nn.Sequential(
-        nn.Linear(6, 16),
-        LIF(0.9, 1.0, num_steps=8, learn_beta=True, learn_threshold=True),
-        nn.Linear(16, 3),
-        LIF(0.9, 1.0),
-        SpikeCount(),
-    )
-
-
-def network():
-    return nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Dropout(0.2), nn.Linear(10, 3))
-
-
-def engine_of(module, *, seed=0, rank=4, lr=0.1, optimizer=None, **options):
-    optimizer = optimizer or PolyStep(module.parameters(), seed=seed, rank=rank, lr=lr)
-    return Engine(module, optimizer, **{"announce": None, **options})
-
-
-def train(steps, build=network, **options):
-    torch.manual_seed(0)
-    module, (inputs, targets) = build(), problem()
-    engine = engine_of(module, **options)
-    losses = [float(engine.step(lambda: F.cross_entropy(module(inputs), targets))) for _ in range(steps)]
-    return module, losses, engine
-
+from lightning_polystep.scoring.recognised import Recognised
+from lightning_polystep.scoring.stack import Capture
+from models import Classifier, IntegerMLP, MoENet
+from tests.helpers.engines import digest, engine_of, network, problem, spiking, train
 
 # Training.
 
@@ -576,50 +539,32 @@ def test_training_on_a_part_of_the_samples_is_training():
     assert digest(run.task) == digest(sampling_run()(25).task) != digest(sampling_run(0.0)(25).task)
 
 
-def test_samples_are_drawn_anew_in_each_step_and_micro_batch():
+def test_samples_are_drawn_anew_in_each_step_and_micro_batch(monkeypatch):
     run, drawn = sampling_run(), []
+
+    def select(capture, *given, select=Capture.select):
+        select(capture, *given)
+        drawn.append(capture.selection.chosen)
+
+    def select_twice(recognised, *given, select_samples=Recognised.select_samples):
+        select_samples(recognised, *given)
+        select_samples(recognised, *given)
+
     run(1)
+    monkeypatch.setattr(Capture, "select", select)
+    monkeypatch.setattr(Recognised, "select_samples", select_twice)
     for _ in range(2):
         with run.engine.observing():
             loss = run.task.loss(run.inputs, run.targets)
-        capture = run.engine._recognised._capture
-        for _ in range(2):
-            run.engine._recognised.select_samples(run.engine.optimizer.importance_sampling, run.engine._noise_key())
-            drawn.append(capture.selection.chosen)
         before = replace(run.engine.optimizer.progress)
         run.engine.probe(lambda: run.task.loss(run.inputs, run.targets), loss, samples=len(run.inputs))
         after = run.engine.optimizer.progress
         assert after.samples - before.samples == int(drawn[-1].sum()) * (after.candidates - before.candidates)
         run.engine.optimizer.step()
+    assert len(drawn) == 4
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[2], drawn[3])
     assert not torch.equal(drawn[0], drawn[2])
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"), [(network, "no block is scored as part of a stack"), (None, "no cross-entropy")]
-)
-def test_importance_sampling_without_effect_says_so_once(build, reason):
-    torch.manual_seed(0)
-    inputs, targets = problem()
-    if build is None:
-        module = nn.Module()
-        module.network, module.criterion = nn.Linear(6, 3), nn.MSELoss()
-        targets = F.one_hot(targets, 3).float()
-
-        def loss():
-            return module.criterion(module.network(inputs), targets)
-    else:
-        module = build()
-
-        def loss():
-            return F.cross_entropy(module(inputs), targets)
-
-    engine = engine_of(module, optimizer=PolyStep(module.parameters(), seed=0, rank=2, importance_sampling=0.5))
-    with pytest.warns(UserWarning, match=f"importance_sampling has no effect.*{reason}"):
-        engine.step(loss)
-    engine.step(loss)  # a second warning would be an error
-    assert reason in str(engine.plan)
 
 
 def test_a_negative_error_is_refused():
@@ -628,79 +573,6 @@ def test_a_negative_error_is_refused():
 
 
 # What is not finite.
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_batch_that_is_not_finite_moves_nothing_and_is_counted(bad):
-    module, (inputs, targets) = nn.Linear(6, 3), problem()
-    engine, scale = engine_of(module), 1.0
-
-    def closure():
-        return scale * F.cross_entropy(module(inputs), targets)
-
-    engine.step(closure)
-    before, moment = digest(module), engine.optimizer.state[module.weight]["momentum_buffer"].clone()
-    scale = bad
-    with pytest.warns(UserWarning, match="loss of a batch is not finite") as caught:
-        skipped = [engine.step(closure) for _ in range(3)]
-    assert not torch.isfinite(torch.stack(skipped)).any()
-    assert len(caught) == 1
-    assert digest(module) == before
-    assert torch.equal(engine.optimizer.state[module.weight]["momentum_buffer"], moment)
-    assert (engine.optimizer.progress.skipped, engine.optimizer.progress.step) == (3, 4)
-    scale = 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        engine.step(closure)
-    assert digest(module) != before
-
-
-@pytest.mark.parametrize(
-    ("build", "layer"),
-    [
-        (lambda: SpikingMLP((6, 5, 3)), r"network\.2"),
-        (lambda: BinaryMLP((6, 5, 3)), r"network\.1"),
-    ],
-)
-def test_hard_layers_hide_no_broken_sample(build, layer):
-    """Their loss is finite all the same; a network that is scored as a stack stays one."""
-    module, (inputs, targets) = Classifier(build(), 3), problem()
-    engine = engine_of(module)
-    broken = inputs.clone()
-    broken[0, 0] = torch.nan
-    before = digest(module)
-    with pytest.warns(UserWarning, match=f"{layer} got inputs that are not finite.*moves nothing") as caught:
-        losses = [engine.step(lambda: module.criterion(module.network(broken), targets)) for _ in range(2)]
-    assert len(caught) == 1
-    assert torch.isfinite(torch.stack(losses)).all()
-    assert digest(module) == before
-    assert (engine.optimizer.progress.skipped, engine.optimizer.progress.step) == (2, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        engine.step(lambda: module.criterion(module.network(inputs), targets))
-    assert digest(module) != before
-    assert {assignment.tier.name for assignment in engine.plan.assignments} == {"outcome"}
-
-
-def test_a_broken_sample_that_the_user_masks_is_no_business_of_ours():
-    module, (inputs, targets) = nn.Linear(6, 3), problem()
-    inputs[0] = torch.nan
-    engine = engine_of(module)
-    losses = [float(engine.step(lambda: F.cross_entropy(module(inputs)[1:], targets[1:]))) for _ in range(5)]
-    assert engine.optimizer.progress.skipped == 0
-    assert losses[-1] < losses[0]
-
-
-def test_inputs_that_are_not_finite_do_not_poison_the_basis():
-    module, (inputs, targets) = nn.Linear(6, 3), problem()
-    broken = inputs.clone()
-    broken[0, 0] = float("nan")
-    engine = engine_of(module)
-    with pytest.warns(UserWarning, match="not finite"):
-        engine.step(lambda: F.cross_entropy(module(broken), targets))
-    losses = [float(engine.step(lambda: F.cross_entropy(module(inputs), targets))) for _ in range(20)]
-    assert losses[-1] < losses[0]
-    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("evaluation", ["tape", "loop"])
@@ -719,34 +591,6 @@ def test_candidates_that_are_not_finite_never_win(evaluation):
         loss = engine.step(closure)
         assert torch.isfinite(loss)
     assert 0.1 < float(position[0].detach()) <= 0.5
-
-
-def test_one_bad_micro_batch_of_two_is_left_out():
-    torch.manual_seed(0)
-    first, second = nn.Linear(6, 3), nn.Linear(6, 3)
-    second.load_state_dict(first.state_dict())
-    inputs = problem()[0]
-
-    def gather(module, *scales):
-        engine = engine_of(module)
-        for scale in scales:
-
-            def evaluate(scale=scale):
-                return scale * module(inputs).square().mean()
-
-            with engine.observing():
-                loss = evaluate()
-            engine.probe(evaluate, loss, samples=len(inputs))
-        assert engine.optimizer.progress.micro_batch == len(scales), "each has noise of its own"
-        engine.optimizer.step()
-        return engine.optimizer.progress
-
-    with pytest.warns(UserWarning, match="not finite"):
-        progress = gather(first, 1.0, float("nan"))
-    alone = gather(second, 1.0)
-    assert digest(first) == digest(second)
-    assert (progress.skipped, alone.skipped) == (1, 0)
-    assert progress.candidates == alone.candidates
 
 
 # What is missing, or has nothing to do.
@@ -776,56 +620,7 @@ def test_an_expert_that_no_sample_reaches_is_named_and_stays_as_it_is():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-5, msg=f"{name} moved without a signal")
 
 
-# Which parameters move.
-
-
-def test_parameters_that_are_frozen_later_stay_and_move_again_when_unfrozen():
-    torch.manual_seed(0)
-    module, (inputs, targets) = network(), problem()
-    engine = engine_of(module)
-
-    def steps(count):
-        before = [p.detach().clone() for p in module.parameters()]
-        for _ in range(count):
-            engine.step(lambda: F.cross_entropy(module(inputs), targets))
-        return [not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)]
-
-    assert all(steps(2))
-    module[0].requires_grad_(False)
-    module[4].bias.requires_grad_(False)
-    moved = dict(zip([name for name, _ in module.named_parameters()], steps(2), strict=True))
-    assert moved == {
-        "0.weight": False,
-        "0.bias": False,
-        "1.weight": True,
-        "1.bias": True,
-        "4.weight": True,
-        "4.bias": False,
-    }
-    module.requires_grad_(True)
-    assert all(steps(2))
-
-
-def test_parameters_frozen_from_the_start_stay():
-    module, inputs = nn.Linear(6, 3), problem()[0]
-    module.weight.requires_grad_(False)
-    before = module.weight.clone()
-    bias = module.bias.detach().clone()
-    engine = engine_of(module)
-    engine.step(lambda: (module(inputs) - 1).square().mean())
-    assert torch.equal(module.weight, before)
-    assert not torch.equal(module.bias, bias)
-
-
-def test_a_group_that_is_added_later_is_trained():
-    module, inputs = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), problem()[0]
-    engine = engine_of(module, optimizer=PolyStep(module[1].parameters(), seed=0, rank=4))
-    before = digest(module[0])
-    engine.step(lambda: module(inputs).square().mean())
-    assert digest(module[0]) == before
-    engine.optimizer.add_param_group({"params": list(module[0].parameters())})
-    engine.step(lambda: module(inputs).square().mean())
-    assert digest(module[0]) != before
+# What is refused.
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_inputs_of_weights_in_no_layer_are_those_that_the_tape_shows(evaluation)
     optimizer = PolyStep(module.parameters(), seed=0, lr=0.0)
     engine = Engine(module, optimizer, evaluation=evaluation, max_candidates=50, announce=None)
     engine.step(lambda: nn.functional.cross_entropy(module(x), y))
-    blocks = {block.name: block for block in engine._blocks}
+    blocks = {assignment.block.name: assignment.block for assignment in engine.plan.assignments}
     names = {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj", "raw"}
     assert blocks["added"].subspace == "gaussian"
     assert "not a Linear or Conv2d weight" in blocks["added"].remark

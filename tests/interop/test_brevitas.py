@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.interop.adapters import adapters_for
 from lightning_polystep.interop.brevitas import BrevitasAdapter, UncalibratedScaleError
 from tests.helpers.ecosystem import (
     FEATURES,
@@ -177,15 +178,16 @@ def test_the_tape_scores_as_the_loop_does(name):
 
 def test_a_candidate_moves_no_other_units_codes():
     module = Task(mlp, score)
-    engine = engine_of(module)
+    adapters = adapters_for(module)
     layer = module.net[1]
     batch = next(iter(batches()))
     step = Recorded(module, batch)
-    with engine.observing():
+    adapters.start()
+    with torch.no_grad(), adapters.observing():
         step()
     scale, codes = layer.quant_weight().scale.clone(), layer.quant_weight().int()
-    with torch.no_grad(), engine._silenced():
-        engine._adapters.rewind()
+    with torch.no_grad(), adapters.probing():
+        adapters.rewind()
         layer.weight[0, 0] = 10 * layer.weight.abs().max()
         frozen, moved = layer.quant_weight().scale, layer.quant_weight().int()
     assert torch.equal(frozen, scale)

@@ -9,6 +9,7 @@ from lightning_polystep import Engine, PolyStep
 from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.tape import Region
 from lightning_polystep.tape.flow import FLOWS, Flow, flows
+from tests.helpers.tapes import blocks_of, record
 
 
 class Adaptive(nn.Module):
@@ -67,7 +68,8 @@ def test_it_becomes_one_loop_and_every_candidate_costs_what_the_loop_says(monkey
 
     monkeypatch.setattr(LoopTier, "score", both)
     engine.probe(lambda: functional.cross_entropy(net(x), y), loss)
-    scripts = [script for script in engine._recording._scripts.values() if not isinstance(script, Exception)]
+    recording, _, _ = record(net, lambda: functional.cross_entropy(net(x), y))
+    scripts = [recording.script(block) for block in blocks_of(net)]
     regions = [s.work for script in scripts for s in script.fused if isinstance(s.work, Region)]
     assert len(compared) >= 2 * 2, "each block was compared near and far"
     longest = max(len(region.steps) for region in regions)
@@ -105,7 +107,8 @@ def test_an_operation_works_without_a_rule_and_stays_apart_with_one(with_rule):
         engine = Engine(net, PolyStep(net.parameters(), seed=0, rank=4), announce=None)
         engine.step(lambda: functional.cross_entropy(centred(net(x)), y))
         assert {a.tier.name for a in engine.plan.assignments} == {"tape"}
-        scripts = engine._recording._scripts.values()
-        assert all((script.program.sample is not None) == with_rule for script in scripts)
+        recording, _, _ = record(net, lambda: functional.cross_entropy(centred(net(x)), y))
+        programs = [recording.script(block).program for block in blocks_of(net)]
+        assert [program.sample is not None for program in programs] == [with_rule] * len(programs)
     finally:
         FLOWS.pop(packet, None)
