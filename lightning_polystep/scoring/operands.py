@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.grid import offer_from_tape
-from lightning_polystep.scoring.layer import Layer, forget_slopes
+from lightning_polystep.scoring.layer import forget_slopes
 from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
@@ -25,8 +25,9 @@ from lightning_polystep.scoring.slopes import cosine_of_rows, precise, scored_ex
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
+from lightning_polystep.scoring.uses import Use, uses_of
 from lightning_polystep.subspaces import candidates_wanted
-from lightning_polystep.tape import NotOnTapeError, Operation, way_back
+from lightning_polystep.tape import NotOnTapeError, way_back
 
 # Of how well costs agree with exact ones on the first batch, at the least.
 _LEAST_COSINE = 0.3
@@ -35,26 +36,6 @@ _LEAST_COSINE = 0.3
 _FEW_CANDIDATES, _SMALL_SHARE = 63, 0.5
 # Candidates whose displacements are made out at once.
 _AT_ONCE = 4096
-
-
-class Use(NamedTuple):
-    """An operation that takes a parameter in, or a part of it.
-
-    Args:
-        parameter: Its place in the block.
-        places: Which number of the parameter each of the operand's numbers is, as large as that.
-        operation: The operation.
-        operand: Which of its operands it is.
-        layer: What lies behind.
-        is_bias: Whether it is the bias of a product.
-    """
-
-    parameter: int
-    places: Tensor
-    operation: Operation
-    operand: int
-    layer: Layer
-    is_bias: bool
 
 
 class _Operands(NamedTuple):
@@ -171,25 +152,6 @@ class OperandTier(TapeTier):
         cosine = cosine_of_rows(trial, costs, exact)
         least = _LEAST_COSINE
         return f"costs have a cosine of {cosine:.2f} with exact ones, {least} is asked for" if cosine < least else ""
-
-
-def uses_of(layers: Layers, block: Block) -> list[Use]:
-    """Find the operations that take a block's parameters in.
-
-    Args:
-        layers: Of the step.
-        block: The parameters.
-
-    Raises:
-        NotOnTapeError: Where some takes them in of which nothing is known.
-    """
-    uses = list[Use]()
-    for place, leaf in enumerate(layers.recording.leaves_of(block)):
-        for taken in [] if leaf is None else layers.taken_in(leaf):
-            uses.append(Use(place, *taken))
-    if not uses:
-        raise NotOnTapeError("the step does not use it")
-    return uses
 
 
 def offer_operands(recording: Recording, block: Block) -> OperandTier:
