@@ -136,10 +136,8 @@ class Layers:
             elif made is None or not has_way_back(operation):
                 left_out.append(NotOnTapeError(f"{operation.function} takes it in, of which nothing is known"))
             else:
-                kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape
-                kinds.setdefault(kind, {}).setdefault(made, []).extend(
-                    (sink, operation) for sink in dict.fromkeys(taken)
-                )
+                same = kinds.setdefault(self.reading.kind(operation), {})
+                same.setdefault(made, []).extend((sink, operation) for sink in dict.fromkeys(taken))
         for each in kinds.values():
             try:
                 takers += self._met(answers, each)
@@ -162,11 +160,7 @@ class Layers:
     def _met(self, answers: Answers, each: Mapping[int, Sequence[tuple[int, Operation]]]) -> list[Taker]:
         """Return operations of one kind, as at several steps of time, by what they make of which sinks."""
         units = {made: self.reading.unit_of(answers.program, made, *taken[0]) for made, taken in each.items()}
-        made_by = {made: Entry(made, made, None, None) for made in each}
-        if self.reading.is_recurrent(list(made_by.values())):  # each step of time is a layer of its own
-            layers = {made: self.behind([entry], {made: units[made]}) for made, entry in made_by.items()}
-        else:
-            layers = dict.fromkeys(each, self.behind(list(made_by.values()), units))
+        layers = self.behind_kind({made: [unit] for made, unit in units.items()})
         return [Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken]
 
     def of_products(self, products: list[Entry]) -> Layer:
@@ -217,6 +211,28 @@ class Layers:
             NotOnTapeError: Where it is not known what it does.
         """
         return self._once((frozenset(units.items()), "behind"), lambda: self._found_behind(products, units))
+
+    def behind_kind(self, axes: Mapping[int, Sequence[int]]) -> dict[int, Layer]:
+        """Return what lies behind values of one kind, as at several steps of time: one layer, or one for each.
+
+        Args:
+            axes: By value, which of its axes may be that of its units, the likeliest first.
+
+        Raises:
+            NotOnTapeError: Where it is not known for any of them; the reason is that of the last one.
+        """
+        entries = {made: Entry(made, made, None, None) for made in axes}
+        if self.reading.is_recurrent(list(entries.values())):  # each step of time is a layer of its own
+            return {made: self.behind_kind({made: each})[made] for made, each in axes.items()}
+        turns = min(map(len, axes.values()))
+        for turn in range(turns):
+            try:
+                layer = self.behind(list(entries.values()), {made: each[turn] for made, each in axes.items()})
+                return dict.fromkeys(axes, layer)
+            except NotOnTapeError:
+                if turn == turns - 1:
+                    raise
+        raise NotOnTapeError("it has no axis of units")
 
     def _found_behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         entries = None

@@ -18,10 +18,10 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.layer import forget_slopes
-from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import cosine_of_rows, precise, scored_exactly
+from lightning_polystep.scoring.subjects import Subjects, moment_of, offered
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
@@ -49,12 +49,17 @@ class _Operands(NamedTuple):
 class OperandTier(TapeTier):
     """Scores all candidates of a block whose parameters are operands by themselves."""
 
-    _known: dict[tuple[object, ...], _Operands] = field(default_factory=dict, init=False, repr=False)
+    _subjects: Subjects[_Operands] = field(init=False, repr=False)
     _told: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "operands"
     fills_budget: ClassVar[bool] = False
     follows_estimates: ClassVar[bool] = True
+    # What lies behind are mirrors, which are learned from random inputs.
+    needs_samples: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._subjects = Subjects(self.recording)
 
     @property
     def subject(self) -> _Operands:
@@ -63,14 +68,7 @@ class OperandTier(TapeTier):
         Raises:
             NotOnTapeError: Where it is not known what it does.
         """
-        recording = self.recording
-        key = (recording.taken().structure(), recording.loss)
-        if key not in self._known:
-            scores = Scores.of(recording)
-            if scores is None:
-                raise NotOnTapeError("no scores lie between it and the loss of each sample")
-            self._known[key] = _Operands(scores, uses_of(Layers(recording, scores), self.block))
-        return self._known[key]
+        return self._subjects.find(lambda layers: _Operands(layers.scores, uses_of(layers, self.block)))
 
     def look(self, proposal: Proposal, probe: Probe) -> None:
         """Learn from what this micro-batch shows."""
@@ -117,7 +115,7 @@ class OperandTier(TapeTier):
         return slopes_of_rows
 
     def _moment(self, probe: Probe) -> Moment:
-        return Moment(self.recording.taken(), self.subject.scores.slopes(self.recording), probe.noise_key)
+        return moment_of(self.recording, self.subject.scores, probe)
 
     def __hash__(self) -> int:
         return id(self)
@@ -171,11 +169,4 @@ def offer_operands(recording: Recording, block: Block) -> OperandTier:
     exact, wanted = offer_from_tape(recording, block), candidates_wanted(block)
     if wanted <= _FEW_CANDIDATES and wanted * exact.work().candidate <= _SMALL_SHARE * exact.work().forward:
         raise NotOfferedError("so few candidates are scored exactly")
-    tier = OperandTier(block, recording)
-    try:
-        _ = tier.subject
-    except NotOnTapeError as error:
-        raise NotOfferedError(str(error)) from error
-    except RecursionError as error:
-        raise NotOfferedError("too many layers lie behind it, one behind the other") from error
-    return tier
+    return offered(OperandTier(block, recording))

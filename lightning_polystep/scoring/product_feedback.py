@@ -26,6 +26,7 @@ from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores, places_of_samples, sizes_and_samples
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows, half_difference, precise
+from lightning_polystep.scoring.subjects import offered
 from lightning_polystep.scoring.taped import Recording, Script
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.whole_layer import WholeLayerTier
@@ -62,6 +63,7 @@ class ProductFeedbackTier(WholeLayerTier):
     _known: dict[Program, _Products] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "feedback"
+    needs_samples: ClassVar[bool] = True
 
     @property
     def entered(self) -> tuple[Entries, Script]:
@@ -183,11 +185,4 @@ def offer_feedback(recording: Recording, block: Block) -> ProductFeedbackTier:
     offer_from_tape(recording, block)
     if candidates_wanted(block) <= _FEW_CANDIDATES:
         raise NotOfferedError("so few candidates are scored exactly")
-    tier = ProductFeedbackTier(block, recording)
-    try:
-        _ = tier.subject
-    except NotOnTapeError as error:
-        raise NotOfferedError(str(error)) from error
-    if recording.divides_batches:
-        raise NotOfferedError("processes that divide a batch would learn different feedback")
-    return tier
+    return offered(ProductFeedbackTier(block, recording))

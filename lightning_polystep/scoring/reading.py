@@ -138,6 +138,16 @@ class Reading:
             reached.update(index for index in operation.outputs if index is not None)
         return False
 
+    def kind(self, operation: Operation) -> tuple[object, torch.Size]:
+        """Return what operations have in common that do the same, as at several steps of time.
+
+        Args:
+            operation: That makes something.
+        """
+        made = operation.outputs[0]
+        assert made is not None
+        return getattr(operation.function, "overloadpacket", None), self.recording.taken().values[made].tensor.shape
+
     def parts(self, made: int) -> list[tuple[int, Tensor]]:
         """Return the parts into which what a product makes is cut before anything else is done with it, if it is.
 

@@ -25,6 +25,7 @@ from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
+from lightning_polystep.scoring.subjects import Subjects, moment_of, offered
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.taped import Recording, Script
 from lightning_polystep.scoring.tier import NotOfferedError
@@ -56,10 +57,13 @@ class _Units(NamedTuple):
 class UnitResponseTier(WholeLayerTier):
     """Scores all candidates of all rows by the answers of their units."""
 
-    _known: dict[tuple[object, ...], _Units] = field(default_factory=dict, init=False, repr=False)
+    _subjects: Subjects[_Units] = field(init=False, repr=False)
     _looked_with: Proposal | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "units"
+
+    def __post_init__(self) -> None:
+        self._subjects = Subjects(self.recording)
 
     @property
     def subject(self) -> _Units:
@@ -68,15 +72,7 @@ class UnitResponseTier(WholeLayerTier):
         Raises:
             NotOnTapeError: Where its units' answers cannot be told.
         """
-        recording = self.recording
-        key = (recording.taken().structure(), recording.loss)
-        if key not in self._known:
-            scores = Scores.of(recording)
-            if scores is None:
-                raise NotOnTapeError("no scores lie between it and the loss of each sample")
-            layers = Layers(recording, scores)
-            self._known[key] = _Units(scores, *self._looked_up(layers))
-        return self._known[key]
+        return self._subjects.find(lambda layers: _Units(layers.scores, *self._looked_up(layers)))
 
     def _looked_up(self, layers: Layers) -> tuple[Entries, Layer | None]:
         """Return the products of the block, and its layer: of which it is known what lies behind, if any is."""
@@ -127,7 +123,7 @@ class UnitResponseTier(WholeLayerTier):
         return [(entry, _by_unit(slopes[entry.made])) for entry in self.entered[0].products]
 
     def _moment(self, probe: Probe) -> Moment:
-        return Moment(self.recording.taken(), self.subject.scores.slopes(self.recording), probe.noise_key)
+        return moment_of(self.recording, self.subject.scores, probe)
 
     def _radii(self, layer: Layer, proposal: Proposal) -> Radii:
         typical = self.typical(proposal)
@@ -178,13 +174,4 @@ def offer_units(recording: Recording, block: Block) -> UnitResponseTier:
         raise NotOfferedError("so few candidates are scored exactly")
     if offer_from_tape(recording, block).approximation() and block.group["response_grid"]:
         raise NotOfferedError("a grid of responses is asked for")
-    tier = UnitResponseTier(block, recording)
-    try:
-        needs_samples = tier.needs_samples
-    except NotOnTapeError as error:
-        raise NotOfferedError(str(error)) from error
-    except RecursionError as error:
-        raise NotOfferedError("too many layers lie behind it, one behind the other") from error
-    if needs_samples and recording.divides_batches:
-        raise NotOfferedError("processes that divide a batch would learn different feedback")
-    return tier
+    return offered(UnitResponseTier(block, recording))

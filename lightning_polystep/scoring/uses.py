@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.layer import Layer
 from lightning_polystep.scoring.layers import Layers
-from lightning_polystep.tape import Entry, NotOnTapeError, Operation, has_way_back, is_norm, moves, product_of
+from lightning_polystep.tape import NotOnTapeError, Operation, has_way_back, is_norm, moves, product_of
 
 _LAYER_NORM = torch.ops.aten.native_layer_norm
 
@@ -95,9 +93,7 @@ class _Uses:
                 elif product is not None or not has_way_back(operation):
                     raise NotOnTapeError(f"{operation.function} takes it in, of which nothing is known")
                 else:
-                    made = operation.outputs[0]
-                    assert made is not None
-                    kind = getattr(operation.function, "overloadpacket", None), tape.values[made].tensor.shape, place
+                    kind = (*self._reading.kind(operation), place)
                     kinds.setdefault(kind, []).append((numbers, operation, place))
         for each in kinds.values():
             uses += self._of_kind(parameter, each)
@@ -106,7 +102,10 @@ class _Uses:
     def _of_kind(self, parameter: int, taken: list[tuple[Tensor, Operation, int]]) -> list[Use]:
         """Return operations of one kind, as at several steps of time, each with what lies behind it."""
         made_by = {op.outputs[0]: (op, numbers) for numbers, op, _ in taken if op.outputs[0] is not None}
-        layers = self._of_made({made: self._axes(made, *of_made) for made, of_made in made_by.items()})
+        try:
+            layers = self._layers.behind_kind({made: self._axes(made, *of_made) for made, of_made in made_by.items()})
+        except NotOnTapeError as error:
+            raise NotOnTapeError("it is not known what lies behind what takes it in") from error
         return [
             Use(parameter, numbers, operation, place, layers[operation.outputs[0]], False)
             for numbers, operation, place in taken
@@ -120,18 +119,3 @@ class _Uses:
             return [whole - 1 if getattr(operation.function, "overloadpacket", None) is _LAYER_NORM else 1]
         of_parameter = [whole - numbers.ndim + at for at, size in enumerate(numbers.shape) if size > 1]
         return list(dict.fromkeys([*of_parameter[::-1], whole - 1, min(1, whole - 1)]))
-
-    def _of_made(self, axes: Mapping[int, list[int]]) -> dict[int, Layer]:
-        """Return what lies behind values, each by itself where they lead to one another.
-
-        Args:
-            axes: By value, which of its axes may be that of units.
-        """
-        entries = {made: Entry(made, made, None, None) for made in axes}
-        if self._reading.is_recurrent(list(entries.values())):
-            return {made: self._of_made({made: each})[made] for made, each in axes.items()}
-        for turn in range(min(map(len, axes.values()))):
-            with suppress(NotOnTapeError):
-                units = {made: each[turn] for made, each in axes.items()}
-                return dict.fromkeys(axes, self._layers.behind(list(entries.values()), units))
-        raise NotOnTapeError("it is not known what lies behind what takes it in")

@@ -211,3 +211,20 @@ def test_layers_that_are_not_trained_are_gone_through():
     layer.learn(moment)
     (made,) = layer.slopes_by_made(moment).values()
     assert made.abs().sum() > 0
+
+
+def test_values_of_one_kind_have_one_layer_behind_them_and_those_of_a_recurrence_one_each():
+    net, _, _, layers, _ = setting(*NETS["deep"])
+    products = [each for block in blocks_of(net)[:2] for each in layers.entries(block).products]
+    found = layers.behind_kind({each.made: [1] for each in products})
+    assert found[products[0].made] is not found[products[1].made], "the second lies behind the first"
+    assert layers.behind_kind({products[0].made: [1]}) == {products[0].made: found[products[0].made]}
+
+
+def test_the_first_axis_that_may_be_that_of_units_is_taken():
+    net, _, _, layers, _ = setting(*NETS["deep"])
+    (product,) = layers.entries(blocks_of(net)[0]).products
+    first, other = (layers.behind_kind({product.made: axes})[product.made] for axes in ([1], [0, 1]))
+    assert first is other, "no layer lies behind samples"
+    with pytest.raises(NotOnTapeError):
+        layers.behind_kind({product.made: [0]})

@@ -110,3 +110,11 @@ def test_units_that_lead_to_one_another_have_nothing_behind_them_in_common():
     products = reading.products(blocks["layer"])
     with pytest.raises(NotOnTapeError, match="goes into itself"):
         reading.behind(products, {each.made: 1 for each in products})
+
+
+def test_operations_are_of_one_kind_that_do_the_same():
+    reading, _ = reading_of(Twice(False))
+    kinds = [reading.kind(each) for each in reading.operations() if "tanh" in str(each.function)]
+    assert len(kinds) == 2
+    assert len(set(kinds)) == 1
+    assert kinds[0][1] == (9, 4)
