@@ -105,7 +105,7 @@ class GridTier(RowTier):
             rows = proposal.rows[places].repeat_interleave(len(nodes))
             moved = (proposal.reach[places, None, None] * nodes).flatten(0, 1)[:, :, None]
             shifts = {product.made: moved for product in script.products}
-            yield self.replayed(script, probe, replays, rows, {}, shifts, None, blend)
+            yield self.replayed(script, probe, replays, rows, {}, shifts, blend)
 
     def approximation(self) -> str:
         """Say what is approximated."""

@@ -85,7 +85,7 @@ class NodePerturbationTier(SlopeTier):
             shifts |= {each.made: both for each in entries.products if each.key == key}
         rows = proposal.rows[places].repeat_interleave(2 * self.patterns)
         replays, samples = 2 * self.patterns * len(proposal.rows), script.program.samples
-        losses = self.replayed(script, probe, replays, rows, {}, shifts, None, Apart(samples))
+        losses = self.replayed(script, probe, replays, rows, {}, shifts, Apart(samples))
         each = losses.reshape(len(places), self.patterns, 2, samples)
         odd, slopes = 0.5 * (each[:, :, 0] - each[:, :, 1]), dict[int, Tensor]()
         for key, (entry, typical) in reaches.items():

@@ -93,7 +93,7 @@ class Scores:
         changed = {
             index: value.T[rows].unsqueeze(2) + moved.reshape(-1, 1, 1).to(value) for index, value in values.items()
         }
-        losses = replay(tape, program, self.segments, rows, changed, {}, None, Apart(program.samples)).double()
+        losses = replay(tape, program, self.segments, rows, changed, {}, Apart(program.samples)).double()
         up, down = losses.reshape(count, 2, len(_RADII), -1).unbind(1)
         radii = (steps[: len(_RADII)].double())[:, None]
         mean = ((up - down) / (2 * radii.clamp(min=torch.finfo(torch.float64).tiny))).mean(1)  # (K, samples)

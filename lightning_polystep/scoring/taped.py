@@ -7,14 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_polystep.particles import Block, Proposal
-from lightning_polystep.randomness import generator
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.tier import NotOfferedError, Tier
@@ -22,7 +21,6 @@ from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import (
     Entries,
     NotOnTapeError,
-    Parts,
     Program,
     Recorder,
     Region,
@@ -244,12 +242,10 @@ class TapeTier(Tier):
     Args:
         block: The parameters.
         recording: The commit pass.
-        parts: Into how many parts the batch is divided; each direction is scored on one of them.
     """
 
     block: Block
     recording: Recording
-    parts: int = 1
     _checked: set[Program] = field(default_factory=set, init=False, repr=False)
     _refused: set[Program] = field(default_factory=set, init=False, repr=False)
 
@@ -262,11 +258,10 @@ class TapeTier(Tier):
         script = self.recording.script(self.block)
         candidates = torch.arange(start, stop, device=proposal.rows.device)
         rows = proposal.rows[candidates // proposal.vertices_per_row]
-        parts = self._parts(script.program, proposal, candidates, probe)
         simple = proposal.starts is None and proposal.centre is None
-        shifts = dict(self._shifts(script, proposal, candidates, parts)) if simple else {}
+        shifts = dict(self._shifts(script, proposal, candidates)) if simple else {}
         changed = {} if simple and script.shifts_only else dict(self._changed(script.program, proposal, candidates))
-        return self.replayed(script, probe, proposal.candidates, rows, changed, shifts, parts)
+        return self.replayed(script, probe, proposal.candidates, rows, changed, shifts)
 
     def replayed(self, script: Script, probe: Probe, replays: int, *given: Any) -> Tensor:
         """Return losses from a replay, float64.
@@ -309,27 +304,6 @@ class TapeTier(Tier):
             stacklevel=2,
         )
 
-    def _parts(self, program: Program, proposal: Proposal, candidates: Tensor, probe: Probe) -> Parts | None:
-        """Divide the samples at random; mirrored vertices have the same ones, so that they can be compared."""
-        count = self._divisor(program)
-        if count == 1:
-            return None
-        seed, step, micro_batch = probe.noise_key
-        order = torch.randperm(program.samples, generator=generator(seed, step, "parts", micro_batch))
-        vertices = proposal.directions.shape[1]
-        vertex = candidates % proposal.vertices_per_row
-        particle, place = vertex // vertices, vertex % vertices
-        pairs = vertices // 2 if proposal.mirrored else vertices
-        part = (particle * pairs + place % pairs) % count
-        size = program.samples // count
-        return Parts(order[: size * count].reshape(count, size), part)
-
-    def _divisor(self, program: Program) -> int:
-        """Return into how many parts the batch is divided: no more than leave each some samples."""
-        if program.sample is None or program.unit is None:
-            return 1
-        return max(1, min(self.parts, program.samples // _FEWEST_SAMPLES))
-
     def _shifts_of_directions(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
         """Return what directions add to products at reach 1, (V, N): all rows share them."""
         tape, block, known = self.recording.taken(), self.block, dict[tuple[int, tuple[int, ...]], Tensor]()
@@ -345,17 +319,12 @@ class TapeTier(Tier):
                 known[key] = shifts
         return {product.made: known[product.inputs, product.columns] for product in script.products}
 
-    def _shifts(
-        self, script: Script, proposal: Proposal, candidates: Tensor, parts: Parts | None
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _shifts(self, script: Script, proposal: Proposal, candidates: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield what candidates add to products."""
         vertex = candidates % proposal.vertices_per_row
         reach = proposal.reach[candidates // proposal.vertices_per_row]
         for made, shifts in self.shifts_of_step(script, proposal).items():
-            if parts is None or script.program.position(made, script.program.sample) is None:
-                own = shifts.index_select(0, vertex)
-            else:
-                own = _cut(script.program, made, shifts, vertex, parts)
+            own = shifts.index_select(0, vertex)
             yield made, (own if bool((reach == 1).all()) else own * reach[:, None])[:, :, None]
 
     def shifts_of_step(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
@@ -386,10 +355,6 @@ class TapeTier(Tier):
                 value = tape.values[index].tensor
                 yield index, value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
 
-    def exact(self) -> TapeTier:
-        """Return the tier that scores every direction on all samples."""
-        return replace(self, parts=1)
-
     def known_loss(self) -> Tensor | None:
         """Return the loss of the commit pass."""
         loss = self.recording.loss
@@ -417,7 +382,7 @@ class TapeTier(Tier):
     def affordable(self) -> int | None:
         """Return how many candidates cost as much as a few steps of a gradient, by what they compute."""
         work = self.work()
-        return min(_MOST_CANDIDATES, max(1, int(self.parts * FORWARDS * work.forward / work.candidate)))
+        return min(_MOST_CANDIDATES, max(1, int(FORWARDS * work.forward / work.candidate)))
 
     def affords_all(self) -> bool:
         """Tell whether all directions that are wanted of the block can be replayed."""
@@ -426,36 +391,12 @@ class TapeTier(Tier):
 
     def chunking(self, memory_budget: int) -> Chunking:
         """Return how many candidates are scored at once: as many as leave values in the cache."""
-        widest = self.work().widest // self.parts
-        most = min(_CHUNK_NUMBERS, memory_budget // 64) // max(1, widest)
+        most = min(_CHUNK_NUMBERS, memory_budget // 64) // max(1, self.work().widest)
         return Chunking(min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, most)))
 
 
 def _on_cpu(block: Block) -> bool:
     return all(parameter.device.type == "cpu" for parameter in block.parameters)
-
-
-# A part of a batch holds at least so many samples: fewer say nothing about a direction.
-_FEWEST_SAMPLES = 8
-
-
-def _cut(program: Program, made: int, shifts: Tensor, vertex: Tensor, parts: Parts) -> Tensor:
-    """Return what candidates add on the samples that they have.
-
-    Args:
-        program: Knows where samples are.
-        made: The product, whose first axis holds them, perhaps with others.
-        shifts: Of each vertex on everything, (V, N).
-        vertex: Of each candidate.
-        parts: Which samples each has.
-    """
-    labels = program.axes[made][0]
-    sizes = [program.labels.size((label,)) for label in labels]
-    place = labels.index(program.sample)
-    apart = shifts.reshape(len(shifts), *sizes).movedim(place + 1, 1)
-    own = parts.samples[parts.of_candidate]
-    cut = apart[vertex[:, None], own].movedim(1, place + 1)
-    return cut.reshape(len(vertex), -1)
 
 
 def offer_tape(recording: Recording, block: Block) -> TapeTier:

@@ -20,7 +20,7 @@ from lightning_polystep.tape.entries import (
 from lightning_polystep.tape.execute import replays
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
-from lightning_polystep.tape.frame import Apart, Blend, Parts
+from lightning_polystep.tape.frame import Apart, Blend
 from lightning_polystep.tape.fuse import Region
 from lightning_polystep.tape.merging import operations_towards
 from lightning_polystep.tape.norms import is_norm
@@ -53,7 +53,6 @@ __all__ = [
     "Layout",
     "NotOnTapeError",
     "Operation",
-    "Parts",
     "Program",
     "Recorder",
     "Region",

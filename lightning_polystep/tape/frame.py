@@ -22,18 +22,6 @@ from lightning_polystep.tape.program import Program, Stage
 from lightning_polystep.tape.tape import Tape
 
 
-class Parts(NamedTuple):
-    """Samples on which candidates are scored, if not on all.
-
-    Args:
-        samples: Of each part, (G, S).
-        of_candidate: The part of each candidate, (K,).
-    """
-
-    samples: Tensor
-    of_candidate: Tensor
-
-
 class Blend(NamedTuple):
     """What candidates are of those that are replayed in their place: of its row, on each sample, so much of each.
 
@@ -123,8 +111,6 @@ class Frame:
         earlier: The frame whose values come in, and which of its instances each of these continues.
         values: By index, (I, ...).
         shifts: Of products of stage ``UNIT``, by what they make, what a candidate adds to its unit.
-        parts: Of stage ``UNIT``: which samples the candidates have; None for all.
-        places: Of stage ``SAMPLE``: the place of each instance's sample among those of its candidate.
         members: Of the first frame of pairs, the pair that stands for each candidate and sample, (K, N); -1 where none.
         everyone: How many candidates there are.
     """
@@ -138,8 +124,6 @@ class Frame:
     earlier: tuple[Frame, Tensor] | None = None
     values: dict[int, Tensor] = field(default_factory=dict)
     shifts: dict[int, Tensor] = field(default_factory=dict)
-    parts: Parts | None = None
-    places: Tensor | None = None
     members: Tensor | None = None
     everyone: int = 0
 
@@ -159,8 +143,6 @@ class Frame:
 
     def size(self, label: int) -> int:
         """Return how many places an axis has in this frame."""
-        if self.parts is not None and label == self.program.sample:
-            return self.parts.samples.shape[1]
         return self.program.labels.size((label,))
 
     def shape(self, index: int) -> list[int]:
@@ -182,45 +164,9 @@ class Frame:
         if with_unit and self.program.unit is not None:
             places[self.program.unit] = self.units
         places = {label: ids for label, ids in places.items() if self.program.position(index, label) is not None}
-        if self.parts is not None and self.program.position(index, self.program.sample) is not None:
-            return self.of_parts(index, tensor, places), True
         if not places:
             return tensor, False
         return pick(self.program, index, tensor, places), True
-
-    def of_parts(self, index: int, tensor: Tensor, places: Mapping[int | None, Tensor]) -> Tensor:
-        """Return a recorded value for the samples that each candidate has, at the units that it fixes."""
-        assert self.parts is not None
-        program = self.program
-        slots = program.slots(index)
-        sizes = [1 if label is None else program.labels.size((label,)) for label in slots]
-        sample = slots.index(program.sample)
-        own = self.parts.samples[self.parts.of_candidate]
-        apart = tensor.reshape(sizes)
-        if places:
-            unit = slots.index(program.unit)
-            picked = apart.movedim([unit, sample], [0, 1])[self.units[:, None], own]
-            picked = picked.movedim(1, sample - (unit < sample) + 1).unsqueeze(unit + 1)
-        else:
-            picked = apart.movedim(sample, 0)[own].movedim(1, sample + 1)
-        return picked.reshape(self.count, *merged_sizes(program, index, set(places), self.size))
-
-    def cut_to_parts(self, index: int, tensor: Tensor) -> Tensor:
-        """Return of a value of stage ``UNIT`` on all samples, (K, ...), those that each candidate has."""
-        if self.parts is None or self.program.position(index, self.program.sample) is None:
-            return tensor
-        program = self.program
-        slots = program.slots(index)
-        sizes = [1 if s is None or s in self.fixed else program.labels.size((s,)) for s in slots]
-        apart = tensor.reshape([tensor.shape[0], *sizes])
-        axis = slots.index(program.sample) + 1
-        own = self.parts.samples[self.parts.of_candidate]
-        shape = [1] * apart.ndim
-        shape[0], shape[axis] = own.shape
-        wanted = list(apart.shape)
-        wanted[axis] = own.shape[1]
-        cut = apart.gather(axis, own.reshape(shape).expand(wanted))
-        return cut.reshape(len(tensor), *merged_sizes(program, index, set(self.fixed), self.size))
 
     def read(self, index: int) -> tuple[Tensor, bool]:
         """Return what a value is for the candidates, and whether it has an axis of instances."""
@@ -245,7 +191,7 @@ class Frame:
         places: dict[int | None, Tensor] = {}
         sample = self.program.sample
         if self.samples is not None and sample is not None and self.program.position(index, sample) is not None:
-            places[sample] = self.samples if self.places is None else self.places
+            places[sample] = self.samples
         fixed = {self.program.unit} if self.program.unit is not None else set()
         return pick(self.program, index, frame.values[index], places, fixed, rows, frame.size)
 
@@ -321,10 +267,9 @@ class Frame:
         frame, rows = self._first_of_pairs()
         if frame.members is None:
             assert self.samples is not None
-            places = self.samples if self.places is None else self.places
             assert self.program.sample is not None
             every = changes.new_zeros(self.everyone, self.size(self.program.sample), *changes.shape[1:])
-            return every.index_put_((self.candidates, places), changes)
+            return every.index_put_((self.candidates, self.samples), changes)
         # The last row stands for pairs that did not change.
         known = changes.new_zeros(frame.count + 1, *changes.shape[1:])
         known[: frame.count] = changes if rows is None else known[: frame.count].index_copy(0, rows, changes)
@@ -359,11 +304,9 @@ class Frame:
         if rows is None:
             return value
         sample = self.program.sample
-        missing = (
-            self.samples is not None and frame.samples is None and self.program.position(index, sample) is not None
-        )
-        own = self.samples if self.places is None else self.places
-        places = {sample: own} if missing and own is not None else {}
+        places = {}
+        if self.samples is not None and frame.samples is None and self.program.position(index, sample) is not None:
+            places[sample] = self.samples
         return pick(self.program, index, value, places, set(frame.fixed), rows, frame.size)
 
     def _spread(self, index: int) -> Tensor:

@@ -36,23 +36,18 @@ def pairs_of(units: Frame, exits: list[int]) -> Frame:
     signature = _signatures(units, exits) if units.candidates.device.type == "cpu" else None
     if signature is None:
         return _all_pairs(units, exits)
-    new, old, groups = signature[0], signature[1], units.units
-    if units.parts is not None:
-        groups = units.parts.of_candidate * len(old) + groups
-        old = old[:, units.parts.samples].transpose(0, 1).reshape(-1, new.shape[1]).contiguous()
-    ids, candidates, places = _kinds(new.numpy(), old.numpy(), groups.numpy())
+    new, old = signature
+    ids, candidates, samples = _kinds(new.numpy(), old.numpy(), units.units.numpy())
     if not len(candidates):
-        candidates = places = np.zeros(1, dtype=np.int64)
-    return _frame(units, torch.from_numpy(candidates), torch.from_numpy(places), torch.from_numpy(ids))
+        candidates = samples = np.zeros(1, dtype=np.int64)
+    return _frame(units, torch.from_numpy(candidates), torch.from_numpy(samples), torch.from_numpy(ids))
 
 
-def _frame(units: Frame, candidates: Tensor, places: Tensor, members: Tensor | None) -> Frame:
-    """Return the frame of some pairs, given by the place of the sample among those that the candidate has."""
-    parts = units.parts
-    samples = places if parts is None else parts.samples[parts.of_candidate[candidates], places]
+def _frame(units: Frame, candidates: Tensor, samples: Tensor, members: Tensor | None) -> Frame:
+    """Return the frame of some pairs."""
     return Frame(
         units.tape, units.program, Stage.SAMPLE, candidates, units.units[candidates], samples,
-        earlier=(units, candidates), places=None if parts is None else places, members=members, everyone=units.count,
+        earlier=(units, candidates), members=members, everyone=units.count,
     )  # fmt: skip
 
 
@@ -156,8 +151,8 @@ def _all_pairs(units: Frame, exits: list[int]) -> Frame:
     pairs = changed.nonzero()
     if not len(pairs):
         pairs = pairs.new_zeros(1, 2)
-    candidates, places = pairs.unbind(1)
-    return _frame(units, candidates, places, None)
+    candidates, samples = pairs.unbind(1)
+    return _frame(units, candidates, samples, None)
 
 
 def next_level(frame: Frame, exits: list[int]) -> Frame:
@@ -184,6 +179,5 @@ def next_level(frame: Frame, exits: list[int]) -> Frame:
         frame.units[kept],
         None if frame.samples is None else frame.samples[kept],
         earlier=(frame, kept),
-        places=None if frame.places is None else frame.places[kept],
         everyone=frame.everyone,
     )

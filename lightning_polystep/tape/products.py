@@ -95,7 +95,7 @@ def _columns(frame: Frame, made: int, added: int | None, left: int, right: int) 
         return None if shift is None else frame.recorded(made)[0] + shift
     columns = frame.values[right]  # (K, D, columns)
     flat = given @ columns.transpose(0, 1).reshape(given.shape[1], -1)
-    out = frame.cut_to_parts(made, flat.reshape(len(given), frame.count, -1).transpose(0, 1))
+    out = flat.reshape(len(given), frame.count, -1).transpose(0, 1)
     same = (columns == frame.recorded(right)[0]).flatten(1).all(1)
     if added is not None:
         own, has_instances = frame.read(added)
@@ -123,7 +123,7 @@ def shift_of_units(frame: Frame, made: int, added: int | None, left: int, right:
     if right in home:
         columns = frame.values[right] - frame.recorded(right)[0]  # (K, D, columns)
         flat = given @ columns.transpose(0, 1).reshape(given.shape[1], -1)
-        shift = frame.cut_to_parts(made, flat.reshape(len(given), frame.count, -1).transpose(0, 1))
+        shift = flat.reshape(len(given), frame.count, -1).transpose(0, 1)
     if added is not None and added in home:
         change = _as_rows(frame.values[added] - frame.recorded(added)[0], 3)
         shift = change if shift is None else shift + change
@@ -172,7 +172,7 @@ def _filters(frame: Frame, operation: Operation) -> Result | None:
         if change.shape[1] != 1:
             return None
         moved = aten.convolution(given, change[:, 0], None, *operation.args[3:]).transpose(0, 1).unsqueeze(2)
-        out = out + frame.cut_to_parts(made, moved)
+        out = out + moved
     if bias and bias[0] in home:
         change = frame.values[bias[0]] - frame.recorded(bias[0])[0]
         out = out + change.reshape(frame.count, 1, -1, *[1] * (out.ndim - 3))

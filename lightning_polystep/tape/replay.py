@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
-from lightning_polystep.tape.frame import Apart, Blend, Frame, Parts, difference, pick
+from lightning_polystep.tape.frame import Apart, Blend, Frame, difference, pick
 from lightning_polystep.tape.fuse import Region, run
 from lightning_polystep.tape.pairs import next_level, pairs_of, with_samples_first
 from lightning_polystep.tape.program import Program, Stage
@@ -24,7 +24,6 @@ def replay(
     rows: Tensor,
     changed: Mapping[int, Tensor],
     shifts: Mapping[int, Tensor] | None = None,
-    parts: Parts | None = None,
     blend: Blend | Apart | None = None,
 ) -> Tensor:
     """Return the loss of each candidate.
@@ -37,15 +36,13 @@ def replay(
         changed: For each value that candidates change what it is for them, (K, ...): with a unit, its axis has a single
             place.
         shifts: Of products of stage ``UNIT``, by what they make, what a candidate adds to its unit, (K, ..., 1).
-        parts: On which samples each candidate is scored; by default on all.
         blend: What candidates are made of those that are replayed; by default they are these.
 
     Returns:
         Shape (K,).
     """
     everyone = torch.arange(len(rows), device=rows.device)
-    units = Frame(tape, program, Stage.UNIT, everyone, rows, values=dict(changed), shifts=dict(shifts or {}),
-                  parts=parts)  # fmt: skip
+    units = Frame(tape, program, Stage.UNIT, everyone, rows, values=dict(changed), shifts=dict(shifts or {}))
     if blend is None:
         whole = Frame(tape, program, Stage.WHOLE, everyone, rows, earlier=(units, everyone))
     else:
@@ -122,8 +119,6 @@ def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation,
         change = blend.totals(changes)
     else:
         change = _sum_of_unit(units, operation) if of_unit else frame.by_candidate(_sum_of_samples(frame, operation))
-    if units.parts is not None:  # its samples stand for all
-        change = change * (frame.program.samples / units.parts.samples.shape[1])
     recorded = frame.tape.values[made].tensor
     whole.values[made] = recorded + change.reshape(whole.count, *recorded.shape).to(recorded.dtype)
 
@@ -148,8 +143,6 @@ def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
     index, made = operation.operands[0], operation.outputs[0]
     program, tape = units.program, units.tape
     new = sum_axes(units, operation, units.values[index].double())
-    if units.parts is not None:
-        return new - sum_axes(units, operation, units.recorded(index)[0].double())
     key = (program, made, "sum of each unit")
     if key not in tape.arrays:
         assert program.unit is not None

@@ -42,7 +42,7 @@ def source_of(region: Region, lanes: int) -> str:
         "from numba import njit, prange",
         "",
         '@njit(cache=True, parallel=True, error_model="numpy", boundscheck=False)',
-        f"def loop(units, samples, candidates, columns, lanes, {', '.join([*names, *outputs.values()])}):",
+        f"def loop(units, samples, candidates, lanes, {', '.join([*names, *outputs.values()])}):",
         "    for i in prange(len(units)):",
         f"        for l in range({bound}):",
         *(f"            {statement}" for statement in region.statements),
@@ -105,15 +105,8 @@ def run(frame: Frame, region: Region) -> None:
         dtype = frame.tape.values[index].tensor.dtype
         kept[index] = torch.empty(len(symbols), count, lanes, dtype=dtype)
         outputs.append(kept[index].numpy())
-    parts = frame.parts
-    units = frame.units
-    if parts is not None and frame.program.unit is not None:
-        units = parts.of_candidate * frame.program.labels.size((frame.program.unit,)) + units
-    samples = frame.samples
-    if samples is None:
-        samples = torch.zeros_like(units) if parts is None else parts.of_candidate
-    columns = samples if frame.places is None else frame.places
-    indices = (each.numpy() for each in (units, samples, frame.candidates, columns))
+    samples = torch.zeros_like(frame.units) if frame.samples is None else frame.samples
+    indices = (each.numpy() for each in (frame.units, samples, frame.candidates))
     _loop_of(region, lanes)(*indices, lanes, *arguments, *outputs)
     for index, tensor in kept.items():
         frame.values[index] = _unpacked(frame, region.lanes, index, tensor)
@@ -122,9 +115,8 @@ def run(frame: Frame, region: Region) -> None:
 def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
     """Return an input as (places, rows, lanes)."""
     program, index = frame.program, each.value
-    if each.kind in {"unit", "sample", "shared", "part", "rows", "old"}:
-        parts = None if frame.parts is None else id(frame.parts.samples)
-        key = (program, index, each.kind, tuple(region.lanes), parts)
+    if each.kind in {"unit", "sample", "shared", "rows", "old"}:
+        key = (program, index, each.kind, tuple(region.lanes))
         if key not in frame.tape.arrays:
             frame.tape.arrays[key] = _recorded(frame, region, each)
         known: NDArray[Any] = frame.tape.arrays[key]
@@ -149,8 +141,7 @@ def _recorded(frame: Frame, region: Region, each: Input) -> NDArray[Any]:
     if each.kind == "old":
         return _packed(frame, _samples_of(program, index), index, tensor, program.unit, set(), leading=False)
     row = {"unit": program.unit, "sample": program.sample}.get(each.kind)
-    packed = _packed(frame, region.lanes, index, tensor, row, set(), leading=False)
-    return _by_part(frame, packed) if frame.parts is not None and each.kind in {"unit", "part"} else packed
+    return _packed(frame, region.lanes, index, tensor, row, set(), leading=False)
 
 
 def _samples_of(program: Program, index: int) -> list[int]:
@@ -168,17 +159,6 @@ def _rows(frame: Frame, lanes: list[int], index: int, matrix: Tensor) -> NDArray
     given = [size(label) if label in held else 1 for label in lanes]
     whole = [size(label) for label in lanes]
     return moved.reshape(len(matrix), *given).expand(len(matrix), *whole).reshape(1, len(matrix), -1).numpy()
-
-
-def _by_part(frame: Frame, whole: NDArray[Any]) -> NDArray[Any]:
-    """Return (places, parts x units, lanes of a part) of (places, units, all lanes), of which samples are outermost."""
-    assert frame.parts is not None
-    parts, size = frame.parts.samples.numpy(), frame.program.samples
-    if whole.shape[2] == 1:
-        return np.ascontiguousarray(np.tile(whole, (1, len(parts), 1)))
-    apart = whole.reshape(*whole.shape[:2], size, -1)[:, :, parts]  # (places, units, parts, samples, rest)
-    moved = np.ascontiguousarray(np.moveaxis(apart, 2, 1))
-    return moved.reshape(len(whole), -1, moved.shape[3] * moved.shape[4])
 
 
 def _shift(frame: Frame, made: int) -> Tensor:

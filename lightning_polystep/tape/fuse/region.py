@@ -51,10 +51,9 @@ class Input(NamedTuple):
         name: Of the array.
         value: Index of the value; of a product the one that it makes.
         kind: Where it is read. ``"frame"``: from an earlier step, by instance. ``"unit"`` or ``"sample"``: recorded, by
-            the instance's unit or sample. ``"part"``: recorded, by the part of the samples that a candidate has.
-            ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit. ``"new"`` and ``"old"``: of a value
-            of stage ``UNIT``, at the instance's unit and sample, for its candidate and in the step. ``"shift"``: what a
-            candidate's row adds to the output of a product.
+            the instance's unit or sample. ``"shared"``: recorded, the same for all. ``"rows"``: a matrix, by unit.
+            ``"new"`` and ``"old"``: of a value of stage ``UNIT``, at the instance's unit and sample, for its candidate
+            and in the step. ``"shift"``: what a candidate's row adds to the output of a product.
         by_lane: Whether it differs from lane to lane.
         dtype: Of its numbers.
         places: How many of its places are written out.
@@ -243,8 +242,6 @@ class _Writer:
             kind = "frame"
         elif self.stage == Stage.UNIT and program.position(index, program.unit) is not None:
             kind = "unit"
-        elif self.stage == Stage.UNIT and program.position(index, program.sample) is not None:
-            kind = "part"
         elif self.stage == Stage.SAMPLE and program.position(index, program.sample) is not None:
             kind = "sample"
         self.symbols[index] = self.load(index, kind, self.shape(index), self.lanes_of(index))
@@ -261,11 +258,10 @@ class _Writer:
         count = int(np.prod(shape)) if len(shape) else 1
         self.inputs.append(Input(name, index, kind, bool(lanes), dtype, count))
         self._note_lanes(lanes)
-        instance = {"frame": "i", "unit": "units[i]", "sample": "samples[i]", "shared": "0", "rows": "units[i]",
-                    "part": "samples[i]"}  # fmt: skip
+        instance = {"frame": "i", "unit": "units[i]", "sample": "samples[i]", "shared": "0", "rows": "units[i]"}
         row, lane = instance.get(kind, "i"), "l" if lanes else "0"
         if kind in {"new", "old"}:
-            row, lane = ("candidates[i]", "columns[i]") if kind == "new" else ("units[i]", "samples[i]")
+            row, lane = ("candidates[i]", "samples[i]") if kind == "new" else ("units[i]", "samples[i]")
             lane = "0" if self.program.position(index, self.program.sample) is None else lane
         flat = [f"{name}[{place},{row},{lane}]" for place in range(count)]
         loaded = np.empty(len(flat), dtype=object)
