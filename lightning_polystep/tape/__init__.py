@@ -1,11 +1,12 @@
 """Observe and score: the tape of a step, and its replay for candidates.
 
-``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``program.py``
+``recorder.py`` records what a step does, ``flow.py`` knows how axes go through kinds of operations, ``compilation.py``
 reads off what depends on a parameter and how, ``replay.py`` runs it again for many candidates, by the rules of
 ``execute.py``.
 """
 
 from lightning_polystep.tape import flow_rules, products  # noqa: F401 - they register rules
+from lightning_polystep.tape.compilation import compile_program, whole_program
 from lightning_polystep.tape.dense import Dense, last_products
 from lightning_polystep.tape.entries import (
     Entries,
@@ -26,7 +27,7 @@ from lightning_polystep.tape.merging import operations_towards
 from lightning_polystep.tape.norms import is_norm
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
-from lightning_polystep.tape.program import NotOnTapeError, Program, Stage, compile_program, whole_program
+from lightning_polystep.tape.program import NotOnTapeError, Program, Stage
 from lightning_polystep.tape.recorder import Recorder, hold, moving
 from lightning_polystep.tape.replay import mixes_changes, replay
 from lightning_polystep.tape.run_again import Rerun

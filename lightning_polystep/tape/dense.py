@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_polystep.tape.apart import PRODUCTS
 from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
 from lightning_polystep.tape.norms import is_batch_norm, is_norm, normalised_as_recorded
-from lightning_polystep.tape.program import PRODUCTS, Program, Stage, Step
+from lightning_polystep.tape.program import Program, Stage, Step
 from lightning_polystep.tape.tape import Operation, Tape
 
 aten = torch.ops.aten

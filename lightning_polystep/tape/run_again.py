@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_polystep.tape.program import operations_between
+from lightning_polystep.tape.dependence import operations_between
 from lightning_polystep.tape.tape import Tape, substitute
 
 

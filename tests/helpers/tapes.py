@@ -15,7 +15,7 @@ from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.snapshot import Snapshot
-from lightning_polystep.tape import NotOnTapeError
+from lightning_polystep.tape import NotOnTapeError, Program, Recorder, Tape, compile_program
 
 NOISE_KEY = (5, 0, 0)
 # A step so late that loops have paid for their compilation.
@@ -72,6 +72,15 @@ def record(module: nn.Module, step: Callable[[], Tensor]) -> tuple[Recording, Pr
     # The loop is to start where the recorded step did.
     before.restore()
     return recording, Probe(module, step, NOISE_KEY), loss
+
+
+def compiled(run: Callable[[], Tensor], *parameters: nn.Parameter, axis: int = 0) -> tuple[Tape, Program]:
+    """Return the tape of a step, and what of it depends on some parameters."""
+    with torch.no_grad(), Recorder() as recorder:
+        loss = run()
+    tape = recorder.tape
+    rows = {tape.leaves[id(parameter)]: axis for parameter in parameters}
+    return tape, compile_program(tape, rows, tape.find(loss))
 
 
 def refusal_of(recording: Recording, block: Block) -> NotOnTapeError | None:
