@@ -7,23 +7,23 @@ torch's functionalisation does it; the tape then holds pure operations only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_polystep.tape.decompositions import HIDDEN_WRITES, ROUNDS, Hidden, decomposition_of
+from lightning_polystep.tape.arguments import shape_of, structure_of, values_of
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.pause import pauses, unrecorded
+from lightning_polystep.tape.recipes import RECIPES, Recipe, recipe_of
 from lightning_polystep.tape.tape import Escape, Operation, Ref, Tape, Unknown, Value, references, substitute
-from lightning_polystep.tape.writes import Facts, Said, facts_of, said, tensors_of, undone
+from lightning_polystep.tape.writes import Facts, Said, facts_of, said, undone
 
 aten = torch.ops.aten
 
@@ -60,69 +60,6 @@ _PARTIAL = {
     aten.select_scatter, aten.slice_scatter, aten.diagonal_scatter, aten.scatter, aten.index_put, aten.index_copy,
     aten.index_fill, aten.index_add, aten.scatter_add, aten.masked_scatter, aten.where, aten.masked_fill,
 }  # fmt: skip
-
-
-class _How(NamedTuple):
-    """What the recorder asks of an operator at each call, in one place because it asks so often.
-
-    Args:
-        beside: Whether it computes nothing, as what tells a profiler where a step is.
-        decomposition: Simpler operations that say the same.
-        rounds: Whether they round in another way.
-        writes: Whether it writes in place.
-        is_view: Whether what it returns shares memory with its first argument.
-        hidden: Returns what a call writes without declaring it.
-        run: Calls it.
-        facts: All the rest.
-        recorded: What stands on the tape: the operator, or that no replay can repeat it.
-    """
-
-    beside: bool
-    decomposition: Callable[..., Any] | None
-    rounds: bool
-    writes: bool
-    is_view: bool
-    hidden: Callable[[tuple[Any, ...]], Hidden | None] | None
-    run: Callable[..., Any]
-    facts: Facts
-    recorded: Any
-
-
-_how: dict[Any, _How] = {}
-# Where operators talk to other processes; those of the first write their first argument without declaring it.
-_COMMUNICATION = ("c10d", "_c10d_functional")
-
-
-def _first_written(functional: Any, args: tuple[Any, ...]) -> Hidden:
-    return Hidden(tuple(tensors_of(args[0])), functional)
-
-
-def _how_to_record(function: Any) -> _How:
-    facts = facts_of(function)
-    hidden, run = HIDDEN_WRITES.get(function), function
-    if function.namespace != "aten":
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with torch._C.DisableTorchFunction():  # the numbers that a kernel reads do not leave the tape
-                return function(*args, **kwargs)
-
-    beside, recorded = function.namespace == "profiler", function
-    if function.namespace in _COMMUNICATION:
-        recorded = Unknown(f"{function} waits for other processes")
-        if function.namespace == _COMMUNICATION[0]:
-            hidden = partial(_first_written, recorded)
-    how = _how[function] = _How(
-        beside,
-        decomposition_of(function),
-        function in ROUNDS,
-        facts.writes(),
-        facts.is_view,
-        hidden,
-        run,
-        facts,
-        recorded,
-    )
-    return how
 
 
 class Recorder(TorchDispatchMode):
@@ -184,7 +121,7 @@ class Recorder(TorchDispatchMode):
         if function is aten._local_scalar_dense.default:
             self._leaves(args[0])
             return function(*args)
-        how = _how.get(function) or _how_to_record(function)
+        how = RECIPES.get(function) or recipe_of(function)
         if how.beside:
             return function(*args, **kwargs)
         if how.decomposition is not None:
@@ -229,7 +166,7 @@ class Recorder(TorchDispatchMode):
     def _append(self, function: Any, args: Any, kwargs: Any, results: Sequence[Any]) -> int:
         """Append an operation and the tensors that it made; return its index."""
         tape, number = self.tape, len(self.tape.operations)
-        operands = (*_of_tuple(args), *(references(kwargs) if kwargs else ()))
+        operands = (*values_of(args), *(references(kwargs) if kwargs else ()))
         if self._unwritten and not isinstance(function, Unknown):
             function = self._checked(function, operands)
         outputs: list[int | None] = []
@@ -244,7 +181,14 @@ class Recorder(TorchDispatchMode):
         if function in _UNWRITTEN:
             self._unwritten.update(o for o in outputs if o is not None and tape.values[o].tensor.numel())
         tape.operations.append(Operation(function, args, kwargs, tuple(outputs), operands))
-        tape.key.append((function, _shape_of(args), _shape_of(kwargs), *(_sizes(tape, o) for o in outputs)))
+        tape.key.append(
+            (
+                function,
+                structure_of(args),
+                structure_of(kwargs),
+                *(None if o is None else shape_of(tape.values[o].tensor) for o in outputs),
+            )
+        )
         return number
 
     def _checked(self, function: Any, operands: tuple[int, ...]) -> Any:
@@ -280,7 +224,7 @@ class Recorder(TorchDispatchMode):
             index = tape.leaves[id(tensor)] = len(tape.values)
             tape.values.append(Value(tensor))
             self._name(tensor, index)
-            tape.key.append((_shape(tensor), tensor.dtype))
+            tape.key.append((shape_of(tensor), tensor.dtype))
             return index
         parent = Ref(self._value(neighbour))
         if tensor.shape == neighbour.shape and tensor.stride() == neighbour.stride():
@@ -331,7 +275,7 @@ class Recorder(TorchDispatchMode):
 
     # Writes
 
-    def _record_write(self, function: Any, how: _How, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _record_write(self, function: Any, how: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that writes, and record what it writes as new values."""
         facts, targets = how.facts, how.facts.targets(args, kwargs)
         taken, named = self._taken(args), self._taken(kwargs)
@@ -457,43 +401,9 @@ def _found(tape: Tape, args: tuple[Any, ...]) -> Any:
     return substitute(args, lambda index: tape.values[index].tensor)
 
 
-_PLAIN = {Ref, int, bool, type(None)}
-
-
-def _shape_of(arguments: Any) -> Any:
-    """Return what of arguments belongs to the structure of a tape: all but fractions, which are data."""
-    if type(arguments) is tuple and _PLAIN.issuperset(map(type, arguments)):
-        return arguments
-    if isinstance(arguments, Ref):
-        return ("value", arguments.index)
-    if isinstance(arguments, float):
-        return float
-    if isinstance(arguments, tuple | list):
-        return tuple([_shape_of(argument) for argument in arguments])
-    if isinstance(arguments, dict):
-        return tuple([(name, _shape_of(argument)) for name, argument in arguments.items()])
-    return arguments if isinstance(arguments, int | bool | str | None | torch.dtype) else str(arguments)
-
-
-def _of_tuple(arguments: Any) -> Iterable[int]:
-    """Return the values that arguments refer to."""
-    if type(arguments) is tuple and not any(isinstance(each, list | dict) for each in arguments):
-        return [each.index for each in arguments if type(each) is Ref]
-    return references(arguments)
-
-
-def _sizes(tape: Tape, index: int | None) -> Any:
-    return None if index is None else _shape(tape.values[index].tensor)
-
-
 def _place() -> str:
     """Return the file and line of the innermost frame that belongs neither to torch nor to the recorder."""
     frame = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
         frame = frame.f_back  # type: ignore[assignment]
     return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    # A nested tensor has no shape; those of its rows are told by the operations that take them out.
-    return (-1,) if tensor.is_nested else tuple(tensor.shape)

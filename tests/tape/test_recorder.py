@@ -58,15 +58,6 @@ def test_statistics_that_batch_norm_writes_are_new_values():
     assert tape.find(norm.running_mean) != tape.leaves[id(norm.running_mean)]
 
 
-def test_what_tells_a_profiler_where_a_step_is_is_no_operation():
-    def step():
-        with torch.profiler.record_function("part"):
-            return torch.ones(2) * 2
-
-    tape, _ = record(step)
-    assert not any("profiler" in str(function) for function in functions(tape))
-
-
 def test_noise_has_no_producer():
     tape, mask = record(lambda: torch.empty(3).bernoulli_(0.5))
     assert tape.values[tape.find(mask)].producer is None
@@ -157,57 +148,3 @@ def test_an_error_in_the_step_ends_the_tape():
         raise ZeroDivisionError
     tape, _ = record(lambda: torch.ones(2) * 2)
     assert tape.operations
-
-
-@pytest.fixture
-def process(tmp_path):
-    """A group of one process."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def reduced(value):
-    torch.distributed.all_reduce(value)
-    return value
-
-
-def gathered(value):
-    out = [torch.zeros_like(value)]
-    torch.distributed.all_gather(out, value)
-    return out[0]
-
-
-def reduced_functionally(value):
-    return torch.distributed._functional_collectives.all_reduce(value, "sum", torch.distributed.group.WORLD)
-
-
-@pytest.mark.usefixtures("process")
-@pytest.mark.parametrize("communicate", [reduced, gathered, reduced_functionally])
-def test_what_other_processes_tell_is_not_repeated(communicate):
-    """A collective in a replay would wait for processes that score other candidates."""
-    tape, _ = record(lambda: communicate(torch.ones(2) * 2).sum())
-    last = tape.operations[tape.values[tape.operations[-1].operands[0]].producer]
-    while not isinstance(last.function, Unknown):
-        last = tape.operations[tape.values[last.operands[0]].producer]
-    assert "waits for other processes" in last.function.reason
-
-
-@pytest.mark.usefixtures("process")
-def test_what_is_only_told_to_other_processes_stays_on_the_tape():
-    def step():
-        loss = torch.ones(2) * 2
-        gathered(loss)
-        return loss.sum()
-
-    tape, loss = record(step)
-    producer = tape.operations[tape.values[tape.find(loss)].producer]
-    assert tape.operations[tape.values[producer.operands[0]].producer].function is aten.mul.Tensor
-
-
-def test_arguments_that_are_nothing_are_told_apart():
-    """No dimension, the first one and a flag that is off are three structures."""
-    x = torch.ones(2, 2)
-    keys = [record(lambda dim=dim: torch.ops.aten.sum.dim_IntList(x, dim, False))[0].key[-1] for dim in (None, [], [0])]
-    assert len(set(keys)) == 3
