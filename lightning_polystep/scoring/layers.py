@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,6 +21,7 @@ from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.layer import Answering, Layer, Part, Parted, Together
 from lightning_polystep.scoring.naming import Naming
+from lightning_polystep.scoring.number import Number
 from lightning_polystep.scoring.reading import Reading
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.takers import Met, Multiplied, Readout, Taker
@@ -152,7 +154,7 @@ class Layers:
         if not usual or product.weight is None or program.position(taken[0], program.sample) != 0:
             raise NotOnTapeError("a product takes it in otherwise than as the inputs of a layer")
         if product.made in self.scores.made:
-            return Readout(product.inputs, product.weight)
+            return Readout(product.inputs, product.made, product.weight)
         return Multiplied(
             product.inputs, product, self.of_products(self.reading.alike(product)), self._naming.mirror(product)
         )
@@ -221,6 +223,9 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known for any of them; the reason is that of the last one.
         """
+        values = self.recording.taken().values
+        if all(values[made].tensor.numel() == 1 for made in axes):
+            return {made: self._once((made, "number"), partial(self._number, made)) for made in axes}
         entries = {made: Entry(made, made, None, None) for made in axes}
         if self.reading.is_recurrent(list(entries.values())):  # each step of time is a layer of its own
             return {made: self.behind_kind({made: each})[made] for made, each in axes.items()}
@@ -233,6 +238,10 @@ class Layers:
                 if turn == turns - 1:
                     raise
         raise NotOnTapeError("it has no axis of units")
+
+    def _number(self, made: int) -> Layer:
+        assert self.recording.loss is not None
+        return Number.of(self.recording.taken(), made, self.recording.loss)
 
     def _found_behind(self, products: list[Entry], units: Mapping[int, int]) -> Layer:
         entries = None

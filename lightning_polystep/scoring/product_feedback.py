@@ -98,7 +98,7 @@ class ProductFeedbackTier(WholeLayerTier):
         if feedback.is_new:  # the plan tries it: what is learned of a trial is not kept
             feedback = Feedback({})
             self._learn(feedback, proposal, probe)
-        of_scores = products.scores.of_samples(products.program, products.scores.slopes(self.recording))
+        of_scores = products.scores.mean_of_samples(products.program, products.scores.slopes(self.recording))
         answers = []
         for place, entry in enumerate(products.entries.products):
             shape = self.recording.taken().values[entry.made].tensor.shape

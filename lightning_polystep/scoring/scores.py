@@ -6,34 +6,65 @@ replays of the tape move all of them by :math:`\pm\rho`, and
 .. math:: e_{nk} = \frac{1}{R} \sum_\rho \frac{f_n(s_k + \rho) - f_n(s_k - \rho)}{2 \rho}
 
 is the slope of the loss by the score, over three radii, so that thresholds near and far are seen. No derivative: the
-loss may be any function of the scores. All places of a score are taken to matter alike.
+loss may be any function of the scores. Places that have a loss of their own each, as the tokens of a sequence, are told
+apart by these. Where others do not matter alike on the first batch, as tokens of which only the last one counts, they
+are moved one after the other, if that is affordable; else each has the same part in what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.slopes import of_samples, precise
 from lightning_polystep.scoring.taped import FORWARDS, Recording
 from lightning_polystep.tape import (
     Apart,
     NotOnTapeError,
     Program,
     Segment,
+    Tape,
     Work,
     compile_program,
     last_products,
     mixes_changes,
+    places_kept_apart,
     replay,
     schedule,
 )
 
-# In parts of the standard deviation of the scores.
+# In parts of the standard deviation of the scores; the one in the middle where three are too dear.
 _RADII = (0.1, 0.3, 0.9)
+# Where it is kept whether places matter alike: no block has such a name.
+_PLACES = "places of scores"
+# From this cosine on of the slopes of places together with those of each they do.
+_ALIKE = 0.95
+# From this cosine on of the sums over places with what these do together they add up.
+_ADDS_UP = 0.99
+# More are not moved one after the other.
+_MOST_PLACES = 128
+
+
+class Place(NamedTuple):
+    """Places of scores that are moved by themselves, one for each sample.
+
+    Args:
+        made: What product makes them.
+        program: What lies behind that.
+        segments: The same in the order in which it runs.
+        where: Which they are, (N',).
+    """
+
+    made: int
+    program: Program
+    segments: list[Segment]
+    where: Tensor
 
 
 @dataclass(eq=False)
@@ -44,21 +75,29 @@ class Scores:
         made: What the last products make, all of one shape, (N', K).
         program: What lies behind them.
         segments: The same in the order in which it runs.
+        places: Labels of the places that have a loss of their own each.
+        each: Places that may be moved one after the other; none where there is one, or that is too dear.
+        radii: By which these are moved.
     """
 
     made: list[int]
     program: Program
     segments: list[Segment]
+    places: tuple[int, ...] = ()
+    each: list[Place] = field(default_factory=list)
+    radii: tuple[float, ...] = _RADII
 
     @classmethod
     def of(cls, recording: Recording) -> Scores | None:
-        """Find the scores of a step; None where each sample's loss is no function of its own."""
+        """Find the scores of a step; None where each sample's loss is no function of its own.
+
+        Args:
+            recording: The step.
+        """
         tape, loss = recording.taken(), recording.loss
-        if loss is None:
-            return None
-        made = last_products(tape, loss)
+        made = [] if loss is None else last_products(tape, loss)
         shapes = {tape.values[index].tensor.shape for index in made}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        if loss is None or len(shapes) != 1 or len(next(iter(shapes))) != 2:
             return None
         try:
             program = compile_program(tape, dict.fromkeys(made, 1), loss)
@@ -67,47 +106,129 @@ class Scores:
         if not mixes_changes(tape, program) or any(program.position(index, program.sample) != 0 for index in made):
             return None
         segments = schedule(tape, program, fuse=False)
-        work = Work.of(tape, program, segments)
-        scores = next(iter(shapes))[1]
-        dear = 2 * len(_RADII) * scores * work.candidate > FORWARDS * work.forward
-        return None if dear else cls(made, program, segments)
+        work, count = Work.of(tape, program, segments), next(iter(shapes))[1]
+        affordable = FORWARDS * work.forward / (2 * count)
+        if len(_RADII) * work.candidate > affordable:
+            return None
+        places = places_kept_apart(tape, program, made[0])
+        found = cls(made, program, segments, places)
+        # Processes that divide a batch might see different places matter.
+        return found if places or recording.divides_batches else found._with_each_place(tape, loss, affordable)
 
-    def slopes(self, recording: Recording) -> Tensor:
-        """Return the slope of the loss by each place of a score, (N', K), once for a tape."""
+    def _with_each_place(self, tape: Tape, loss: int, affordable: float) -> Scores:
+        """Return the same with the places that may be moved one after the other.
+
+        Args:
+            tape: Of the step.
+            loss: The value of the loss.
+            affordable: The work that a score may take, for one radius.
+        """
+        each = _each_place(tape, self.made, self.program, loss)
+        cost = sum(Work.of(tape, place.program, place.segments).candidate for place in each)
+        if len(each) <= 1 or cost > affordable:
+            return self
+        return replace(self, each=each, radii=_RADII if len(_RADII) * cost <= affordable else _RADII[1:2])
+
+    def slopes(self, recording: Recording) -> dict[int, Tensor]:
+        """Return the slope of the loss by each place of a score, (N', K) by what a product makes, once for a tape.
+
+        Args:
+            recording: The step.
+        """
         tape = recording.taken()
         # Every layer has a program of its own, and all of them the same scores.
         key = ("slopes by scores", *self.made)
         if key not in tape.arrays:
             tape.arrays[key] = self._measured(recording)
-        slopes: Tensor = tape.arrays[key]
+        slopes: dict[int, Tensor] = tape.arrays[key]
         return slopes
 
-    def _measured(self, recording: Recording) -> Tensor:
-        tape, program = recording.taken(), self.program
-        values = {index: tape.values[index].tensor for index in self.made}
-        spread = torch.stack([precise(value).std() for value in values.values()]).mean()
-        count = next(iter(values.values())).shape[1]
-        steps = torch.tensor([*_RADII, *(-each for each in _RADII)]).to(spread) * spread
-        rows = torch.arange(count, device=spread.device).repeat_interleave(len(steps))
-        moved = steps.repeat(count)
-        changed = {
-            index: value.T[rows].unsqueeze(2) + moved.reshape(-1, 1, 1).to(value) for index, value in values.items()
-        }
-        losses = replay(tape, program, self.segments, rows, changed, {}, Apart(program.samples)).double()
-        up, down = losses.reshape(count, 2, len(_RADII), -1).unbind(1)
-        radii = (steps[: len(_RADII)].double())[:, None]
-        mean = ((up - down) / (2 * radii.clamp(min=torch.finfo(torch.float64).tiny))).mean(1)  # (K, samples)
-        return self._spread_over_places(mean.to(spread))
+    def _measured(self, recording: Recording) -> dict[int, Tensor]:
+        known = recording.learned.setdefault(_PLACES, {})
+        if self.each and "alike" in known and not bool(known["alike"]):
+            return self._one_by_one(recording)
+        together = self._together(recording)
+        if not self.each or "alike" in known:
+            return together
+        # As this first batch shows; a checkpoint keeps it.
+        apart = self._one_by_one(recording)
+        known["alike"] = torch.tensor(self._are_alike(apart, together))
+        return together if bool(known["alike"]) else apart
 
-    def _spread_over_places(self, of_sample: Tensor) -> Tensor:
-        """Give each place of a score its part, (N', K), of what was measured of all of them, (K, samples)."""
-        program, made = self.program, self.made[0]
-        axis = program.axes[made][0]
-        sizes = [program.labels.size((label,)) for label in axis]
-        others = [size if label == program.sample else 1 for label, size in zip(axis, sizes, strict=True)]
-        count = len(of_sample)
-        whole = of_sample.reshape(count, *others).expand(count, *sizes).reshape(count, -1)
-        return whole.T / (len(self.made) * (whole.shape[1] / program.samples))
+    def _are_alike(self, apart: Mapping[int, Tensor], together: Mapping[int, Tensor]) -> bool:
+        """Tell whether places had better be moved together: they matter alike, or one alone says little.
+
+        What places do alone does not add up to what they do together where a threshold lies behind several of them, as
+        that of a neuron behind its steps of time.
+        """
+        both = (torch.stack([slopes[index] for index in self.made]) for slopes in (apart, together))
+        own, shared = (self._of_each_sample(each) for each in both)
+        alike = functional.cosine_similarity(own.flatten(), shared.flatten(), dim=0) >= _ALIKE
+        own, shared = (each.sum((0, 2)).flatten() for each in (own, shared))
+        adds_up = functional.cosine_similarity(own, shared, dim=0) >= _ADDS_UP
+        return bool(alike) or not bool(adds_up)
+
+    def _of_each_sample(self, slopes: Tensor) -> Tensor:
+        """Return slopes, (M, N', K), as (M, N, places, K)."""
+        return torch.stack([places_of_samples(self.program, self.made[0], each) for each in slopes])
+
+    def _together(self, recording: Recording) -> dict[int, Tensor]:
+        """Measure all places of a score at once, but for those that are told apart by their losses."""
+        values, apart = self._values(recording), Apart(self.program.samples, self.places, self._count_of_places())
+        measured = self._moved(recording, self.program, self.segments, values, _RADII, apart)
+        return dict.fromkeys(self.made, self._spread_over_places(measured) / len(self.made))
+
+    def _one_by_one(self, recording: Recording) -> dict[int, Tensor]:
+        """Measure one place of a score after the other."""
+        values, slopes = self._values(recording), dict[int, Tensor]()
+        for place in self.each:
+            value, apart = {place.made: values[place.made]}, Apart(place.program.samples)
+            where = place.where.to(values[place.made].device)
+            measured = self._moved(recording, place.program, place.segments, value, self.radii, apart, where)
+            spread = of_samples(place.program, place.made, measured).T * where[:, None]
+            slopes[place.made] = slopes[place.made] + spread if place.made in slopes else spread
+        return slopes
+
+    def _values(self, recording: Recording) -> dict[int, Tensor]:
+        return {index: recording.taken().values[index].tensor for index in self.made}
+
+    def _count_of_places(self) -> int:
+        return self.program.labels.size(self.places)
+
+    def _moved(
+        self,
+        recording: Recording,
+        program: Program,
+        segments: list[Segment],
+        values: Mapping[int, Tensor],
+        radii: Sequence[float],
+        apart: Apart,
+        where: Tensor | None = None,
+    ) -> Tensor:
+        """Return the slopes of the loss by moves of scores, (K, samples * places), the mean over the radii."""
+        every = self._values(recording).values()
+        spread = torch.stack([precise(value).std() for value in every]).mean()
+        count = next(iter(values.values())).shape[1]
+        steps = torch.tensor([*radii, *(-each for each in radii)]).to(spread) * spread
+        rows = torch.arange(count, device=spread.device).repeat_interleave(len(steps))
+        moved = steps.repeat(count).reshape(-1, 1, 1)
+        moved = moved if where is None else moved * where[:, None]
+        changed = {index: value.T[rows].unsqueeze(2) + moved.to(value) for index, value in values.items()}
+        losses = replay(recording.taken(), program, segments, rows, changed, {}, apart).double()
+        up, down = losses.reshape(count, 2, len(radii), -1).unbind(1)
+        far = (steps[: len(radii)].double())[:, None].clamp(min=torch.finfo(torch.float64).tiny)
+        return ((up - down) / (2 * far)).mean(1).to(spread)
+
+    def _spread_over_places(self, measured: Tensor) -> Tensor:
+        """Give each place of a score its part, (N', K), of what was measured, (K, samples * places)."""
+        program, labels, count = self.program, [self.program.sample, *self.places], len(measured)
+        axis, size = program.axes[self.made[0]][0], program.labels.size
+        sizes = [size((label,)) for label in axis]
+        apart = measured.reshape(count, *(1 if label is None else size((label,)) for label in labels))
+        in_order = [labels.index(label) + 1 for label in axis if label in labels]
+        given = [own if label in labels else 1 for label, own in zip(axis, sizes, strict=True)]
+        whole = apart.permute(0, *in_order).reshape(count, *given).expand(count, *sizes).reshape(count, -1)
+        return whole.T * (measured.shape[1] / whole.shape[1])
 
     def of_samples(self, program: Program, value: Tensor) -> Tensor:
         """Return what belongs to the scores of each sample, (N, S).
@@ -119,7 +240,17 @@ class Scores:
             value: Of the scores, (N', K).
         """
         apart = places_of_samples(program, self.made[0], value)
-        return apart.flatten(1) if self.program.samples > len(apart) else apart.sum(1)
+        has_own_losses = self.places or self.program.samples > len(apart)
+        return apart.flatten(1) if has_own_losses else apart.sum(1)
+
+    def mean_of_samples(self, program: Program, values: Mapping[int, Tensor]) -> Tensor:
+        """Return the mean over the products of what belongs to the scores of each sample, (N, S).
+
+        Args:
+            program: Of a layer, which knows where samples are.
+            values: Of the scores, (N', K) by what a product makes.
+        """
+        return torch.stack([self.of_samples(program, values[index]) for index in self.made]).mean(0)
 
     def changed(self, program: Program, values: Mapping[int, Tensor]) -> Tensor:
         """Return how the scores of each sample changed, all products taken together, (N, S).
@@ -152,3 +283,22 @@ def places_of_samples(program: Program, index: int, value: Tensor) -> Tensor:
     """
     sizes, at = sizes_and_samples(program, index)
     return value.reshape(sizes).movedim(at, 0).reshape(sizes[at], -1, value.shape[-1])
+
+
+def _each_place(tape: Tape, made: Sequence[int], program: Program, loss: int) -> list[Place]:
+    """Return the places of scores, each with all of its samples; none where there are too many."""
+    places = list[Place]()
+    for index in made:
+        own = program if len(made) == 1 else compile_program(tape, {index: 1}, loss)
+        segments = schedule(tape, own, fuse=False)
+        if not mixes_changes(tape, own) or own.position(index, own.sample) != 0:
+            return []
+        axis = own.axes[index][0]
+        others = [1 if label == own.sample else own.labels.size((label,)) for label in axis]
+        numbers = torch.arange(math.prod(others)).reshape(others)
+        sizes = [own.labels.size((label,)) for label in axis]
+        numbers = numbers.expand(sizes).flatten()
+        places += [Place(index, own, segments, numbers == number) for number in range(math.prod(others))]
+        if len(places) > _MOST_PLACES:
+            return []
+    return places

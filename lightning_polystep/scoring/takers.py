@@ -18,12 +18,12 @@ class Moment(NamedTuple):
 
     Args:
         tape: Of the step.
-        slopes: Of the loss by the scores, (N', K).
+        slopes: Of the loss by the scores, (N', K) by the product that makes them.
         key: Seed, step and micro-batch.
     """
 
     tape: Tape
-    slopes: Tensor
+    slopes: dict[int, Tensor]
     key: tuple[int, int, int]
 
 
@@ -88,14 +88,16 @@ class Readout(Taker):
 
     Args:
         sink: The value that units pass on.
+        made: The scores that it makes.
         weight: By which it is multiplied, (D, K).
     """
 
+    made: int
     weight: int
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what is passed on."""
-        return moment.slopes @ precise(moment.tape.values[self.weight].tensor).T
+        return moment.slopes[self.made] @ precise(moment.tape.values[self.weight].tensor).T
 
 
 @dataclass(eq=False, repr=False)

@@ -117,7 +117,7 @@ class UnitResponseTier(WholeLayerTier):
         """Return the slopes at the places of all units, (U, N', P) by product."""
         layer, moment = self.subject.layer, self._moment(probe)
         if layer is None:
-            return [(entry, moment.slopes.T[:, :, None]) for entry in self.entered[0].products]
+            return [(entry, moment.slopes[entry.made].T[:, :, None]) for entry in self.entered[0].products]
         looked = self._looked_with is proposal
         slopes = layer.slopes_by_made(moment) if looked else layer.slopes_at(moment, self._radii(layer, proposal))
         return [(entry, _by_unit(slopes[entry.made])) for entry in self.entered[0].products]

@@ -138,7 +138,7 @@ class ByFeedback(Worth):
 
     def worth(self, moment: Moment) -> dict[int, Tensor]:
         """Return the slope of the loss by what units pass on, by sink, as far as is known."""
-        apart, worth = self.scores.of_samples(self.answers.program, moment.slopes), dict[int, Tensor]()
+        apart, worth = self.scores.mean_of_samples(self.answers.program, moment.slopes), dict[int, Tensor]()
         for place, (sink, layout) in enumerate(self.answers.sinks.items()):
             known = self.feedback.credit(place, apart)
             worth[sink] = layout.back(known.reshape(1, *layout.laid_out))[0]

@@ -29,7 +29,7 @@ from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage
 from lightning_polystep.tape.recorder import Recorder, hold, moving
-from lightning_polystep.tape.replay import mixes_changes, replay
+from lightning_polystep.tape.replay import mixes_changes, places_kept_apart, replay
 from lightning_polystep.tape.run_again import Rerun
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
@@ -82,6 +82,7 @@ __all__ = [
     "moves",
     "moving",
     "operations_towards",
+    "places_kept_apart",
     "product_of",
     "products_of",
     "products_with",

@@ -31,6 +31,11 @@ class Blend(NamedTuple):
 
     weights: Tensor
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        """None: all places of a sample are taken together."""
+        return ()
+
     def of_candidates(self, rows: Tensor) -> Tensor:
         """Return the row of each candidate.
 
@@ -57,13 +62,17 @@ class Blend(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """Candidates that change one sample only: of each that is replayed there is one for each sample.
+    """Candidates that change one sample only, or one place of one: of each that is replayed there is one for each.
 
     Args:
         samples: How many there are.
+        places: Labels of what is kept apart in each sample, as its tokens; see ``places_kept_apart``.
+        of_each: How many places of a sample these are.
     """
 
     samples: int
+    places: tuple[int, ...] = ()
+    of_each: int = 1
 
     def of_candidates(self, rows: Tensor) -> Tensor:
         """Return the row of each candidate.
@@ -71,18 +80,18 @@ class Apart(NamedTuple):
         Args:
             rows: Of what is replayed, (R,).
         """
-        return rows.repeat_interleave(self.samples)
+        return rows.repeat_interleave(self.samples * self.of_each)
 
     def totals(self, changes: Tensor) -> Tensor:
         """Return the change of each candidate.
 
         Args:
-            changes: Of what is replayed, on each sample, (R, N, ...).
+            changes: Of what is replayed, on each sample, (R, N, ...), or on each place of it, (R, N, P).
 
         Returns:
-            Shape (R * N, ...).
+            Shape (R * N, ...), or (R * N * P,).
         """
-        return changes.flatten(0, 1)
+        return changes.flatten(0, 2 if self.places else 1)
 
 
 @njit(cache=True, nogil=True)

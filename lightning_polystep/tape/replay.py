@@ -92,6 +92,39 @@ def mixes_changes(tape: Tape, program: Program) -> bool:
     return True
 
 
+def places_kept_apart(tape: Tape, program: Program, index: int) -> tuple[int, ...]:
+    """Return the labels of a changed value, other than samples, of which each place has a loss of its own.
+
+    The tokens of a sequence have where each is a word to tell, the steps of time have not where spikes are counted.
+
+    Args:
+        tape: Of the structure that the program was read off.
+        program: The program; changes of its samples must be told apart (:func:`mixes_changes`).
+        index: The value.
+    """
+    others = {program.unit, program.sample}
+    labels = [label for label in program.slots(index) if label is not None and label not in others]
+    return tuple(label for label in labels if _kept_apart(tape, program, label))
+
+
+def _kept_apart(tape: Tape, program: Program, label: int) -> bool:
+    """Tell whether places of a label meet nowhere before they are added up with the samples."""
+    read = {program.loss} | {i for step in program.steps for i in program.operation(tape, step.number).operands}
+    for step in program.steps:
+        operation = program.operation(tape, step.number)
+        changed = [index for index in operation.operands if index in program.home]
+        made = [index for index in operation.outputs if index in read and index is not None]
+        if step.sums_samples:
+            added_up = program.position(operation.operands[0], label) is not None
+            if not added_up or any(tape.values[index].tensor.numel() > 1 for index in made):
+                return False
+        elif step.stage != Stage.WHOLE:
+            held = all(program.position(index, label) is not None for index in (*changed, *made))
+            if not held or program.mixes(operation, step.number, label):
+                return False
+    return True
+
+
 def _run(frame: Frame, segment: Segment) -> None:
     if isinstance(segment.work, Region):
         run(frame, segment.work)
@@ -114,7 +147,10 @@ def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation,
     assert made is not None
     unit = frame.program.position(index, frame.program.unit)
     of_unit = frame.enters(index) and unit in gone_axes(frame, operation)
-    if blend is not None:
+    if blend is not None and blend.places:
+        changes = _places_apart(units if of_unit else frame, operation, blend.places)
+        change = blend.totals(changes if of_unit else frame.by_sample(changes[:, 0]))
+    elif blend is not None:
         changes = _samples_of_unit(units, operation) if of_unit else frame.by_sample(_sum_of_samples(frame, operation))
         change = blend.totals(changes)
     else:
@@ -161,6 +197,20 @@ def _samples_of_unit(units: Frame, operation: Operation) -> Tensor:
     if operation.function.overloadpacket is torch.ops.aten.mean:
         apart = apart / units.tape.values[index].tensor.numel()
     return apart
+
+
+def _places_apart(frame: Frame, operation: Operation, labels: tuple[int, ...]) -> Tensor:
+    """Return what each place adds to a sum, (I, N, P); N is 1 where an instance is of one sample."""
+    index, program = operation.operands[0], frame.program
+    new, slots = frame.read(index)[0], program.slots(index)
+    change = difference(new, frame.recorded(index)[0]).double()
+    sizes = [1 if label is None or label in frame.fixed else frame.size(label) for label in slots]
+    kept = [slots.index(label) + 1 for label in (program.sample, *labels)]
+    apart = change.reshape(frame.count, *sizes).movedim(kept, list(range(1, len(kept) + 1)))
+    apart = apart.flatten(len(kept) + 1).sum(-1) if apart.ndim > len(kept) + 1 else apart
+    if operation.function.overloadpacket is torch.ops.aten.mean:
+        apart = apart / frame.tape.values[index].tensor.numel()
+    return apart.flatten(2)
 
 
 def _release(index: int, frame: Frame, whole: Frame) -> None:

@@ -1,6 +1,9 @@
 """Slopes of the loss by the scores of a step, from forward passes."""
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -8,11 +11,17 @@ from lightning_polystep.scoring.scores import Scores
 from tests.helpers.tapes import record
 
 
+def slopes_of(recording):
+    """Return the slopes by the one product that makes the scores."""
+    (slopes,) = Scores.of(recording).slopes(recording).values()
+    return slopes
+
+
 def test_slopes_of_a_smooth_loss_are_nearly_its_derivative():
     torch.manual_seed(0)
     net, x, y = nn.Linear(6, 4).double(), torch.randn(9, 6).double(), torch.arange(9) % 4
     recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * net(x), y))
-    slopes = Scores.of(recording).slopes(recording)
+    slopes = slopes_of(recording)
     exact = 0.1 * ((0.1 * net(x)).softmax(1) - F.one_hot(y, 4)).detach() / 9
     assert slopes.shape == (9, 4)
     torch.testing.assert_close(slopes, exact, rtol=0.02, atol=1e-5)
@@ -23,7 +32,7 @@ def test_a_threshold_between_radii_is_seen():
     torch.manual_seed(0)
     net, x, threshold = nn.Linear(6, 2).double(), torch.randn(50, 6).double(), 0.05
     recording, _, _ = record(net, lambda: (net(x) < threshold).double().sum(1).mean())
-    slopes, made = Scores.of(recording).slopes(recording), net(x).detach()
+    slopes, made = slopes_of(recording), net(x).detach()
     far = (made - threshold).abs() > 0.9 * made.std()
     assert far.any()
     assert not far.all()
@@ -37,10 +46,137 @@ def test_places_of_a_score_share_what_was_measured_of_all():
     recording, _, _ = record(net, lambda: sum(net(x.roll(t, 1)).sum(1) for t in range(4)).mean())
     scores = Scores.of(recording)
     assert len(scores.made) == 4
-    torch.testing.assert_close(scores.slopes(recording), torch.full((5, 3), 1 / 5).double())
+    for slopes in scores.slopes(recording).values():
+        torch.testing.assert_close(slopes, torch.full((5, 3), 1 / 5).double())
 
 
 def test_a_loss_that_mixes_samples_has_no_slope_of_each():
     net, x = nn.Linear(6, 3), torch.randn(5, 6)
     recording, _, _ = record(net, lambda: net(x).std(0).sum())
     assert Scores.of(recording) is None
+
+
+class Tokens(nn.Module):
+    """Every token sees all others before the readout, so that samples are whole sequences."""
+
+    def __init__(self, tokens, width, classes, tokens_first=False):
+        super().__init__()
+        self.mix, self.readout = nn.Linear(tokens, tokens), nn.Linear(width, classes)
+        self.tokens_first = tokens_first
+
+    def forward(self, x):
+        mixed = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        if self.tokens_first:
+            return self.readout(mixed.transpose(0, 1).contiguous()).transpose(0, 1)
+        return self.readout(mixed)
+
+
+def smooth(scores, targets, **options):
+    return F.cross_entropy(0.1 * scores.reshape(-1, scores.shape[-1]), targets.reshape(-1), **options)
+
+
+# By name a loss, and whether its places are told apart by their losses, one after the other, or not at all.
+LOSSES = {
+    "merged": (smooth, "losses"),
+    "classes second": (lambda z, y: F.cross_entropy(0.1 * z.transpose(1, 2), y), "losses"),
+    "squares": (lambda z, y: (z.mean(-1) - y).square().mean(), "losses"),
+    "padding left out": (lambda z, y: smooth(z, y, ignore_index=0), "losses"),
+    "masked": (lambda z, y: (smooth(z, y, reduction="none") * (y.reshape(-1) > 0)).sum() / (y > 0).sum(), "losses"),
+    "mean of means": (lambda z, y: (z.mean(-1) - y).square().mean(1).mean(), "one by one"),
+    "next token": (lambda z, y: smooth(z[:, :-1], y[:, 1:]), "one by one"),
+    "last token": (lambda z, y: F.cross_entropy(0.1 * z[:, -1], y[:, -1]), "one by one"),
+    "token by token": (
+        lambda z, y: sum(F.cross_entropy(0.1 * z[:, t], y[:, t]) for t in range(z.shape[1])),
+        "one by one",
+    ),
+    "mean of tokens": (lambda z, y: F.cross_entropy(0.1 * z.mean(1), y[:, 0]), "alike"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=4, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    samples=st.integers(7, 12),
+    tokens=st.integers(2, 5),
+    classes=st.integers(2, 4),
+    tokens_first=st.booleans(),
+)
+def test_each_place_has_the_slope_of_its_own_loss(name, seed, samples, tokens, classes, tokens_first):
+    loss, told_apart = LOSSES[name]
+    torch.manual_seed(seed)
+    net = Tokens(tokens, 6, classes, tokens_first).double()
+    x, y = torch.randn(samples, tokens, 6).double(), torch.randint(0, classes, (samples, tokens))
+    y[0] = 1  # not all are padding
+    recording, _, _ = record(net, lambda: loss(net(x), y))
+    scores = Scores.of(recording)
+    (slopes,) = scores.slopes(recording).values()
+    made = net(x).detach().requires_grad_(True)
+    exact = torch.autograd.grad(loss(made, y), made)[0]
+    exact = (exact.transpose(0, 1) if tokens_first else exact).reshape(slopes.shape)
+    assert bool(scores.places) == (told_apart == "losses")
+    assert bool(scores.each) == (told_apart != "losses")
+    if scores.each and bool(recording.learned["places of scores"]["alike"]):
+        assert F.cosine_similarity(slopes.flatten(), exact.flatten(), dim=0) > 0.94
+    else:
+        assert told_apart != "alike"
+        torch.testing.assert_close(slopes, exact, rtol=0.1, atol=0.02 * float(exact.abs().max()))
+
+
+def test_steps_of_time_that_do_not_count_have_no_slope():
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(6, 3).double(), torch.randn(4, 8, 6).double(), torch.arange(8) % 3
+
+    recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * (net(x[0]) + 0.0 * net(x[1]) + net(x[2])), y))
+    scores = Scores.of(recording)
+    first, second, third = scores.slopes(recording).values()
+    assert bool((second == 0).all())
+    torch.testing.assert_close(first, third)
+    assert bool((first != 0).all())
+
+
+def test_steps_of_time_before_a_threshold_are_moved_together():
+    """One step alone hardly makes a neuron fire."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(6, 3).double(), torch.randn(6, 40, 6).double(), torch.arange(40) % 3
+
+    def loss():
+        membrane, total = 0.0, 0.0
+        for step, each in enumerate(x):
+            membrane = 0.9 * membrane + net(each)
+            spikes = (membrane > 1).to(membrane)
+            membrane = membrane - spikes
+            total = total + step * F.cross_entropy(spikes, y)
+        return total
+
+    recording, _, _ = record(net, loss)
+    scores = Scores.of(recording)
+    assert scores.each
+    first, *others = scores.slopes(recording).values()
+    assert bool(recording.learned["places of scores"]["alike"])
+    assert all(torch.equal(first, each) for each in others)
+
+
+def test_processes_that_divide_a_batch_move_all_places_at_once():
+    torch.manual_seed(0)
+    net, x, y = Tokens(4, 6, 3).double(), torch.randn(8, 4, 6).double(), torch.arange(8) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * net(x)[:, -1], y))
+    recording.divides_batches = True
+    scores = Scores.of(recording)
+    assert scores.each == []
+    (slopes,) = scores.slopes(recording).values()
+    apart = slopes.reshape(8, 4, 3)
+    torch.testing.assert_close(apart, apart[:, :1].expand_as(apart))
+
+
+def test_what_the_first_batch_showed_of_places_is_kept():
+    torch.manual_seed(0)
+    net, x, y = Tokens(4, 6, 3).double(), torch.randn(8, 4, 6).double(), torch.arange(8) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * net(x).mean(1), y))
+    recording.learned["places of scores"] = {"alike": torch.tensor(False)}
+    (slopes,) = Scores.of(recording).slopes(recording).values()
+    again, _, _ = record(net, lambda: F.cross_entropy(0.1 * net(x).mean(1), y))
+    (alike,) = Scores.of(again).slopes(again).values()
+    assert bool(again.learned["places of scores"]["alike"])
+    torch.testing.assert_close(slopes, alike, rtol=0.1, atol=1e-3)
+    assert not torch.equal(slopes, alike)

@@ -71,7 +71,7 @@ def test_layers_are_looked_at_with_the_slopes_of_the_step():
     moment = moment_of(recording, scores, probe)
     assert moment.tape is recording.tape
     assert moment.key == probe.noise_key
-    assert torch.equal(moment.slopes, scores.slopes(recording))
+    assert moment.slopes is scores.slopes(recording)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,11 @@ def test_the_readout_takes_in_by_its_weights():
     net, tape = setting(lambda out: out.square())
     (product,) = [each for each in (product_of(tape, one) for one in tape.operations) if each is not None]
     slopes = torch.randn(7, 5).double()
-    taker = Readout(product.inputs, product.weight)
+    taker = Readout(product.inputs, product.made, product.weight)
     assert not taker.learns
-    torch.testing.assert_close(taker.worth(Moment(tape, slopes, (0, 0, 0))), slopes @ net.weight.detach())
+    torch.testing.assert_close(
+        taker.worth(Moment(tape, {product.made: slopes}, (0, 0, 0))), slopes @ net.weight.detach()
+    )
 
 
 def test_a_later_product_takes_in_by_its_mirror_which_learns_with_all_behind():
@@ -46,9 +48,9 @@ def test_a_later_product_takes_in_by_its_mirror_which_learns_with_all_behind():
     taker = Multiplied(product.inputs, product, layer, mirror)
     assert taker.learns
     for step in range(30):
-        taker.learn(Moment(tape, slopes, (0, step, 0)))
+        taker.learn(Moment(tape, {}, (0, step, 0)))
     assert layer.learned == 30
-    worth = taker.worth(Moment(tape, slopes, (0, 30, 0)))
+    worth = taker.worth(Moment(tape, {}, (0, 30, 0)))
     torch.testing.assert_close(worth, slopes @ net.weight.detach(), rtol=1e-4, atol=1e-4)
 
 
@@ -59,5 +61,5 @@ def test_what_meets_itself_counts_at_both_places():
     for learns in (False, True):
         taker = Met(sink, operation, Fixed({operation.outputs[0]: slopes}, learns=learns))
         assert taker.learns == learns
-        worth = taker.worth(Moment(tape, slopes, (0, 0, 0)))
+        worth = taker.worth(Moment(tape, {}, (0, 0, 0)))
         torch.testing.assert_close(worth, 2 * slopes * tape.values[sink].tensor)

@@ -37,6 +37,11 @@ def setting(name, *between, samples=64):
     return net, found, moment, typical
 
 
+def of_scores(moment):
+    (slopes,) = moment.slopes.values()
+    return slopes
+
+
 def at(moment, step):
     return moment._replace(key=(0, step, 0))
 
@@ -46,7 +51,7 @@ def test_what_the_readout_takes_in_is_worth_its_weights():
     assert type(found) is ByTakers
     assert not found.learns
     (worth,) = found.worth(moment).values()
-    torch.testing.assert_close(worth, moment.slopes @ net[2].weight.detach())
+    torch.testing.assert_close(worth, of_scores(moment) @ net[2].weight.detach())
     assert found.on_trial(moment, typical) is found
 
 
@@ -58,7 +63,7 @@ def test_what_a_hidden_layer_takes_in_is_worth_what_its_mirror_says():
     for step in range(20):
         found.learn(at(moment, step), typical)
     (worth,) = found.worth(moment).values()
-    exact = moment.slopes @ net[2].weight.detach() @ net[1].weight.detach()
+    exact = of_scores(moment) @ net[2].weight.detach() @ net[1].weight.detach()
     assert (worth - exact).norm() / exact.norm() < 0.01
 
 
@@ -69,7 +74,7 @@ def test_behind_something_else_than_a_product_feedback_is_learned():
     for step in range(100):
         found.learn(at(moment, step), typical)
     (worth,) = found.worth(moment).values()
-    exact = moment.slopes @ net[3].weight.detach() @ net[2].weight.detach()
+    exact = of_scores(moment) @ net[3].weight.detach() @ net[2].weight.detach()
     exact = exact.flip(-1).cumsum(-1).flip(-1)
     assert (worth - exact).norm() / exact.norm() < 0.1
 
