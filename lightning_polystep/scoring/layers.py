@@ -18,6 +18,7 @@ import torch
 
 from lightning_polystep.particles import Block
 from lightning_polystep.scoring.answers import Answers
+from lightning_polystep.scoring.choosing import Choosing, is_choice
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.layer import Answering, Layer, Part, Parted, Together
 from lightning_polystep.scoring.naming import Naming
@@ -27,7 +28,17 @@ from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.takers import Met, Multiplied, Readout, Taker
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.worth import ByFeedback, ByTakers
-from lightning_polystep.tape import Dense, Entries, Entry, NotOnTapeError, Operation, Stage, has_way_back, product_of
+from lightning_polystep.tape import (
+    Dense,
+    Entries,
+    Entry,
+    NotOnTapeError,
+    Operation,
+    Stage,
+    has_way_back,
+    never_answers,
+    product_of,
+)
 
 
 class Layers:
@@ -129,23 +140,36 @@ class Layers:
             taken = [index for index in operation.operands if index in answers.sinks]
             if not taken or (step.stage == Stage.UNIT and step.number not in answers.apart):
                 continue
-            made, product = operation.outputs[0], product_of(tape, operation)
-            if product is not None:
-                try:
-                    takers.append(self._of_product(answers, product, taken))
-                except NotOnTapeError as error:
-                    left_out.append(error)
-            elif made is None or not has_way_back(operation):
-                left_out.append(NotOnTapeError(f"{operation.function} takes it in, of which nothing is known"))
-            else:
+            made = operation.outputs[0]
+            if made is not None and has_way_back(operation) and product_of(tape, operation) is None:
                 same = kinds.setdefault(self.reading.kind(operation), {})
                 same.setdefault(made, []).extend((sink, operation) for sink in dict.fromkeys(taken))
+            elif not never_answers(operation):
+                try:
+                    takers.append(self._by_itself(answers, operation, taken))
+                except NotOnTapeError as error:
+                    left_out.append(error)
         for each in kinds.values():
             try:
                 takers += self._met(answers, each)
             except NotOnTapeError as error:
                 left_out.append(error)
         return takers, left_out
+
+    def _by_itself(self, answers: Answers, operation: Operation, taken: list[int]) -> Taker:
+        """Return an operation that takes in what units pass on and has no way back: a product, or a choice."""
+        tape = self.recording.taken()
+        product = product_of(tape, operation)
+        if product is not None:
+            return self._of_product(answers, product, taken)
+        if is_choice(operation):
+            return Choosing.of(tape, self.reading.operations(), operation, self._behind_brought)
+        raise NotOnTapeError(f"{operation.function} takes it in, of which nothing is known")
+
+    def _behind_brought(self, value: int) -> Layer:
+        """Return what lies behind numbers that a choice brings."""
+        last = self.recording.taken().values[value].tensor.ndim - 1
+        return self.behind_kind({value: [last]})[value]
 
     def _of_product(self, answers: Answers, product: Entry, taken: list[int]) -> Taker:
         """Return a product that takes in what units pass on: of the readout, or of a later layer."""

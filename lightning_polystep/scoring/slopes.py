@@ -218,8 +218,8 @@ def half_difference(both: Tensor) -> Tensor:
     Args:
         both: The two, (2, ...).
     """
-    up, down = both
-    return 0.5 * (precise(up) - precise(down))
+    up, down = (precise(each) for each in both)
+    return torch.where(up == down, 0.0, 0.5 * (up - down))  # of what is masked out both are infinite
 
 
 def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:

@@ -33,12 +33,13 @@ from lightning_polystep.tape.replay import mixes_changes, places_kept_apart, rep
 from lightning_polystep.tape.run_again import Rerun
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
-from lightning_polystep.tape.tape import Operation, Tape
+from lightning_polystep.tape.tape import Operation, Tape, substitute
 from lightning_polystep.tape.ways_back import (
     goes_back,
     has_way_back,
     is_looked_at_apart,
     moves,
+    never_answers,
     told_afterwards,
     way_back,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "mixes_changes",
     "moves",
     "moving",
+    "never_answers",
     "operations_towards",
     "places_kept_apart",
     "product_of",
@@ -90,6 +92,7 @@ __all__ = [
     "replays",
     "schedule",
     "shifted_products",
+    "substitute",
     "summed_over_places",
     "told_afterwards",
     "unrecorded",

@@ -70,6 +70,18 @@ def has_way_back(operation: Operation) -> bool:
     return packet in _WAYS_BACK and plain and operation.outputs[0] is not None
 
 
+def never_answers(operation: Operation) -> bool:
+    """Tell whether no finite change of what an operation takes does anything, as where it is compared with infinity.
+
+    Args:
+        operation: The operation.
+    """
+    if _packet(operation) not in {aten.eq, aten.ne, aten.isinf}:
+        return False
+    other = operation.args[1] if len(operation.args) > 1 else math.inf
+    return isinstance(other, int | float) and math.isinf(other)
+
+
 def way_back(tape: Tape, operation: Operation, place: int, slopes: Tensor) -> Tensor:
     """Return the slopes by an operand, as large as that.
 

@@ -123,27 +123,15 @@ def test_each_place_has_the_slope_of_its_own_loss(name, seed, samples, tokens, c
         torch.testing.assert_close(slopes, exact, rtol=0.1, atol=0.02 * float(exact.abs().max()))
 
 
-def test_steps_of_time_that_do_not_count_have_no_slope():
+def test_places_before_a_threshold_are_moved_together():
+    """One step of time alone hardly makes a neuron fire."""
     torch.manual_seed(0)
-    net, x, y = nn.Linear(6, 3).double(), torch.randn(4, 8, 6).double(), torch.arange(8) % 3
-
-    recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * (net(x[0]) + 0.0 * net(x[1]) + net(x[2])), y))
-    scores = Scores.of(recording)
-    first, second, third = scores.slopes(recording).values()
-    assert bool((second == 0).all())
-    torch.testing.assert_close(first, third)
-    assert bool((first != 0).all())
-
-
-def test_steps_of_time_before_a_threshold_are_moved_together():
-    """One step alone hardly makes a neuron fire."""
-    torch.manual_seed(0)
-    net, x, y = nn.Linear(6, 3).double(), torch.randn(6, 40, 6).double(), torch.arange(40) % 3
+    net, x, y = nn.Linear(6, 3).double(), torch.randn(6 * 40, 6).double(), torch.arange(40) % 3
 
     def loss():
         membrane, total = 0.0, 0.0
-        for step, each in enumerate(x):
-            membrane = 0.9 * membrane + net(each)
+        for step, each in enumerate(net(x).reshape(6, 40, 3)):
+            membrane = 0.9 * membrane + each
             spikes = (membrane > 1).to(membrane)
             membrane = membrane - spikes
             total = total + step * F.cross_entropy(spikes, y)
@@ -151,9 +139,20 @@ def test_steps_of_time_before_a_threshold_are_moved_together():
 
     recording, _, _ = record(net, loss)
     scores = Scores.of(recording)
-    assert scores.each
-    first, *others = scores.slopes(recording).values()
+    assert len(scores.each) == 6
+    (slopes,) = scores.slopes(recording).values()
     assert bool(recording.learned["places of scores"]["alike"])
+    apart = slopes.reshape(6, 40, 3)
+    torch.testing.assert_close(apart, apart[:1].expand_as(apart))
+
+
+def test_steps_of_time_that_are_products_of_their_own_are_moved_together():
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(6, 3).double(), torch.randn(3, 8, 6).double(), torch.arange(8) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(0.1 * (net(x[0]) + 2.0 * net(x[1]) + net(x[2])), y))
+    scores = Scores.of(recording)
+    first, *others = scores.slopes(recording).values()
+    assert scores.each == []
     assert all(torch.equal(first, each) for each in others)
 
 
