@@ -149,7 +149,7 @@ class Reading:
         return getattr(operation.function, "overloadpacket", None), self.recording.taken().values[made].tensor.shape
 
     def parts(self, made: int) -> list[tuple[int, Tensor]]:
-        """Return the parts into which what a product makes is cut before anything else is done with it, if it is.
+        """Return the parts into which what a product makes is cut before anything else is done with it, as heads are.
 
         Args:
             made: What the product makes.
@@ -159,7 +159,7 @@ class Reading:
         """
         tape = self.recording.taken()
         whole = tape.values[made].tensor
-        moved, cut, ends = {made: torch.arange(whole.numel()).reshape(whole.shape)}, False, list[int]()
+        moved, ends = {made: torch.arange(whole.numel()).reshape(whole.shape)}, list[int]()
         for operation in self.operations():
             taken = [index for index in operation.operands if index in moved]
             if not taken:
@@ -169,8 +169,7 @@ class Reading:
                 ends += [index for index in taken if index not in ends]
                 continue
             moved.update(outputs)
-            cut = cut or any(each.numel() != whole.numel() for each in outputs.values())
-        if not cut or made in ends or any(moved[index].ndim < 2 for index in ends):
+        if made in ends or any(moved[index].ndim < 2 for index in ends):
             return []
         return [(index, moved[index]) for index in reversed(ends)]
 

@@ -142,7 +142,7 @@ def test_choices_that_are_not_known_are_refused_with_the_reason():
     assert "not laid out" in refused(lambda z: table.T[:, z.argmax(-1)].sum(0).mean())
 
 
-def right_after_training(*, causal, choosing_learns):
+def right_after_training(*, causal, heads, choosing_learns):
     """Return the share of tokens that a reader tells right, after 60 steps."""
     torch.manual_seed(0)
     words, places, width = 4, 5, 24
@@ -151,7 +151,7 @@ def right_after_training(*, causal, choosing_learns):
     class Reader(nn.Module):
         def __init__(self):
             super().__init__()
-            self.attention, self.readout = ArgmaxAttention(width, is_causal=causal), nn.Linear(width, words)
+            self.attention, self.readout = ArgmaxAttention(width, heads, is_causal=causal), nn.Linear(width, words)
 
         def forward(self, x):
             return self.readout(self.attention(table[x] + place))
@@ -174,8 +174,8 @@ def right_after_training(*, causal, choosing_learns):
     return float((net(x).argmax(-1) == y).float().mean())
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_hard_attention_learns_where_to_look(causal):
+@pytest.mark.parametrize(("causal", "heads"), [(False, 1), (False, 2), (True, 1)])
+def test_hard_attention_learns_where_to_look(causal, heads):
     """Each token has to tell another one's word; the control looks where first weights happen to."""
-    control = right_after_training(causal=causal, choosing_learns=False)
-    assert right_after_training(causal=causal, choosing_learns=True) > control + 0.15
+    control = right_after_training(causal=causal, heads=heads, choosing_learns=False)
+    assert right_after_training(causal=causal, heads=heads, choosing_learns=True) > control + 0.15

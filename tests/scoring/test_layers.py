@@ -89,6 +89,21 @@ class Attending(nn.Module):
         return self.head(x.tanh().mean(1))
 
 
+class ProjectedApart(Attending):
+    """The same with a projection of its own each for queries, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        q, k, v = (each(x).unflatten(-1, (2, 4)).transpose(1, 2) for each in self.heads)
+        seen = (q @ k.mT / 2).softmax(-1) @ v
+        x = x + self.mix(seen.transpose(1, 2).flatten(2))
+        return self.head(x.tanh().mean(1))
+
+
 class Recurrent(nn.Module):
     """Reads a series and remembers, by gates or without."""
 
@@ -135,6 +150,7 @@ NETS = {
     "gated memory": (lambda: Recurrent(nn.LSTMCell), (20, 5, 6)),
     "two gates": (lambda: Recurrent(nn.GRUCell), (20, 5, 6)),
     "attention": (Attending, (20, 5, 6)),
+    "attention, projected apart": (ProjectedApart, (20, 5, 6)),
 }  # fmt: skip
 
 

@@ -91,7 +91,10 @@ def test_parts_hold_every_number_of_the_whole_once_and_the_last_comes_first():
 def test_what_is_used_whole_is_not_parted():
     reading, blocks = reading_of(Cut(whole=True))
     assert reading.parts(reading.products(blocks["first"])[0].made) == []
-    assert reading.parts(reading.products(blocks["head"])[0].made) == []
+    made = reading.products(blocks["head"])[0].made
+    ((moved, places),) = reading.parts(made)  # as a whole to another place
+    assert moved != made
+    assert torch.equal(places.flatten().sort().values, torch.arange(places.numel()))
 
 
 def test_what_lies_behind_is_read_up_to_a_limit(monkeypatch):
