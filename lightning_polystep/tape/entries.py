@@ -21,6 +21,8 @@ from lightning_polystep.tape.tape import Operation, Ref, Tape
 
 aten = torch.ops.aten
 
+_VIEWS = {aten.view, aten._unsafe_view, aten.reshape}
+
 
 class Factor(NamedTuple):
     """What each unit's product is multiplied by, or divided by.
@@ -205,13 +207,23 @@ def products_of(tape: Tape, parameters: Sequence[int | None]) -> list[Entry] | N
     """
     own = {index for index in parameters if index is not None}
     turned, products = dict[int, int](), list[Entry]()
+    seen_as = dict[int, int]()  # which product a value is a view of
     for operation in tape.operations:
         packet = getattr(operation.function, "overloadpacket", None)
         read = [index for index in operation.operands if index in own or index in turned]
-        if not read:
+        made = operation.outputs[0] if operation.outputs else None
+        if not read or made is None:
+            if packet in _VIEWS and operation.operands[0] in seen_as and made is not None:
+                seen_as[made] = seen_as[operation.operands[0]]
             continue
-        made = operation.outputs[0]
-        assert made is not None
+        if _is_sum(operation) and operation.operands[0] in seen_as:  # so a Linear of strided inputs adds its bias
+            place, width = seen_as[operation.operands[0]], tape.values[operation.operands[0]].tensor.shape[-1]
+            product = products[place]
+            units = tape.values[product.made].tensor.shape[1]
+            if product.bias is not None or not tape.values[read[0]].tensor.shape == (units,) == (width,):
+                return None
+            products[place] = product._replace(bias=read[0])
+            continue
         if packet is aten.t and read[0] in own:
             turned[made] = read[0]
             continue
@@ -220,6 +232,7 @@ def products_of(tape: Tape, parameters: Sequence[int | None]) -> list[Entry] | N
         expected = [*([] if bias is None else [bias]), *([weight] if weight in turned else [])]
         if operation.kwargs or inputs is None or read != expected or tape.values[made].tensor.ndim != 2:
             return None
+        seen_as[made] = len(products)
         products.append(Entry(made, inputs, None if weight is None else turned.get(weight), bias))
     return products or None
 

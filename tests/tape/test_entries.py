@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
-from lightning_polystep.tape import added_by_rows, summed_over_places
+from lightning_polystep.tape import added_by_rows, products_of, summed_over_places
 from tests.helpers.tapes import blocks_of, record
 
 
@@ -134,3 +134,31 @@ def test_scores_of_a_softmax_compete(loss, compete):
     recording, _, _ = record(net, lambda: loss(net(x), y))
     first, last = (recording.script(block).program.competes(recording.taken()) for block in blocks_of(net))
     assert (first, last) == (False, compete)
+
+
+class Strided(nn.Module):
+    """Reads inputs that lie apart in memory, as every token but the last, of which torch makes a product and a sum."""
+
+    def __init__(self, twice=False):
+        super().__init__()
+        self.layer, self.twice = nn.Linear(5, 4), twice
+
+    def forward(self, x):
+        made = self.layer(x[:, :-1])
+        return made + self.layer.bias if self.twice else made
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_bias_of_a_linear_of_strided_inputs_is_a_part_of_its_product(twice):
+    torch.manual_seed(0)
+    net, x = Strided(twice), torch.randn(6, 3, 5)
+    recording, _, _ = record(net, lambda: net(x).square().mean())
+    tape, (block,) = recording.taken(), blocks_of(net)
+    weight, bias = recording.leaves_of(block)
+    assert any(operation.function is torch.ops.aten.mm.default for operation in tape.operations)
+    products = products_of(tape, recording.leaves_of(block))
+    if twice:
+        assert products is None
+    else:
+        ((_, _, *rows),) = [each[:4] for each in products]
+        assert rows == [weight, bias]
