@@ -128,14 +128,13 @@ class Scores:
         return slopes
 
     def _measured(self, recording: Recording) -> dict[int, Tensor]:
+        if not self.each:
+            return self._together(recording)
         known = recording.learned.setdefault(_PLACES, {})
-        if self.each and "alike" in known and not bool(known["alike"]):
-            return self._one_by_one(recording)
-        together = self._together(recording)
-        if not self.each or "alike" in known:
-            return together
+        if "alike" in known:
+            return self._together(recording) if bool(known["alike"]) else self._one_by_one(recording)
         # As this first batch shows; a checkpoint keeps it.
-        apart = self._one_by_one(recording)
+        together, apart = self._together(recording), self._one_by_one(recording)
         known["alike"] = torch.tensor(self._are_alike(apart, together))
         return together if bool(known["alike"]) else apart
 

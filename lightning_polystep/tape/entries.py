@@ -174,8 +174,10 @@ def _is_sum(operation: Operation) -> bool:
 def _scaled(
     tape: Tape, program: Program, operation: Operation, known: Mapping[int, tuple[int, tuple[Factor, ...]]]
 ) -> dict[int, tuple[int, tuple[Factor, ...]]]:
-    """Return what an operation makes if that is a multiple of a product, by a constant or by one of each unit."""
+    """Return what an operation makes if that is a product, or one times a constant or times a factor of each unit."""
     packet, made = getattr(operation.function, "overloadpacket", None), operation.outputs[0]
+    if packet in _VIEWS and made is not None and operation.operands[0] in known:
+        return {made: known[operation.operands[0]]}
     if packet not in {aten.mul, aten.div} or made is None or operation.kwargs or program.unit is None:
         return {}
     of = [each.index for each in operation.args if isinstance(each, Ref) and each.index in known]

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from datamodules import AssociativeRecall
+from lightning_polystep import Engine, PolyStep
 from lightning_polystep.audit import audit
 from lightning_polystep.functional import argmax_attention
 from models import RecallNet
@@ -83,3 +84,16 @@ def test_different_tokens_are_taken_from_the_first_step():
 def test_anything_but_token_numbers_is_refused(tokens):
     with pytest.raises(ValueError, match=r"TokenPairs: tokens must be integers \(N, L\)"):
         TokenPairs(4)(tokens)
+
+
+def test_it_learns_to_recall_by_forward_passes_in_a_few_steps():
+    """A bag of tokens is right in one of five cases."""
+    torch.manual_seed(0)
+    data = AssociativeRecall(num_pairs=5, num_keys=8, num_values=8, train_size=30 * 256, batch_size=256)
+    data.setup("fit")
+    net = RecallNet(num_tokens=16, num_classes=8, num_heads=2)
+    engine = Engine(net, PolyStep(net.parameters(), lr=0.2, seed=0), announce=None)
+    for tokens, answers in data.train_dataloader():
+        engine.step(lambda tokens=tokens, answers=answers: F.cross_entropy(net(tokens), answers))
+    tokens, answers = next(iter(data.val_dataloader()))
+    assert float((net(tokens).argmax(-1) == answers).float().mean()) > 0.9

@@ -162,3 +162,4 @@ def test_the_bias_of_a_linear_of_strided_inputs_is_a_part_of_its_product(twice):
     else:
         ((_, _, *rows),) = [each[:4] for each in products]
         assert rows == [weight, bias]
+        assert recording.entries(block)[0].products == products
