@@ -28,12 +28,18 @@ class Kept(nn.Module):
             self.register_buffer(name, torch.zeros(2))
 
 
-def test_all_take_what_any_has_written():
+def written_during_the_pass(processes):
+    """Return a module, one buffer of which is written, and what is known of its buffers."""
     module = Kept()
-    buffers = SharedBuffers(module, Agreement(Other(), lambda: 0, 1))
+    buffers = SharedBuffers(module, Agreement(processes, lambda: 0, 1))
     buffers.watch()
     module.c += 1
     buffers.take()
+    return module, buffers
+
+
+def test_all_take_what_any_has_written():
+    module, buffers = written_during_the_pass(Other())
     assert buffers.tensors() == [], "nothing was agreed on"
     buffers.agree()
     assert [id(each) for each in buffers.tensors()] == [id(module.b), id(module.c)]
@@ -58,10 +64,6 @@ def test_a_buffer_that_is_gone_is_not_shared():
 
 
 def test_who_has_the_whole_batch_shares_nothing():
-    module = Kept()
-    buffers = SharedBuffers(module, Agreement(Processes(), lambda: 0, 1))
-    buffers.watch()
-    module.c += 1
-    buffers.take()
+    _, buffers = written_during_the_pass(Processes())
     buffers.agree()
     assert buffers.tensors() == []

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.slopes import precise
-from lightning_polystep.scoring.takers import LaterLayer, Moment, Taker
-from lightning_polystep.tape import NotOnTapeError, Operation, Tape, substitute
+from lightning_polystep.scoring.takers import LaterLayer, Moment, Operating
+from lightning_polystep.tape import NotOnTapeError, Operation, Rerun, Tape
 
 aten = torch.ops.aten
 
@@ -40,21 +40,14 @@ def is_choice(operation: Operation) -> bool:
 
 
 @dataclass(eq=False, repr=False)
-class Choosing(Taker):
-    """A choice of the best.
+class Choosing(Operating):
+    """A choice of the best; what competes is the sink, and the layer lies behind the numbers that are chosen.
 
     Args:
-        sink: What competes.
-        operation: The choice.
-        leading: The operations from the choice to the numbers that it brings.
-        brought: These numbers.
-        layer: What lies behind them.
+        leading: Runs the step on from the choice to these numbers.
     """
 
-    operation: Operation
-    leading: Sequence[Operation]
-    brought: int
-    layer: LaterLayer
+    leading: Rerun
 
     @classmethod
     def of(
@@ -74,27 +67,19 @@ class Choosing(Taker):
         (sink,) = operation.operands
         if tape.values[sink].tensor.shape[int(operation.args[1])] > _MOST_CHOICES:
             raise NotOnTapeError(f"it is a choice of one of more than {_MOST_CHOICES}")
-        leading, brought = _leading(tape, operations, operation)
-        if len(brought) != 1:
+        (made,) = operation.outputs
+        brought = _brought(tape, operations, made)
+        if made is None or len(brought) != 1:
             raise NotOnTapeError("a choice brings numbers in several ways, or none")
-        found = cls(sink, operation, leading, brought[0], behind(brought[0]))
+        found = cls(sink, operation, behind(brought[0]), Rerun.of(tape, {made}, brought[0]))
         found._gain(tape, 0, tape.values[brought[0]].tensor)  # refuses shapes that do not fit
         return found
-
-    @property
-    def learns(self) -> bool:
-        """Whether what lies behind is learned."""
-        return self.layer.learns
-
-    def learn(self, moment: Moment) -> None:
-        """Learn what lies behind."""
-        self.layer.learn(moment)
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what competes, as large as that."""
         tape, axis = moment.tape, int(self.operation.args[1])
         competing = precise(tape.values[self.sink].tensor).movedim(axis, -1)
-        worth = self.layer.slopes_by_made(moment)[self.brought]
+        worth = self.layer.slopes_by_made(moment)[self.leading.wanted]
         gains = torch.stack([self._gain(tape, each, worth) for each in range(competing.shape[-1])], -1)
         gains = gains.reshape(competing.shape)
         chosen = competing.argmax(-1, keepdim=True)
@@ -113,35 +98,24 @@ class Choosing(Taker):
         made = self.operation.outputs[0]
         assert made is not None
         choice = tape.values[made].tensor
-        values = {made: torch.full_like(choice, each)}
-
-        def find(index: int) -> Tensor:
-            return values[index] if index in values else tape.values[index].tensor
-
-        for operation in self.leading:
-            arguments, options = (substitute(given, find) for given in (operation.args, operation.kwargs))
-            result = operation.function(*arguments, **options)
-            results = result if isinstance(result, tuple | list) else (result,)
-            values |= {index: one for index, one in zip(operation.outputs, results, strict=True) if index is not None}
-        change = (precise(values[self.brought]) - precise(tape.values[self.brought].tensor)) * worth
+        recorded = tape.values[self.leading.wanted].tensor
+        change = (precise(self.leading.run(tape, {made: torch.full_like(choice, each)})) - precise(recorded)) * worth
         if change.ndim < choice.ndim or any(n not in {1, m} for n, m in zip(choice.shape, change.shape, strict=False)):
             raise NotOnTapeError("what a choice brings is not laid out as the choice")
         change = change.flatten(choice.ndim).sum(-1) if change.ndim > choice.ndim else change
         return change.sum_to_size(choice.shape)
 
 
-def _leading(tape: Tape, operations: Sequence[Operation], choice: Operation) -> tuple[list[Operation], list[int]]:
-    """Return the operations from a choice to the first numbers that depend on it, and these."""
-    whole, beyond = set(choice.outputs), set[int | None]()
-    leading, brought = list[Operation](), list[int]()
+def _brought(tape: Tape, operations: Sequence[Operation], choice: int | None) -> list[int]:
+    """Return the first numbers that depend on a choice."""
+    whole, beyond, brought = {choice}, set[int | None](), list[int]()
     for operation in operations:
         if not beyond.isdisjoint(operation.operands):
             beyond.update(operation.outputs)
         elif not whole.isdisjoint(operation.operands):
-            leading.append(operation)
             made = [index for index in operation.outputs if index is not None]
             numbers = [index for index in made if tape.values[index].tensor.is_floating_point()]
             brought += numbers
             beyond.update(numbers)
             whole.update(index for index in made if index not in numbers)
-    return leading, brought
+    return brought

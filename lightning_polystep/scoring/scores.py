@@ -28,7 +28,6 @@ from lightning_polystep.tape import (
     NotOnTapeError,
     Program,
     Segment,
-    Tape,
     Work,
     compile_program,
     last_products,
@@ -96,22 +95,20 @@ class Scores:
         places = places_kept_apart(tape, program, made[0])
         found = cls(made, program, segments, places)
         # Processes that divide a batch might see different places matter.
-        return found if places or recording.divides_batches else found._with_each_place(tape, affordable)
+        return found if places or recording.divides_batches else found._with_each_place(affordable / work.candidate)
 
-    def _with_each_place(self, tape: Tape, affordable: float) -> Scores:
+    def _with_each_place(self, affordable: float) -> Scores:
         """Return the same with the places that may be moved one after the other.
 
         Args:
-            tape: Of the step.
-            affordable: The work that a score may take, for one radius.
+            affordable: How many times a score may be moved, up and down.
         """
         # Steps of time that are products of their own learn better from what all of them do together: 784-1000-10 with
         # a loss at each of 25 steps ended at 82.7 % one by one, at 89.4 % together.
         each = _each_place(self.made[0], self.program) if len(self.made) == 1 else []
-        cost = len(each) * Work.of(tape, self.program, self.segments).candidate
-        if len(each) <= 1 or cost > affordable:
+        if len(each) <= 1 or len(each) > affordable:
             return self
-        return replace(self, each=each, radii=_RADII if len(_RADII) * cost <= affordable else _RADII[1:2])
+        return replace(self, each=each, radii=_RADII if len(_RADII) * len(each) <= affordable else _RADII[1:2])
 
     def slopes(self, recording: Recording) -> dict[int, Tensor]:
         """Return the slope of the loss by each place of a score, (N', K) by what a product makes, once for a tape.
@@ -155,7 +152,9 @@ class Scores:
         """Measure all places of a score at once, but for those that are told apart by their losses."""
         apart = Apart(self.program.samples, self.places, self.program.labels.size(self.places))
         measured = self._moved(recording, _RADII, apart)
-        return dict.fromkeys(self.made, self._spread_over_places(measured) / len(self.made))
+        slopes = of_samples(self.program, self.made[0], measured, self.places).T
+        sharing = len(self.made) * (len(slopes) / measured.shape[1])  # all these have the same part in it
+        return dict.fromkeys(self.made, slopes / sharing)
 
     def _one_by_one(self, recording: Recording) -> dict[int, Tensor]:
         """Measure one place of a score after the other."""
@@ -189,17 +188,6 @@ class Scores:
         far = (steps[: len(radii)].double())[:, None].clamp(min=torch.finfo(torch.float64).tiny)
         return ((up - down) / (2 * far)).mean(1).to(spread)
 
-    def _spread_over_places(self, measured: Tensor) -> Tensor:
-        """Give each place of a score its part, (N', K), of what was measured, (K, samples * places)."""
-        program, labels, count = self.program, [self.program.sample, *self.places], len(measured)
-        axis, size = program.axes[self.made[0]][0], program.labels.size
-        sizes = [size((label,)) for label in axis]
-        apart = measured.reshape(count, *(1 if label is None else size((label,)) for label in labels))
-        in_order = [labels.index(label) + 1 for label in axis if label in labels]
-        given = [own if label in labels else 1 for label, own in zip(axis, sizes, strict=True)]
-        whole = apart.permute(0, *in_order).reshape(count, *given).expand(count, *sizes).reshape(count, -1)
-        return whole.T * (measured.shape[1] / whole.shape[1])
-
     def of_samples(self, program: Program, value: Tensor) -> Tensor:
         """Return what belongs to the scores of each sample, (N, S).
 
@@ -220,7 +208,7 @@ class Scores:
             program: Of a layer, which knows where samples are.
             values: Of the scores, (N', K) by what a product makes.
         """
-        return torch.stack([self.of_samples(program, values[index]) for index in self.made]).mean(0)
+        return self.changed(program, values) / len(self.made)
 
     def changed(self, program: Program, values: Mapping[int, Tensor]) -> Tensor:
         """Return how the scores of each sample changed, all products taken together, (N, S).

@@ -257,13 +257,23 @@ def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tens
         slopes[entry.bias] = slopes[entry.bias] + own if entry.bias in slopes else own
 
 
-def of_samples(program: Program, made: int, of_sample: Tensor) -> Tensor:
-    """Spread numbers of samples, (..., N), over the first axis of a product, which may hold others beside them."""
-    axis = program.axes[made][0]
-    sizes = [program.labels.size((label,)) for label in axis]
-    given = [size if label == program.sample else 1 for label, size in zip(axis, sizes, strict=True)]
-    leading = of_sample.shape[:-1]
-    return of_sample.reshape(*leading, *given).expand(*leading, *sizes).reshape(*leading, -1)
+def of_samples(program: Program, made: int, known: Tensor, places: tuple[int, ...] = ()) -> Tensor:
+    """Spread numbers of samples over the first axis of a product, which may hold others beside them.
+
+    Args:
+        program: Knows the axes.
+        made: What the product makes.
+        known: The numbers, (..., N); of some places of each, (..., N * P).
+        places: The labels of these, outermost first.
+    """
+    axis, leading = program.axes[made][0], known.shape[:-1]
+    held = [label for label in (program.sample, *places) if label is not None]
+    size = {label: program.labels.size((label,)) for label in (*axis, *held)}
+    apart = known.reshape(*leading, *(size[label] for label in held))
+    kept = [len(leading) + held.index(label) for label in axis if label in held]
+    given = [size[label] if label in held else 1 for label in axis]
+    in_order = apart.permute(*range(len(leading)), *kept).reshape(*leading, *given)
+    return in_order.expand(*leading, *(size[label] for label in axis)).reshape(*leading, -1)
 
 
 def check_slopes(block: Block) -> None:

@@ -132,8 +132,8 @@ class Multiplied(Taker):
 
 
 @dataclass(eq=False, repr=False)
-class Met(Taker):
-    """Something else that slopes go back through: a sum, a mean, a pooling, a factor, a norm, a softmax.
+class Operating(Taker):
+    """An operation other than a product, behind which a layer lies.
 
     Args:
         sink: The value that units pass on.
@@ -152,6 +152,11 @@ class Met(Taker):
     def learn(self, moment: Moment) -> None:
         """Learn what lies behind."""
         self.layer.learn(moment)
+
+
+@dataclass(eq=False, repr=False)
+class Met(Operating):
+    """Something that slopes go back through: a sum, a mean, a pooling, a factor, a norm, a softmax."""
 
     def worth(self, moment: Moment) -> Tensor:
         """Return the slope of the loss by what is passed on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_polystep.tape.execute import execute, gone_axes, sum_axes
 from lightning_polystep.tape.frame import Apart, Blend, Frame, difference, pick
 from lightning_polystep.tape.fuse import Region, run
-from lightning_polystep.tape.pairs import next_level, pairs_of, with_samples_first
+from lightning_polystep.tape.pairs import next_level, pairs_of
 from lightning_polystep.tape.program import Program, Stage
 from lightning_polystep.tape.schedule import Segment
 from lightning_polystep.tape.tape import Operation, Tape
@@ -147,12 +148,12 @@ def _sum_samples(frame: Frame, whole: Frame, units: Frame, operation: Operation,
     assert made is not None
     unit = frame.program.position(index, frame.program.unit)
     of_unit = frame.enters(index) and unit in gone_axes(frame, operation)
-    if blend is not None and blend.places:
-        changes = _places_apart(units if of_unit else frame, operation, blend.places)
-        change = blend.totals(changes if of_unit else frame.by_sample(changes[:, 0]))
+    if blend is not None and of_unit:
+        change = blend.totals(_places_apart(units, operation, blend.places))
+    elif blend is not None and blend.places:
+        change = blend.totals(frame.by_sample(_places_apart(frame, operation, blend.places)[:, 0]))
     elif blend is not None:
-        changes = _samples_of_unit(units, operation) if of_unit else frame.by_sample(_sum_of_samples(frame, operation))
-        change = blend.totals(changes)
+        change = blend.totals(frame.by_sample(_sum_of_samples(frame, operation)))
     else:
         change = _sum_of_unit(units, operation) if of_unit else frame.by_candidate(_sum_of_samples(frame, operation))
     recorded = frame.tape.values[made].tensor
@@ -189,28 +190,18 @@ def _sum_of_unit(units: Frame, operation: Operation) -> Tensor:
     return new - old[units.units]
 
 
-def _samples_of_unit(units: Frame, operation: Operation) -> Tensor:
-    """Return what :func:`_sum_of_unit` adds up of each sample, (K, N)."""
-    index = operation.operands[0]
-    change = difference(units.values[index], units.recorded(index)[0]).double()
-    apart = with_samples_first(units, index, change, {units.program.unit}, 1).sum(2)
-    if operation.function.overloadpacket is torch.ops.aten.mean:
-        apart = apart / units.tape.values[index].tensor.numel()
-    return apart
-
-
 def _places_apart(frame: Frame, operation: Operation, labels: tuple[int, ...]) -> Tensor:
-    """Return what each place adds to a sum, (I, N, P); N is 1 where an instance is of one sample."""
+    """Return what each place with these labels adds to a sum, (I, N, P); N is 1 where an instance is of one sample."""
     index, program = operation.operands[0], frame.program
     new, slots = frame.read(index)[0], program.slots(index)
     change = difference(new, frame.recorded(index)[0]).double()
     sizes = [1 if label is None or label in frame.fixed else frame.size(label) for label in slots]
     kept = [slots.index(label) + 1 for label in (program.sample, *labels)]
     apart = change.reshape(frame.count, *sizes).movedim(kept, list(range(1, len(kept) + 1)))
-    apart = apart.flatten(len(kept) + 1).sum(-1) if apart.ndim > len(kept) + 1 else apart
+    apart = apart.reshape(*apart.shape[:2], math.prod(apart.shape[2 : len(kept) + 1]), -1).sum(-1)
     if operation.function.overloadpacket is torch.ops.aten.mean:
         apart = apart / frame.tape.values[index].tensor.numel()
-    return apart.flatten(2)
+    return apart
 
 
 def _release(index: int, frame: Frame, whole: Frame) -> None:
