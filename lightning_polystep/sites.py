@@ -268,19 +268,7 @@ def observing(module: nn.Module, blocks: list[Block], measured: set[str] | None 
     seen = Observation()
 
     def on_input(block: Block) -> Callable[..., None]:
-        @looking_on
-        def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and _is_wrapped(args[0]):
-                return  # nothing can be asked of its values; the tape shows them
-            if seen.calls and block.name not in seen.calls:
-                seen.hidden.add(block.name)
-            seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
-            wanted = measured is None or block.name in measured
-            inputs = _values(args[0]) if args else None
-            if wanted and block.learns_inputs and inputs is not None and _fits(site, inputs):
-                seen.record(block, site, inputs)
-
-        return hook
+        return _on_input(seen, block, wanted=block.learns_inputs and (measured is None or block.name in measured))
 
     def on_lookup(block: Block) -> Callable[..., None]:
         @looking_on
@@ -313,6 +301,27 @@ def _values(seen: Any) -> Tensor | None:
     """Return a tensor, or the real numbers that a quantised tensor of Brevitas (a tuple) stands for; else None."""
     values = getattr(seen, "value", None) if isinstance(seen, tuple) else seen
     return values if isinstance(values, Tensor) else None
+
+
+def _on_input(seen: Observation, block: Block, *, wanted: bool) -> Callable[..., None]:
+    """Return a hook of a site that counts its calls, and takes in what it is given where that is wanted."""
+
+    @looking_on
+    def record(site: nn.Module, inputs: Any) -> None:
+        inputs = _values(inputs)
+        if inputs is not None and _fits(site, inputs):
+            seen.record(block, site, inputs)
+
+    def hook(site: nn.Module, args: tuple[Any, ...]) -> None:
+        if not is_recording() or (args and _is_wrapped(args[0])):
+            return  # nothing can be asked of the values of a wrapped tensor; the tape shows them
+        if seen.calls and block.name not in seen.calls:
+            seen.hidden.add(block.name)
+        seen.calls[block.name] = seen.calls.get(block.name, 0) + 1
+        if wanted and args:
+            record(site, args[0])
+
+    return hook
 
 
 def _fits(site: nn.Module, inputs: Tensor) -> bool:

@@ -123,7 +123,12 @@ class Answers:
         return moved
 
     def slopes(
-        self, tape: Tape, typical: Mapping[object, Tensor], reach: Tensor, worth: Mapping[int, Tensor]
+        self,
+        tape: Tape,
+        typical: Mapping[object, Tensor],
+        reach: Tensor,
+        worth: Mapping[int, Tensor],
+        runs: int = 0,
     ) -> list[tuple[Entry, Tensor]]:
         """Return the slope of the loss at the places of each unit, (U, N', P) by product.
 
@@ -132,10 +137,13 @@ class Answers:
             typical: By key, how far a candidate of reach 1 shifts each place, (N', places...).
             reach: How many times as far each unit is shifted, (U,).
             worth: By sink, the slope of the loss by what units pass on.
+            runs: How many steps came before, which decides whether compiled loops pay.
         """
         wider = {key: reach.to(each).reshape(-1, *[1] * (each.ndim - 1)) for key, each in typical.items()}
         both = self.local.run(
-            tape, self.shifted(tape, {key: each[:, None] * wider[key] for key, each in typical.items()})
+            tape,
+            self.shifted(tape, {key: each[:, None] * wider[key] for key, each in typical.items()}),
+            runs=runs,
         )
         radii = torch.stack([self._of_any_unit(self.layouts[key], each)[0] for key, each in typical.items()])
         whole = reach.new_zeros(len(radii), *next(iter(self.layouts.values())).laid_out)

@@ -164,7 +164,7 @@ class Answering(Layer):
         answers, worth = self.answers, self.worth.on_trial(moment, radii).worth(moment)
         if not answers.local.steps and answers.sinks.keys() >= {each.made for each in answers.products}:
             return worth  # what it makes is what it passes on
-        slopes = answers.slopes(moment.tape, radii, radii.reach, worth)
+        slopes = answers.slopes(moment.tape, radii, radii.reach, worth, moment.key[1])
         shapes = {entry.made: moment.tape.values[entry.made].tensor.shape for entry, _ in slopes}
         return {entry.made: each.movedim(1, 0).reshape(shapes[entry.made]) for entry, each in slopes}
 

@@ -25,9 +25,10 @@ from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores, places_of_samples, sizes_and_samples
+from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows, half_difference, precise
 from lightning_polystep.scoring.subjects import offered
-from lightning_polystep.scoring.taped import Recording, Script
+from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.whole_layer import WholeLayerTier
 from lightning_polystep.subspaces import candidates_wanted, directions_wanted
@@ -98,7 +99,9 @@ class ProductFeedbackTier(WholeLayerTier):
         if feedback.is_new:  # the plan tries it: what is learned of a trial is not kept
             feedback = Feedback({})
             self._learn(feedback, proposal, probe)
-        of_scores = products.scores.mean_of_samples(products.program, products.scores.slopes(self.recording))
+        of_scores = products.scores.mean_of_samples(
+            products.program, products.scores.slopes(self.recording, probe.noise_key[1])
+        )
         answers = []
         for place, entry in enumerate(products.entries.products):
             shape = self.recording.taken().values[entry.made].tensor.shape

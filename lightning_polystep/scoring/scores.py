@@ -21,20 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.slopes import of_samples, precise
 from lightning_polystep.scoring.taped import FORWARDS, Recording
 from lightning_polystep.tape import (
     Apart,
     NotOnTapeError,
     Program,
-    Segment,
-    Work,
     compile_program,
     last_products,
     mixes_changes,
     places_kept_apart,
-    replay,
-    schedule,
 )
 
 # In parts of the standard deviation of the scores; the one in the middle where three are too dear.
@@ -55,19 +52,22 @@ class Scores:
 
     Args:
         made: What the last products make, all of one shape, (N', K).
-        program: What lies behind them.
-        segments: The same in the order in which it runs.
+        script: What lies behind them.
         places: Labels of the places that have a loss of their own each.
         each: Places that may be moved one after the other, (N',); none where there is one, or that is too dear.
         radii: By which these are moved.
     """
 
     made: list[int]
-    program: Program
-    segments: list[Segment]
+    script: Script
     places: tuple[int, ...] = ()
     each: list[Tensor] = field(default_factory=list)
     radii: tuple[float, ...] = _RADII
+
+    @property
+    def program(self) -> Program:
+        """What lies behind them."""
+        return self.script.program
 
     @classmethod
     def of(cls, recording: Recording) -> Scores | None:
@@ -87,13 +87,14 @@ class Scores:
             return None
         if not mixes_changes(tape, program) or any(program.position(index, program.sample) != 0 for index in made):
             return None
-        segments = schedule(tape, program, fuse=False)
-        work, count = Work.of(tape, program, segments), next(iter(shapes))[1]
+        on_cpu = tape.values[loss].tensor.device.type == "cpu"
+        script, count = Script.of("Scores", tape, program, fuse=on_cpu), next(iter(shapes))[1]
+        work = script.work
         affordable = FORWARDS * work.forward / (2 * count)
         if len(_RADII) * work.candidate > affordable:
             return None
         places = places_kept_apart(tape, program, made[0])
-        found = cls(made, program, segments, places)
+        found = cls(made, script, places)
         # Processes that divide a batch might see different places matter.
         return found if places or recording.divides_batches else found._with_each_place(affordable / work.candidate)
 
@@ -110,28 +111,29 @@ class Scores:
             return self
         return replace(self, each=each, radii=_RADII if len(_RADII) * len(each) <= affordable else _RADII[1:2])
 
-    def slopes(self, recording: Recording) -> dict[int, Tensor]:
+    def slopes(self, recording: Recording, step: int = 0) -> dict[int, Tensor]:
         """Return the slope of the loss by each place of a score, (N', K) by what a product makes, once for a tape.
 
         Args:
             recording: The step.
+            step: Its number.
         """
         tape = recording.taken()
         # Every layer has a program of its own, and all of them the same scores.
         key = ("slopes by scores", *self.made)
         if key not in tape.arrays:
-            tape.arrays[key] = self._measured(recording)
+            tape.arrays[key] = self._measured(recording, step)
         slopes: dict[int, Tensor] = tape.arrays[key]
         return slopes
 
-    def _measured(self, recording: Recording) -> dict[int, Tensor]:
+    def _measured(self, recording: Recording, step: int) -> dict[int, Tensor]:
         if not self.each:
-            return self._together(recording)
+            return self._together(recording, step)
         known = recording.learned.setdefault(_PLACES, {})
         if "alike" in known:
-            return self._together(recording) if bool(known["alike"]) else self._one_by_one(recording)
+            return self._together(recording, step) if bool(known["alike"]) else self._one_by_one(recording, step)
         # As this first batch shows; a checkpoint keeps it.
-        together, apart = self._together(recording), self._one_by_one(recording)
+        together, apart = self._together(recording, step), self._one_by_one(recording, step)
         known["alike"] = torch.tensor(self._are_alike(apart, together))
         return together if bool(known["alike"]) else apart
 
@@ -148,28 +150,31 @@ class Scores:
         adds_up = functional.cosine_similarity(own, shared, dim=0) >= _ADDS_UP
         return bool(alike) or not bool(adds_up)
 
-    def _together(self, recording: Recording) -> dict[int, Tensor]:
+    def _together(self, recording: Recording, step: int) -> dict[int, Tensor]:
         """Measure all places of a score at once, but for those that are told apart by their losses."""
         apart = Apart(self.program.samples, self.places, self.program.labels.size(self.places))
-        measured = self._moved(recording, _RADII, apart)
+        measured = self._moved(recording, step, _RADII, apart)
         slopes = of_samples(self.program, self.made[0], measured, self.places).T
         sharing = len(self.made) * (len(slopes) / measured.shape[1])  # all these have the same part in it
         return dict.fromkeys(self.made, slopes / sharing)
 
-    def _one_by_one(self, recording: Recording) -> dict[int, Tensor]:
+    def _one_by_one(self, recording: Recording, step: int) -> dict[int, Tensor]:
         """Measure one place of a score after the other."""
         (made,), value, apart = self.made, recording.taken().values[self.made[0]].tensor, Apart(self.program.samples)
         slopes = torch.zeros_like(precise(value))
         for place in self.each:
             where = place.to(value.device)[:, None]
-            slopes += of_samples(self.program, made, self._moved(recording, self.radii, apart, where)).T * where
+            slopes += of_samples(self.program, made, self._moved(recording, step, self.radii, apart, where)).T * where
         return {made: slopes}
 
-    def _moved(self, recording: Recording, radii: Sequence[float], apart: Apart, where: Tensor | None = None) -> Tensor:
+    def _moved(
+        self, recording: Recording, step: int, radii: Sequence[float], apart: Apart, where: Tensor | None = None
+    ) -> Tensor:
         """Return the slopes of the loss by moves of scores, (K, samples * places), the mean over the radii.
 
         Args:
             recording: The step.
+            step: Its number.
             radii: Of the moves.
             apart: What has a loss of its own.
             where: Which places are moved, (N', 1); by default all.
@@ -183,7 +188,7 @@ class Scores:
         moved = steps.repeat(count).reshape(-1, 1, 1)
         moved = moved if where is None else moved * where
         changed = {index: value.T[rows].unsqueeze(2) + moved.to(value) for index, value in values.items()}
-        losses = replay(tape, self.program, self.segments, rows, changed, {}, apart).double()
+        losses = self.script.losses(tape, step, len(rows), rows, changed, {}, apart)
         up, down = losses.reshape(count, 2, len(radii), -1).unbind(1)
         far = (steps[: len(radii)].double())[:, None].clamp(min=torch.finfo(torch.float64).tiny)
         return ((up - down) / (2 * far)).mean(1).to(spread)

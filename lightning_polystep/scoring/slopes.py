@@ -24,7 +24,8 @@ from torch.nn import functional
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.row_tier import RowTier
-from lightning_polystep.scoring.taped import Script, TapeTier
+from lightning_polystep.scoring.script import Script
+from lightning_polystep.scoring.taped import TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.tape import Entries, Entry, Program, Tape, added_by_rows, summed_over_places
 

@@ -64,7 +64,7 @@ def moment_of(recording: Recording, scores: Scores, probe: Probe) -> Moment:
         scores: Of it.
         probe: Of the micro-batch.
     """
-    return Moment(recording.taken(), scores.slopes(recording), probe.noise_key)
+    return Moment(recording.taken(), scores.slopes(recording, probe.noise_key[1]), probe.noise_key)
 
 
 class Estimating(Protocol):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,22 +15,19 @@ from torch import Tensor
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.tier import NotOfferedError, Tier
 from lightning_polystep.subspaces import candidates_wanted
 from lightning_polystep.tape import (
+    Call,
     Entries,
     NotOnTapeError,
     Program,
     Recorder,
-    Region,
-    Segment,
-    Shifted,
     Tape,
     Work,
     compile_program,
     entries_of,
-    replay,
-    schedule,
     shifted_products,
 )
 
@@ -43,32 +39,6 @@ _LARGEST_CHUNK, _SMALLEST_CHUNK = 4096, 8
 # What a step may spend on candidates, in forward passes: a gradient takes about three.
 FORWARDS = 6.0
 _MOST_CANDIDATES = 16_384
-# Loops that write values so many times as large as operations by themselves are left out.
-_WIDER = 4
-# What a statement of a loop takes to compile, and an element of an operation to compute.
-_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT = 4e-3, 1e-9
-
-
-class Script(NamedTuple):
-    """How candidates of a block are replayed.
-
-    Args:
-        program: What of the step depends on the block.
-        plain: The same in the order in which it runs, operation by operation.
-        fused: Likewise with compiled loops; equal to ``plain`` where there are none.
-        products: Those that the rows shift.
-        shifts_only: Whether nothing but these products reads the parameters.
-        work: What a candidate costs.
-        compiling: Seconds that the loops take to be compiled, about.
-    """
-
-    program: Program
-    plain: list[Segment]
-    fused: list[Segment]
-    products: list[Shifted]
-    shifts_only: bool
-    work: Work
-    compiling: float
 
 
 @dataclass
@@ -95,6 +65,7 @@ class Recording:
     _scripts: dict[tuple[object, ...], Script | NotOnTapeError] = field(default_factory=dict)
     _entries: dict[Program, tuple[Entries, Script] | None] = field(default_factory=dict)
     _volatile: set[tuple[object, ...]] = field(default_factory=set)
+    _calls: dict[int, Call] = field(default_factory=dict, repr=False)
     _collects: bool = field(default=False, repr=False)
 
     @contextmanager
@@ -105,9 +76,10 @@ class Recording:
         self._collects = gc.isenabled()
         gc.disable()
         try:
-            with Recorder() as recorder:
+            with Recorder(self._calls) as recorder:
                 self.tape = recorder.tape
                 yield
+            self._calls = recorder.calls
         except BaseException:
             self.clear()
             raise
@@ -184,7 +156,7 @@ class Recording:
                 self._entries[script.program] = None
             else:
                 shifted, fuse = {entry.made for entry in entries.products}, script.fused is not script.plain
-                behind = self._scheduled(entries.behind, [], shifted, alone=True, fuse=fuse)
+                behind = Script.of(block.name, tape, entries.behind, shifted=shifted, alone=True, fuse=fuse)
                 self._entries[script.program] = entries, behind
         return self._entries[script.program]
 
@@ -197,20 +169,7 @@ class Recording:
             return error
         products, alone = shifted_products(tape, program, self.leaves_of(block))
         shifted = {product.made for product in products} if alone else set[int]()
-        return self._scheduled(program, products, shifted, alone=alone, fuse=fuse and _on_cpu(block))
-
-    def _scheduled(
-        self, program: Program, products: list[Shifted], shifted: set[int], *, alone: bool, fuse: bool
-    ) -> Script:
-        tape = self.taken()
-        plain = schedule(tape, program, fuse=False)
-        fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse else plain
-        # Where axes do not meet, a loop would write their outer product.
-        if Work.of(tape, program, fused).widest > _WIDER * Work.of(tape, program, plain).widest:
-            fused = plain
-        statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
-        work = Work.of(tape, program, fused)
-        return Script(program, plain, fused, products, alone, work, _SECONDS_PER_STATEMENT * statements)
+        return Script.of(block.name, tape, program, products, shifted, alone=alone, fuse=fuse and _on_cpu(block))
 
     def rows(self, block: Block) -> Iterator[tuple[int, int | None]]:
         """Yield the values of a block's parameters, each with the axis of its rows; None where rows are no axis."""
@@ -246,8 +205,6 @@ class TapeTier(Tier):
 
     block: Block
     recording: Recording
-    _checked: set[Program] = field(default_factory=set, init=False, repr=False)
-    _refused: set[Program] = field(default_factory=set, init=False, repr=False)
 
     name: ClassVar[str] = "tape"
     reads_tape: ClassVar[bool] = True
@@ -272,37 +229,8 @@ class TapeTier(Tier):
             replays: How many candidates are replayed in a step.
             given: Further arguments of :func:`~lightning_polystep.tape.replay`.
         """
-        tape = self.recording.taken()
-        if not self._pays(script, replays, probe):
-            return replay(tape, script.program, script.plain, *given).double()
-        losses = replay(tape, script.program, script.fused, *given)
-        if script.program not in self._checked:
-            self._check_loops(script, losses, replay(tape, script.program, script.plain, *given))
-        return losses.double()
-
-    def _pays(self, script: Script, replays: int, probe: Probe) -> bool:
-        """Tell whether so much time has gone into replays that compiled loops are worth their compilation.
-
-        By the number of the step and not by a clock, so that a run that is resumed does what it would have done.
-        """
-        if script.fused is script.plain or script.program in self._refused:
-            return False
         _, step, _ = probe.noise_key
-        spent = step * replays * script.work.plain * _SECONDS_PER_ELEMENT
-        return spent >= script.compiling
-
-    def _check_loops(self, script: Script, losses: Tensor, plain: Tensor) -> None:
-        """Compare loops with the operations that they stand for, once."""
-        if torch.allclose(losses, plain, rtol=1e-4, atol=1e-6, equal_nan=True):
-            self._checked.add(script.program)
-            return
-        self._refused.add(script.program)
-        off = float((losses - plain).abs().max())
-        warnings.warn(
-            f"{self.block.name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, "
-            "which is slower. Please report the network.",
-            stacklevel=2,
-        )
+        return script.losses(self.recording.taken(), step, replays, *given)
 
     def _shifts_of_directions(self, script: Script, proposal: Proposal) -> dict[int, Tensor]:
         """Return what directions add to products at reach 1, (V, N): all rows share them."""

@@ -24,10 +24,11 @@ from lightning_polystep.scoring.layer import Layer, Radii
 from lightning_polystep.scoring.layers import Layers
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
+from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
 from lightning_polystep.scoring.subjects import Subjects, moment_of, offered
 from lightning_polystep.scoring.takers import Moment
-from lightning_polystep.scoring.taped import Recording, Script
+from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.whole_layer import WholeLayerTier
 from lightning_polystep.subspaces import candidates_wanted

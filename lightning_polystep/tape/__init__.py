@@ -19,10 +19,11 @@ from lightning_polystep.tape.entries import (
     summed_over_places,
 )
 from lightning_polystep.tape.execute import replays
+from lightning_polystep.tape.expected import Call
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
 from lightning_polystep.tape.frame import Apart, Blend
-from lightning_polystep.tape.fuse import Region
+from lightning_polystep.tape.fuse import Region, warn_of_loops
 from lightning_polystep.tape.merging import operations_towards
 from lightning_polystep.tape.norms import is_norm
 from lightning_polystep.tape.pause import unrecorded
@@ -48,6 +49,7 @@ from lightning_polystep.tape.work import Work
 __all__ = [
     "Apart",
     "Blend",
+    "Call",
     "Dense",
     "Entries",
     "Entry",
@@ -95,6 +97,7 @@ __all__ = [
     "summed_over_places",
     "told_afterwards",
     "unrecorded",
+    "warn_of_loops",
     "way_back",
     "whole_program",
 ]

@@ -6,6 +6,7 @@ what is to be seen. That a shift or a scaling of all samples alike does nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,11 +16,18 @@ from torch import Tensor
 from lightning_polystep.tape.apart import PRODUCTS
 from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
+from lightning_polystep.tape.fuse import Region, partition, warn_of_loops
+from lightning_polystep.tape.fuse import run as run_loop
 from lightning_polystep.tape.norms import is_batch_norm, is_norm, normalised_as_recorded
 from lightning_polystep.tape.program import Program, Stage, Step
 from lightning_polystep.tape.tape import Operation, Tape
 
 aten = torch.ops.aten
+
+# What a statement of a loop takes to be compiled, in calls of single operations.
+_CALLS_PER_STATEMENT = 100
+# Loops that go over so many times as many places as operations by themselves are left out.
+_WIDER = 4
 
 
 @dataclass(eq=False)
@@ -27,14 +35,17 @@ class Dense:
     """Operations that lead from given values to wanted ones.
 
     Args:
-        program: They are some of its steps, without a unit or a sample that an instance fixes.
-        steps: In their order.
+        program: They are its steps, without a unit or a sample that an instance fixes.
         wanted: What they are run for.
+        fused: The same with compiled loops; None where there are none, or where they did not do the same.
+        compiling: How much time these take to be compiled, in calls of single operations.
     """
 
     program: Program
-    steps: list[Step]
     wanted: list[int]
+    fused: list[Step | Region] | None
+    compiling: float
+    _compared: bool = False
 
     @classmethod
     def of(cls, tape: Tape, program: Program, given: Collection[int], wanted: Sequence[int]) -> Dense:
@@ -46,18 +57,32 @@ class Dense:
             given: Values that are given.
             wanted: Values that depend on them.
         """
-        whole = replace(program, unit=None, sample=None, home=dict.fromkeys(program.home, (Stage.WHOLE, 0)))
         needed, steps = set(wanted), list[Step]()
         for step in reversed(program.steps):
             operation = program.operation(tape, step.number)
             if any(made in needed and made not in given for made in operation.outputs):
-                steps.append(step)
+                steps.append(Step(step.number, Stage.WHOLE))
                 needed.update(operation.operands)
-        return cls(whole, steps[::-1], list(wanted))
+        home = dict.fromkeys(program.home, (Stage.WHOLE, 0))
+        whole = replace(program, unit=None, sample=None, home=home, steps=steps[::-1])
+        works = list(partition(tape, whole, whole.steps, wanted=wanted)) if steps else []
+        regions = [work for work in works if isinstance(work, Region)]
+        wide = any(_is_wider(tape, whole, region) for region in regions)
+        statements = sum(len(region.statements) for region in regions)
+        return cls(whole, list(wanted), works if regions and not wide else None, _CALLS_PER_STATEMENT * statements)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The operations, in their order."""
+        return self.program.steps
 
     @torch.no_grad()
     def run(
-        self, tape: Tape, given: Mapping[int, Tensor], shifts: Mapping[int, Tensor] | None = None
+        self,
+        tape: Tape,
+        given: Mapping[int, Tensor],
+        shifts: Mapping[int, Tensor] | None = None,
+        runs: int = 0,
     ) -> dict[int, Tensor]:
         """Return the wanted values, (I, ...).
 
@@ -65,15 +90,39 @@ class Dense:
             tape: Of the structure.
             given: Values of I instances, (I, ...).
             shifts: What is added to others, (I, ...): to what was recorded of them, or comes out on the way.
+            runs: How often it has been run before, about, which decides whether loops pay.
         """
-        shifts = shifts or {}
+        plain = shifts or self.fused is None or runs * len(self.steps) < self.compiling
+        if plain or self._is_elsewhere(tape, given):
+            return self._run(tape, self.steps, given, shifts or {})
+        assert self.fused is not None
+        found = self._run(tape, self.fused, given, {})
+        if not self._compared:
+            self._compared = True
+            if not _alike(found, by_torch := self._run(tape, self.steps, given, {})):
+                self.fused = None
+                pairs = (found[index].double() - each.double() for index, each in by_torch.items())
+                warn_of_loops("What units pass on", max(float(each.abs().max()) for each in pairs))
+                return by_torch
+        return found
+
+    def _is_elsewhere(self, tape: Tape, given: Mapping[int, Tensor]) -> bool:
+        """Tell whether loops would not do: on other devices, and where numbers that stand in them have changed."""
+        return any(each.device.type != "cpu" for each in given.values()) or not self.program.holds_for(tape)
+
+    def _run(
+        self, tape: Tape, works: Sequence[Step | Region], given: Mapping[int, Tensor], shifts: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
         everyone = torch.arange(len(next(iter({**given, **shifts}.values()))))
         inside = {made for step in self.steps for made in self.program.operation(tape, step.number).outputs}
         begun = {made: tape.values[made].tensor + each for made, each in shifts.items() if made not in inside}
         values = {**given, **begun}
         frame = Frame(tape, self.program, Stage.WHOLE, everyone, torch.zeros_like(everyone), values=values)
-        for step in self.steps:
-            operation = self.program.operation(tape, step.number)
+        for work in works:
+            if isinstance(work, Region):
+                run_loop(frame, work)
+                continue
+            operation = self.program.operation(tape, work.number)
             if is_batch_norm(operation) or (self.program.as_recorded and is_norm(operation)):
                 made = operation.outputs[0]
                 assert made is not None
@@ -83,6 +132,21 @@ class Dense:
             for index in shifts.keys() & set(operation.outputs):
                 frame.values[index] = frame.read(index)[0] + shifts[index]
         return {index: frame.values[index] for index in self.wanted}
+
+
+def _is_wider(tape: Tape, program: Program, region: Region) -> bool:
+    """Tell whether a loop would go over many more places than its operations do, because their axes do not meet."""
+    lanes = math.prod(program.labels.size((label,)) for label in region.lanes)
+    made = [o for step in region.steps for o in program.operation(tape, step.number).outputs if o is not None]
+    return lanes * len(region.statements) > _WIDER * sum(tape.values[index].tensor.numel() for index in made)
+
+
+def _alike(found: Mapping[int, Tensor], expected: Mapping[int, Tensor]) -> bool:
+    """Tell whether loops made what operations make; a spike in a thousand may flip by rounding."""
+    close = (
+        torch.isclose(each, expected[index], rtol=1e-4, atol=1e-6, equal_nan=True) for index, each in found.items()
+    )
+    return all(float(each.double().mean()) > 0.999 for each in close)
 
 
 def last_products(tape: Tape, loss: int) -> list[int]:

@@ -59,11 +59,21 @@ class Memory:
         if self._versions:
             self._read_at[id(tensor)] = self._versions.get(id(root), 0)
 
+    def moved_in(self, tensor: Tensor, index: int) -> None:
+        """Take note that a new tensor, which is no view, holds a value."""
+        self._inhabitants[id(tensor)] = [index]
+        if self._versions:
+            self._read_at[id(tensor)] = self._versions.get(id(tensor), 0)
+
     def is_stale(self, tensor: Tensor) -> bool:
         """Tell whether a tensor's memory has been written since its value was read."""
         if not self._versions:
             return False
         return self._read_at.get(id(tensor), 0) != self._versions.get(id(self.root(tensor)), 0)
+
+    def any_stale(self, arguments: Sequence[Any]) -> bool:
+        """Tell whether the memory of one of the tensors among arguments has been written since it was read."""
+        return bool(self._versions) and any(isinstance(each, Tensor) and self.is_stale(each) for each in arguments)
 
     def cut(self, tensor: Tensor, index: int, view: View) -> None:
         """Take note that a tensor is a view of another."""

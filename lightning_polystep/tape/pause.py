@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from types import ModuleType
 
 from torch import overrides
 from torch.utils import _python_dispatch
@@ -18,32 +16,35 @@ def pauses() -> int:
     return _depth.get()
 
 
-@contextmanager
-def unrecorded() -> Iterator[None]:
+class unrecorded:  # noqa: N801 - it is used like a function
     """Run the body beside the tapes so far: what the package itself computes on the way is no part of the user's step.
+
+    Hooks use it at every call of a layer, so it is no generator.
 
     Example:
         >>> with unrecorded():
         ...     pauses()
         1
     """
-    token = _depth.set(_depth.get() + 1)
-    try:
-        # Operations that do not even pass by a recorder cost a tenth; one below a mode of the user's counts pauses.
-        with (
-            _taken_off(_python_dispatch, _python_dispatch._get_current_dispatch_mode()),
-            _taken_off(overrides, overrides._get_current_function_mode()),
-        ):
-            yield
-    finally:
-        _depth.reset(token)
 
+    __slots__ = ("_off", "_token")
 
-@contextmanager
-def _taken_off(modes: ModuleType, latest: object) -> Iterator[None]:
-    """Take the latest mode off while the body runs, if it serves a tape."""
-    if not getattr(latest, "serves_tape", False):
-        yield
-        return
-    with modes._pop_mode_temporarily():
-        yield
+    def __enter__(self) -> None:
+        """Take the modes off: operations that do not even pass by a recorder cost a tenth."""
+        self._token = _depth.set(_depth.get() + 1)
+        # One below a mode of the user's stays, and counts pauses.
+        latest = (
+            (_python_dispatch, _python_dispatch._get_current_dispatch_mode()),
+            (overrides, overrides._get_current_function_mode()),
+        )
+        self._off: list[AbstractContextManager[object]] = []
+        for modes, mode in latest:
+            if getattr(mode, "serves_tape", False):
+                self._off.append(modes._pop_mode_temporarily())
+                self._off[-1].__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        """Put them back."""
+        for mode in reversed(self._off):
+            mode.__exit__(None, None, None)
+        _depth.reset(self._token)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_polystep.tape.arguments import shape_of, structure_of, values_of
+from lightning_polystep.tape.expected import Call
 from lightning_polystep.tape.leaving import Leaving
 from lightning_polystep.tape.memory import Memory, View
 from lightning_polystep.tape.pause import pauses, unrecorded
@@ -65,6 +66,14 @@ _PARTIAL = {
 class Recorder(TorchDispatchMode):
     """Records every operation that runs while it is entered; what runs is what would run without it.
 
+    Args:
+        expected: The calls of an earlier step, by the number of their operation: what is done again is written down
+            faster.
+
+    Attributes:
+        tape: What has been recorded.
+        calls: The calls of this step, to be expected of the next one.
+
     Example:
         >>> weight = torch.ones(2)
         >>> with torch.no_grad(), Recorder() as recorder:
@@ -75,10 +84,11 @@ class Recorder(TorchDispatchMode):
 
     serves_tape: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __init__(self, expected: dict[int, Call] | None = None) -> None:
         super().__init__()
         self.tape = Tape()
-        self._leaving = Leaving(self._leaves, self._reassigned)
+        self.calls: dict[int, Call] = {}
+        self._expected = expected or {}
         self._alive: list[Tensor] = []
         self._memory = Memory()
         # Values whose memory nothing has been written into.
@@ -88,12 +98,14 @@ class Recorder(TorchDispatchMode):
         """Start to record."""
         self._token, self._pauses = _active.set((*_active.get(), self)), pauses()
         super().__enter__()
+        self._leaving = Leaving(self._leaves, self._reassigned)
         self._leaving.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """Record no more."""
         self._leaving.__exit__(*exception)
+        del self._leaving  # it knows the recorder: a circle would keep all values of the step until it is found
         super().__exit__(*exception)
         _active.reset(self._token)
 
@@ -117,7 +129,13 @@ class Recorder(TorchDispatchMode):
         del types
         if pauses() > self._pauses:
             return function(*args, **(kwargs or {}))
-        kwargs = kwargs or {}
+        call = self._expected.get(len(self.tape.operations))
+        if call is not None and call.function is function and self._is_repeated(call, args, kwargs):
+            return self._repeat(call, args, kwargs)
+        return self._record(function, args, kwargs or {})
+
+    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and record it, whatever it is."""
         if function is aten._local_scalar_dense.default:
             self._leaves(args[0])
             return function(*args)
@@ -136,11 +154,48 @@ class Recorder(TorchDispatchMode):
         for target in hidden.targets if hidden else ():
             self._memory.preserve(target, self.tape.values)
         result = how.run(*args, **kwargs)
-        self._append(how.recorded, taken, named, result if isinstance(result, tuple | list) else (result,))
+        number = self._append(how.recorded, taken, named, result if isinstance(result, tuple | list) else (result,))
         if how.is_view:
             self._remember_views(args, result)
+        if how.hidden is None and function not in _UNWRITTEN and isinstance(result, Tensor):
+            self._expect(function, how, number, result)
         if hidden:
             self._record_outputs(Said(hidden.functional, taken, named), hidden.targets)
+        return result
+
+    def _expect(self, function: Any, how: Recipe, number: int, result: Tensor) -> None:
+        """Keep a call for the next step."""
+        operation = self.tape.operations[number]
+        if not result.is_nested and self._unwritten.isdisjoint(operation.operands):
+            self.calls[number] = Call.of(function, operation, self.tape.key[-1], result, how.run, how.is_view)
+
+    def _is_repeated(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+        """Tell whether a call of the step before is made again, of the same values."""
+        return (
+            call.output == len(self.tape.values)
+            and call.takes(args, kwargs, self.tape.index_of)
+            and self._unwritten.isdisjoint(call.operation.operands)
+            and not self._memory.any_stale(args)
+        )
+
+    def _repeat(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+        """Run and record a call that the step before made."""
+        result = call.run(*args, **kwargs) if kwargs else call.run(*args)
+        tape, number, key = self.tape, len(self.tape.operations), id(result)
+        tape.values.append(Value(result, number))
+        tape.operations.append(call.operation)
+        if call.is_view or key in tape.index_of:
+            self._name(result, call.output)
+        else:
+            self._alive.append(result)
+            tape.index_of[key] = call.output
+            self._memory.moved_in(result, call.output)
+        if result.shape != call.shape:  # another number of samples
+            call = call._replace(key=(*call.key[:-1], shape_of(result)), shape=result.shape)
+        tape.key.append(call.key)
+        self.calls[number] = call
+        if call.is_view:
+            self._remember_views(args, result)
         return result
 
     def _as_it_runs(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], said: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -63,6 +64,14 @@ class Operation:
     kwargs: dict[str, Any]
     outputs: tuple[int | None, ...]
     operands: tuple[int, ...]
+    _fractions: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def fractions(self) -> tuple[str, ...]:
+        """Return the fractions among its arguments, in their order."""
+        if self._fractions is None:
+            flat = _flat((self.args, self.kwargs))
+            self._fractions = tuple([str(each) for each in flat if isinstance(each, float)])
+        return self._fractions
 
 
 class Escape(NamedTuple):
@@ -157,12 +166,7 @@ class Tape:
     def fractions(self) -> tuple[str, ...]:
         """Return the fractions in the arguments of all operations, in their order."""
         if self._fractions[0] != len(self.operations):
-            found = (
-                str(each)
-                for operation in self.operations
-                for each in _flat((operation.args, operation.kwargs))
-                if isinstance(each, float)
-            )
+            found = chain.from_iterable([operation.fractions() for operation in self.operations])
             self._fractions = len(self.operations), tuple(found)
         return self._fractions[1]
 

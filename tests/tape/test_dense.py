@@ -1,11 +1,14 @@
 """Operations that are replayed with given values of all units at once."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.tape import Dense, last_products
-from tests.helpers.tapes import blocks_of, record
+from lightning_polystep.tape.fuse import cpu
+from tests.helpers.tapes import blocks_of, interpreted, record
 
 
 class Spiking(nn.Module):
@@ -80,3 +83,50 @@ def test_only_what_leads_to_the_wanted_values_runs():
     products = [entry.made for entry in entries.products]
     one, every = (Dense.of(tape, entries.behind, products, wanted) for wanted in ([first], [first, *others]))
     assert 0 < len(one.steps) < len(every.steps) < len(entries.behind.steps)
+
+
+def local_of(recording, net, name="first"):
+    block = next(each for each in blocks_of(net) if each.name == name)
+    entries, _ = recording.entries(block)
+    made = [entry.made for entry in entries.products]
+    return Answers.of(recording.taken(), entries).local, made
+
+
+def test_loops_give_what_the_operations_give(monkeypatch):
+    monkeypatch.setattr(cpu, "compiled", interpreted)
+    net, _, recording = recorded()
+    tape = recording.taken()
+    dense, made = local_of(recording, net)
+    assert dense.fused is not None
+    assert len(dense.fused) < len(dense.steps)
+    given = {index: torch.stack([tape.values[index].tensor + each for each in (0.3, 0.0, -0.4)]) for index in made}
+    plain, fused = dense.run(tape, given), dense.run(tape, given, runs=10**9)
+    assert plain.keys() == fused.keys()
+    assert all(torch.equal(fused[index], each) for index, each in plain.items())
+    assert any(len(each.unique()) > 1 for each in plain.values())
+
+
+def test_loops_wait_until_they_pay(monkeypatch):
+    net, _, recording = recorded()
+    dense, made = local_of(recording, net)
+    tape, sources = recording.taken(), []
+    monkeypatch.setattr(cpu, "compiled", lambda source: sources.append(source) or interpreted(source))
+    given = {index: tape.values[index].tensor[None] for index in made}
+    needed = dense.compiling / len(dense.steps)
+    dense.run(tape, given, runs=int(needed) - 1)
+    assert not sources
+    dense.run(tape, given, runs=int(needed) + 1)
+    assert sources
+
+
+def test_a_loop_that_differs_is_told_and_given_up(monkeypatch):
+    monkeypatch.setattr(cpu, "compiled", lambda source: interpreted(source.replace("0.2", "0.9")))
+    net, _, recording = recorded()
+    dense, made = local_of(recording, net)
+    tape = recording.taken()
+    given = {index: tape.values[index].tensor[None] for index in made}
+    with pytest.warns(UserWarning, match="compiled loops differ"):
+        found = dense.run(tape, given, runs=10**9)
+    plain = dense.run(tape, given)
+    assert dense.fused is None
+    assert all(torch.equal(found[index], each) for index, each in plain.items())

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,20 @@ def run(frame: Frame, region: Region) -> None:
     _loop_of(region, lanes)(*indices, lanes, *arguments, *outputs)
     for index, tensor in kept.items():
         frame.values[index] = _unpacked(frame, region.lanes, index, tensor)
+
+
+def warn_of_loops(name: str, off: float) -> None:
+    """Say that loops did not do what the operations do that they stand for, and so run no more.
+
+    Args:
+        name: Of what candidates change.
+        off: By how much they differed.
+    """
+    warnings.warn(
+        f"{name}: compiled loops differ from torch by {off:.2g}, so its operations run one by one, which is slower. "
+        "Please report the network.",
+        stacklevel=2,
+    )
 
 
 def _array(frame: Frame, region: Region, each: Input) -> NDArray[Any]:

@@ -91,7 +91,11 @@ class Region:
 
 
 def partition(
-    tape: Tape, program: Program, steps: Sequence[Step], shifted: Collection[int] = ()
+    tape: Tape,
+    program: Program,
+    steps: Sequence[Step],
+    shifted: Collection[int] = (),
+    wanted: Collection[int] = (),
 ) -> Iterator[Step | Region]:
     """Cut steps of one stage and level into regions and single operations, in an order in which they can run.
 
@@ -100,6 +104,7 @@ def partition(
         program: Read off it.
         steps: Some of its steps, whose operands from outside are there.
         shifted: Products of stage ``UNIT``, by what they make, that are given by what candidates add to them.
+        wanted: What is read of them beside the loss and what other steps of the program read.
     """
     remaining = list(steps)
     made_inside = {o for step in steps for o in tape.operations[step.number].outputs}
@@ -128,7 +133,7 @@ def partition(
         taken = {id(step) for step in run}
         remaining = [step for step in remaining if id(step) not in taken]
         done |= inside
-        region = _write(tape, program, run, times) if len(run) >= _FEWEST_STEPS else None
+        region = _write(tape, program, run, times, wanted) if len(run) >= _FEWEST_STEPS else None
         if region is None:
             yield from run
         else:
@@ -156,7 +161,8 @@ def _written_out(tape: Tape, program: Program, steps: Sequence[Step]) -> set[int
 def _fusable(tape: Tape, program: Program, step: Step, times: set[int], shifted: Collection[int]) -> bool:
     operation = program.operation(tape, step.number)
     packet = getattr(operation.function, "overloadpacket", None)
-    if step.sums_samples or step.stage == Stage.WHOLE or program.unit is None:
+    whole = step.stage == Stage.WHOLE  # then units and samples are lanes like others
+    if packet in _PRODUCTS if whole else step.sums_samples or program.unit is None:
         return False
     # A candidate's parameters themselves: there is one of each, not one for each sample.
     of_parameters = any(o is not None and program.position(o, program.sample) is None for o in operation.outputs)
@@ -205,7 +211,8 @@ class _Writer:
     def __init__(self, tape: Tape, program: Program, steps: Sequence[Step], times: set[int]) -> None:
         self.tape, self.program, self.times = tape, program, times
         self.stage = steps[0].stage
-        self.fixed = {program.unit} if self.stage == Stage.UNIT else {program.sample} - {None}
+        of_pairs = {program.sample} if self.stage == Stage.SAMPLE else set[int | None]()
+        self.fixed = {program.unit} if self.stage == Stage.UNIT else of_pairs - {None}
         self.symbols: dict[int, Symbols] = {}
         self.inputs: list[Input] = []
         self.statements: list[str] = []
@@ -402,7 +409,9 @@ class _Writer:
             self.symbols[made[0]] = given.reshape(tuple(self.shape(made[0])))
 
 
-def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -> Region | None:
+def _write(
+    tape: Tape, program: Program, run: Sequence[Step], times: set[int], wanted: Collection[int]
+) -> Region | None:
     """Write a run out as a loop; None where something in it has no expression, or it gets too long."""
     if program.sample in times:
         return None  # what is written out is no lane
@@ -412,12 +421,14 @@ def _write(tape: Tape, program: Program, run: Sequence[Step], times: set[int]) -
             writer.run(step)
             if len(writer.statements) > _MOST_STATEMENTS:
                 return None
-        return _closed(tape, program, run, writer)
+        return _closed(tape, program, run, writer, wanted)
     except (NoExpressionError, ValueError, IndexError, AssertionError):
         return None
 
 
-def _closed(tape: Tape, program: Program, run: Sequence[Step], writer: _Writer) -> Region | None:
+def _closed(
+    tape: Tape, program: Program, run: Sequence[Step], writer: _Writer, wanted: Collection[int]
+) -> Region | None:
     """Return a run that has been written out, with what others read of it."""
     own = {step.number for step in run}
     made = {o for step in run for o in tape.operations[step.number].outputs if o is not None}
@@ -428,7 +439,7 @@ def _closed(tape: Tape, program: Program, run: Sequence[Step], writer: _Writer) 
         for index in program.operation(tape, step.number).operands
     }
     region = Region(list(run), writer.stage, writer.lanes, writer.inputs, writer.statements)
-    for index in sorted(made & (read_outside | {program.loss}) & set(writer.symbols)):
+    for index in sorted(made & (read_outside | {program.loss, *wanted}) & set(writer.symbols)):
         region.outputs[index] = list(writer.symbols[index].reshape(-1))
         if not set(writer.lanes_of(index)) <= set(region.lanes):
             return None
