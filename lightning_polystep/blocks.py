@@ -149,7 +149,7 @@ def _subspace_of(
         return wanted, ""
     if wanted not in {"inputs", "flips"}:
         return wanted, ""
-    if parameter.dim() == 2 and not is_table:
+    if parameter.dim() in {2, 3, 4} and not is_table:
         return "inputs", ""  # the tape may show what its rows are multiplied with
     return subspace, UNSPANNED
 

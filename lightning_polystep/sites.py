@@ -162,8 +162,8 @@ class Observation:
         missed = {
             block.parameters[0]: block for block in blocks if block.learns_inputs and not self.calls.get(block.name)
         }
-        for parameter, inputs in factors_of(tape, list(missed)):
-            self._add(missed[parameter], inputs, inputs.detach)
+        for product in factors_of(tape, list(missed)):
+            self._add(missed[product.parameter], product.inputs, product.rows)
 
     def tell_hidden(self, tape: Tape, parameters: Iterable[Tensor]) -> None:
         """Tell, of the inputs of this pass, which depend on parameters.

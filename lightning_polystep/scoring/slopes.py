@@ -88,7 +88,11 @@ class SlopeTier(RowTier):
         """Return what slopes of rows say of candidates, (R, V): the product with what changes of what is multiplied."""
         directions = self._shared_directions(proposal, entries)
         if directions is not None:
-            total = sum(slopes[index] @ columns.T.to(slopes[index]) for index, columns in directions.items())
+            rows = proposal.rows[places]
+            total = sum(
+                (slopes[index] if scale is None else slopes[index] * scale[rows]) @ columns.T.to(slopes[index])
+                for index, (columns, scale) in directions.items()
+            )
             assert isinstance(total, Tensor)
             return total * proposal.reach[places, None]
         count = proposal.vertices_per_row
@@ -101,8 +105,8 @@ class SlopeTier(RowTier):
     def changes_of_rows(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor]:
         """Return how some candidates change what their row is multiplied as, (V, D) by value."""
         shared = self._shared_directions(proposal, entries)
-        if shared is not None:
-            return shared
+        if shared is not None and all(scale is None for _, scale in shared.values()):
+            return {index: columns for index, (columns, _) in shared.items()}
         few = torch.arange(min(_FEW_ROWS, len(proposal.rows)), device=proposal.rows.device)
         return self._rows_as_multiplied(proposal, few, entries)
 
@@ -115,22 +119,29 @@ class SlopeTier(RowTier):
             self.recording.taken(), proposal.rows[places].repeat_interleave(count), changed
         )
 
-    def _shared_directions(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor] | None:
-        """Return how vertices change what is multiplied, (V, D) by value; None where that depends on the row."""
+    def _shared_directions(
+        self, proposal: Proposal, entries: Entries
+    ) -> dict[int, tuple[Tensor, Tensor | None]] | None:
+        """Return how vertices change what is multiplied, (V, D) by value, and by what that is scaled, (U, D).
+
+        None where more than a scale depends on the row, as behind quantisers.
+        """
         block, own = self.block, self.recording.leaves_of(self.block)
-        if proposal.starts is not None or proposal.centre is not None or not entries.multiplied <= set(own):
+        scales = entries.scales(self.recording.taken())
+        if proposal.starts is not None or proposal.centre is not None or scales is None:
+            return None
+        if not {parameter for parameter, _ in scales.values()} <= set(own):
             return None
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
         moved = (proposal.probe_radius * proposal.directions.reshape(-1, block.dim)).split(widths, dim=1)
-        return {
-            index: columns
-            for index, columns in zip(own, moved, strict=True)
-            if index is not None and index in entries.multiplied
-        }
+        columns = dict(zip(own, moved, strict=True))
+        return {index: (columns[parameter], scale) for index, (parameter, scale) in scales.items()}
 
     def most_directions(self) -> int | None:
-        """Return fewer where each candidate of each row has to be masked or quantised by itself."""
-        return None if self.entered[0].multiplied <= set(self.recording.leaves_of(self.block)) else _OF_ITS_OWN
+        """Return fewer where each candidate of each row has to be quantised by itself."""
+        entries = self.entered[0]
+        of_rows = set(self.recording.leaves_of(self.block)) | entries.multiples.keys()
+        return None if entries.multiplied <= of_rows else _OF_ITS_OWN
 
 
 def scored_exactly(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ from lightning_polystep.tape.tape import Operation, Ref, Tape
 aten = torch.ops.aten
 
 _VIEWS = {aten.view, aten._unsafe_view, aten.reshape}
+_MULTIPLES = {
+    *_VIEWS, aten.t, aten.transpose, aten.permute, aten.alias, aten.detach, aten.clone, aten.mul, aten.div, aten.neg,
+    aten.add, aten.sub, aten.where, aten.masked_fill,
+}  # fmt: skip
 
 
 class Factor(NamedTuple):
@@ -86,16 +91,45 @@ class Entries(NamedTuple):
         products: All of them.
         before: The operations on parameters alone, in their order.
         behind: The program without these.
+        multiples: Of which parameter a value that is multiplied is a multiple, number by number, as behind a mask.
     """
 
     products: list[Entry]
     before: list[Step]
     behind: Program
+    multiples: Mapping[int, int] = MappingProxyType({})
 
     @property
     def multiplied(self) -> set[int]:
         """The values that the products multiply or add: what the rows are then."""
         return {index for each in self.products for index in (each.weight, each.bias) if index is not None}
+
+    def scales(self, tape: Tape) -> dict[int, tuple[int, Tensor | None]] | None:
+        """Return of which parameter each value that products multiply is a multiple, and which, (U, D).
+
+        None in place of the multiples where it is the parameter itself; None where a value is no multiple of one.
+
+        Args:
+            tape: Of the step.
+        """
+        found, before = dict[int, tuple[int, Tensor | None]](), set(self.multiples.values())
+        for index in self.multiplied:
+            if tape.values[index].producer is None:
+                found[index] = index, None
+            elif index not in self.multiples:
+                return None
+        if len(found) < len(self.multiplied):
+            kinds = {index: tape.values[index].tensor for index in before}
+            every = torch.arange(len(next(iter(kinds.values()))), device=next(iter(kinds.values())).device)
+            one, none = (
+                self.rows_as_multiplied(
+                    tape, every, {index: torch.full_like(each, number)[:, None] for index, each in kinds.items()}
+                )
+                for number in (1.0, 0.0)
+            )
+            missing = self.multiplied - found.keys()
+            found |= {index: (self.multiples[index], one[index] - none[index]) for index in missing}
+        return found
 
     def rows_as_multiplied(self, tape: Tape, rows: Tensor, changed: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Return by how much candidates change what the products multiply, (K, D) or (K, 1) by value.
@@ -127,6 +161,7 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
     products, before, behind = list[Entry](), list[Step](), list[Step]()
     added = set[int]()  # behind products, where they are what they were in the step
     scaled = dict[int, tuple[int, tuple[Factor, ...]]]()  # of which product it is a multiple, and what of it
+    source = {index: index for index in alone}  # of which parameter a value is a multiple
     uses = Counter(index for step in program.steps for index in set(program.operation(tape, step.number).operands))
     for step in program.steps:
         operation = program.operation(tape, step.number)
@@ -158,12 +193,24 @@ def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -
         changes_only = all(index in alone for index in operation.operands if index in program.home)
         if not changes_only or any(program.position(index, program.sample) is not None for index in made):
             return None
+        source |= _multiples(tape, program, operation, source)
         alone.update(made)
         before.append(step)
         if operation.function is aten.t.default and own[0] in parameters:
             turned[made[0]] = own[0]
     home = {index: stage for index, stage in program.home.items() if index not in added}
-    return Entries(products, before, replace(program, steps=behind, home=home)) if products else None
+    return Entries(products, before, replace(program, steps=behind, home=home), source) if products else None
+
+
+def _multiples(tape: Tape, program: Program, operation: Operation, known: Mapping[int, int]) -> dict[int, int]:
+    """Return what an operation makes, if each number is a multiple of one of a parameter's, and a constant."""
+    packet = getattr(operation.function, "overloadpacket", None)
+    changed, made = [index for index in operation.operands if index in program.home], operation.outputs[0]
+    if packet not in _MULTIPLES or made is None or len(changed) != 1 or changed[0] not in known:
+        return {}
+    kept = tape.values[made].tensor.numel() == tape.values[changed[0]].tensor.numel()
+    upside_down = packet is aten.div and (operation.operands[0] != changed[0] or operation.kwargs)
+    return {made: known[changed[0]]} if kept and not upside_down else {}
 
 
 def _is_sum(operation: Operation) -> bool:

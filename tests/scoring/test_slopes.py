@@ -29,7 +29,15 @@ class Masked(nn.Module):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), Masked])
+class Scaled(Masked):
+    """Another whose weights are turned, scaled and shifted as well, and whose bias is a negative."""
+
+    def forward(self, x):
+        weight = (self.weight.t() / torch.arange(1, 6)).t() * 3 + 0.5
+        return F.linear(x, weight.masked_fill(self.mask == 0, 0.25), 1 - self.bias)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), Masked, Scaled])
 def test_costs_are_the_product_of_slopes_with_what_changes(make):
     torch.manual_seed(0)
     net, x = nn.Sequential(make()).double(), torch.randn(7, 6).double()
@@ -45,7 +53,20 @@ def test_costs_are_the_product_of_slopes_with_what_changes(make):
     expected = tier.exact().score(proposal, probe, 0, proposal.candidates)
     torch.testing.assert_close(costs, expected, rtol=1e-9, atol=1e-11)
     assert (costs - loss).abs().max() > 1e-3
-    assert tier.most_directions() == (None if make is not Masked else 32)
+    assert tier.most_directions() is None
+    few = tier.changes_of_rows(proposal, entries)
+    for index, (_, scale) in tier._shared_directions(proposal, entries).items():
+        assert (scale is None) == (make is not Masked and make is not Scaled) or few[index].shape[1] == 1
+
+
+def test_rows_that_a_threshold_lies_behind_are_no_multiples():
+    torch.manual_seed(0)
+    weight, x = nn.Parameter(torch.randn(5, 6).double()), torch.randn(7, 6).double()
+    net = nn.ParameterList([weight])
+    recording, _, _ = record(net, lambda: F.linear(x, weight * (weight.abs() > 0.5)).square().sum(1).mean())
+    tier = Given(blocks_of(net)[0], recording)
+    assert tier.entered[0].scales(recording.taken()) is None
+    assert tier.most_directions() == 32
 
 
 def test_a_batch_without_slopes_is_scored_exactly_and_said_once(recwarn):
