@@ -145,6 +145,8 @@ class Answers:
             self.shifted(tape, {key: each[:, None] * wider[key] for key, each in typical.items()}),
             runs=runs,
         )
+        if self._has_one_place:
+            return self._slopes_of_one_place(tape, typical, wider, both, worth)
         radii = torch.stack([self._of_any_unit(self.layouts[key], each)[0] for key, each in typical.items()])
         whole = reach.new_zeros(len(radii), *next(iter(self.layouts.values())).laid_out)
         for sinks, known, places in self.passing(tape):
@@ -160,6 +162,34 @@ class Answers:
                 len(reach), layout.shape[0], -1
             )
         return [(entry, self._told_afterwards(tape, entry, slopes[entry.key])) for entry in self.products]
+
+    @property
+    def _has_one_place(self) -> bool:
+        """Whether a sample has one place of each unit, before and behind, as at a single step of time."""
+        laid_out = {layout.laid_out for layout in (*self.layouts.values(), *self.sinks.values())}
+        return len(self.layouts) == len(laid_out) == 1 and len(next(iter(laid_out))) == 2  # noqa: PLR2004
+
+    def _slopes_of_one_place(
+        self,
+        tape: Tape,
+        typical: Mapping[object, Tensor],
+        wider: Mapping[object, Tensor],
+        both: Mapping[int, Tensor],
+        worth: Mapping[int, Tensor],
+    ) -> list[tuple[Entry, Tensor]]:
+        """Return the same where nothing has to be shared out between places."""
+        ((key, layout),) = self.layouts.items()
+        valued = [
+            self.sinks[sink].apart((half_difference(both[sink]) * worth[sink])[None])[0]
+            for sinks, strength, _ in self.passing(tape)
+            for sink, reached in zip(sinks, strength[0].tolist(), strict=True)
+            if reached
+        ]
+        radii = self._of_any_unit(layout, typical[key])[0]
+        whole = torch.stack(valued).sum(0) if len(valued) > 1 else valued[0] if valued else torch.zeros_like(radii)
+        reach = wider[key].to(whole)
+        slopes = (torch.where(radii > 0, whole / radii, 0.0) / reach).T.reshape(len(reach), layout.shape[0], -1)
+        return [(entry, self._told_afterwards(tape, entry, slopes)) for entry in self.products]
 
     def _told_afterwards(self, tape: Tape, entry: Entry, slopes: Tensor) -> Tensor:
         """Return what slopes, (U, N', P), are in view of the norm or the pooling that comes first."""

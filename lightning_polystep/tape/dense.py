@@ -113,10 +113,11 @@ class Dense:
     def _run(
         self, tape: Tape, works: Sequence[Step | Region], given: Mapping[int, Tensor], shifts: Mapping[int, Tensor]
     ) -> dict[int, Tensor]:
-        everyone = torch.arange(len(next(iter({**given, **shifts}.values()))))
-        inside = {made for step in self.steps for made in self.program.operation(tape, step.number).outputs}
-        begun = {made: tape.values[made].tensor + each for made, each in shifts.items() if made not in inside}
-        values = {**given, **begun}
+        everyone = torch.arange(len(next(iter(given.values() if given else shifts.values()))))
+        values = dict(given)
+        if shifts:
+            inside = {made for step in self.steps for made in self.program.operation(tape, step.number).outputs}
+            values |= {made: tape.values[made].tensor + each for made, each in shifts.items() if made not in inside}
         frame = Frame(tape, self.program, Stage.WHOLE, everyone, torch.zeros_like(everyone), values=values)
         for work in works:
             if isinstance(work, Region):
@@ -129,7 +130,7 @@ class Dense:
                 frame.values[made] = normalised_as_recorded(frame, operation)
             else:
                 execute(frame, operation)
-            for index in shifts.keys() & set(operation.outputs):
+            for index in shifts.keys() & set(operation.outputs) if shifts else ():
                 frame.values[index] = frame.read(index)[0] + shifts[index]
         return {index: frame.values[index] for index in self.wanted}
 
