@@ -167,7 +167,7 @@ class Answers:
     def _has_one_place(self) -> bool:
         """Whether a sample has one place of each unit, before and behind, as at a single step of time."""
         laid_out = {layout.laid_out for layout in (*self.layouts.values(), *self.sinks.values())}
-        return len(self.layouts) == len(laid_out) == 1 and len(next(iter(laid_out))) == 2  # noqa: PLR2004
+        return len(self.layouts) == len(laid_out) == 1 and len(next(iter(laid_out))) == 2
 
     def _slopes_of_one_place(
         self,
@@ -187,7 +187,7 @@ class Answers:
         ]
         radii = self._of_any_unit(layout, typical[key])[0]
         whole = torch.stack(valued).sum(0) if len(valued) > 1 else valued[0] if valued else torch.zeros_like(radii)
-        reach = wider[key].to(whole)
+        reach = wider[key].flatten().to(whole)
         slopes = (torch.where(radii > 0, whole / radii, 0.0) / reach).T.reshape(len(reach), layout.shape[0], -1)
         return [(entry, self._told_afterwards(tape, entry, slopes)) for entry in self.products]
 

@@ -36,6 +36,9 @@ from lightning_polystep.tape import (
 
 # In parts of the standard deviation of the scores; the one in the middle where three are too dear.
 _RADII = (0.1, 0.3, 0.9)
+# So many times as far are scores moved that answer on no more than such a share of the samples on which the others do,
+# and so many times.
+_WIDER, _WIDENED, _SILENT = 3.0, 3, 0.1
 # Where it is kept whether places matter alike: no block has such a name.
 _PLACES = "places of scores"
 # From this cosine on of the slopes of places together with those of each they do.
@@ -172,6 +175,9 @@ class Scores:
     ) -> Tensor:
         """Return the slopes of the loss by moves of scores, (K, samples * places), the mean over the radii.
 
+        A score that answers on hardly any sample, as one of a neuron far from firing, is moved three times as far, and
+        again.
+
         Args:
             recording: The step.
             step: Its number.
@@ -179,17 +185,42 @@ class Scores:
             apart: What has a loss of its own.
             where: Which places are moved, (N', 1); by default all.
         """
+        count = recording.taken().values[self.made[0]].tensor.shape[1]
+        slopes = self._moved_by(recording, step, radii, apart, where, torch.arange(count))
+        for _ in range(_WIDENED if where is None else 0):
+            answers = (slopes != 0).double().mean(1)
+            silent = (answers <= _SILENT * answers.median()).nonzero().flatten()
+            if not len(silent):
+                break
+            radii = [_WIDER * each for each in radii]
+            wider = self._moved_by(recording, step, radii, apart, where, silent.cpu(), gains=True)
+            slopes[silent] = torch.where(slopes[silent] != 0, slopes[silent], wider)
+        return slopes
+
+    def _moved_by(
+        self,
+        recording: Recording,
+        step: int,
+        radii: Sequence[float],
+        apart: Apart,
+        where: Tensor | None,
+        scores: Tensor,
+        *,
+        gains: bool = False,
+    ) -> Tensor:
+        """Return the same of some scores; of what they may gain alone, if losses can be avoided by staying."""
         tape = recording.taken()
         values = {index: tape.values[index].tensor for index in self.made}
         spread = torch.stack([precise(value).std() for value in values.values()]).mean()
-        count = next(iter(values.values())).shape[1]
         steps = torch.tensor([*radii, *(-each for each in radii)]).to(spread) * spread
-        rows = torch.arange(count, device=spread.device).repeat_interleave(len(steps))
-        moved = steps.repeat(count).reshape(-1, 1, 1)
+        rows = scores.to(spread.device).repeat_interleave(len(steps))
+        moved = steps.repeat(len(scores)).reshape(-1, 1, 1)
         moved = moved if where is None else moved * where
         changed = {index: value.T[rows].unsqueeze(2) + moved.to(value) for index, value in values.items()}
         losses = self.script.losses(tape, step, len(rows), rows, changed, {}, apart)
-        up, down = losses.reshape(count, 2, len(radii), -1).unbind(1)
+        if gains and recording.loss is not None:
+            losses = losses.clamp(max=float(tape.values[recording.loss].tensor))
+        up, down = losses.reshape(len(scores), 2, len(radii), -1).unbind(1)
         far = (steps[: len(radii)].double())[:, None].clamp(min=torch.finfo(torch.float64).tiny)
         return ((up - down) / (2 * far)).mean(1).to(spread)
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_polystep.scoring.scores import Scores
+from lightning_polystep.tape import Apart
 from tests.helpers.tapes import record
 
 
@@ -38,6 +39,49 @@ def test_a_threshold_between_radii_is_seen():
     assert not far.all()
     assert bool((slopes[far] == 0).all())
     assert bool((slopes[~far] < 0).all())
+
+
+def wide():
+    return nn.Sequential(nn.Linear(6, 400), nn.Tanh(), nn.Linear(400, 3)).double()
+
+
+def spikes_of(net, x, thresholds):
+    """Spikes of three neurons over four steps of time; the loss is the cross-entropy of their counts."""
+    membrane, counts, current = torch.zeros(len(x), 3).double(), 0, 2 * net(x)
+    for _ in range(4):
+        membrane = 0.9 * membrane + current
+        fired = (membrane > thresholds).double()
+        membrane, counts = membrane - fired * thresholds, counts + fired
+    return counts
+
+
+@pytest.mark.parametrize("threshold", [8.0, 16.0])
+def test_a_score_that_answers_nowhere_is_told_what_it_would_gain(threshold):
+    torch.manual_seed(0)
+    net, x, y = wide(), torch.randn(60, 6).double(), torch.arange(60) % 3
+    thresholds = torch.tensor([1.0, 1.0, threshold]).double()  # the third is silent
+
+    def step():
+        return F.cross_entropy(spikes_of(net, x, thresholds), y)
+
+    assert bool((spikes_of(net, x, thresholds)[:, 2] == 0).all())
+    recording, _, _ = record(net, step)
+    slopes = slopes_of(recording)[:, 2]
+    assert bool((slopes[y == 2] < 0).all()), "its own class gains if it fires"
+    assert bool((slopes[y != 2] == 0).all()), "the others lose nothing while it does not"
+
+
+def test_scores_that_answer_are_moved_no_wider():
+    torch.manual_seed(0)
+    net, x, y = wide(), torch.randn(60, 6).double(), torch.arange(60) % 3
+    thresholds = torch.tensor([1.0, 1.0, 16.0]).double()
+    recording, _, _ = record(net, lambda: F.cross_entropy(spikes_of(net, x, thresholds), y))
+    scores = Scores.of(recording)
+    narrow = scores._moved_by(recording, 0, scores.radii, Apart(60), None, torch.arange(3))
+    moved = scores._moved(recording, 0, scores.radii, Apart(60))
+    assert torch.equal(moved[:2], narrow[:2])
+    assert bool((narrow[2] == 0).all())
+    assert bool((moved[2] != 0).any())
 
 
 def test_places_of_a_score_share_what_was_measured_of_all():
