@@ -41,11 +41,11 @@ from benchmarks.common import (
     save_picture,
     show,
 )
-from benchmarks.general_data import images, source, wine
+from benchmarks.general_data import source, splits
 from benchmarks.general_networks import NETWORKS
 
-# What is slower at first does not count: of the first twenty batches all are taken into the moments of inputs, and loops
-# are compiled when they pay. What is measured after so many seconds of training counts it.
+# What is slower at first does not count here: of the first twenty batches all are taken into the moments of inputs, and
+# loops are compiled when they pay. Accuracy after so many seconds counts it.
 _WARM_STEPS = 200
 _COLOURS = {"other": COLOURS["peer"], "ours": COLOURS["ours"], "adam": COLOURS["surrogate"]}
 
@@ -228,7 +228,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     entry = NETWORKS[name]
     data = folder / f"{entry.data}.pt"
     if not data.exists():
-        torch.save(wine() if entry.data == "wine" else images(options), data)
+        torch.save(splits(entry.data, options), data)
     comparison = Comparison(name, options, data)
     try:
         found: dict[str, Any] = comparison.run()

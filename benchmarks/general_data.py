@@ -7,33 +7,39 @@ import argparse
 import torch
 from torch import Tensor
 
-from datamodules import MNIST
+from datamodules import MNIST, FashionMNIST
 
 Splits = dict[str, tuple[Tensor, Tensor]]
 
 _VALIDATED = 2000
+_IMAGES = {"mnist": MNIST, "fashion": FashionMNIST}
 
 
 def source(data: str, options: argparse.Namespace) -> str:
     """Return what the samples are, for the record."""
-    if data == "mnist" and options.quick:
+    if data not in _IMAGES:
+        return data
+    name = _IMAGES[data].__name__
+    if options.quick:
         return "random noise, because of --quick"
-    if data == "mnist" and not (options.data_root / "MNIST" / "raw").is_dir():
-        return "random noise, because MNIST is not in --data-root"
-    return {"mnist": "MNIST"}.get(data, data)
+    if not (options.data_root / name / "raw").is_dir():
+        return f"random noise, because {name} is not in --data-root"
+    return name
 
 
-def images(options: argparse.Namespace) -> Splits:
-    """Return MNIST, or noise of its shape."""
-    if source("mnist", options) != "MNIST":
+def splits(data: str, options: argparse.Namespace) -> Splits:
+    """Return the samples of a network: images, or noise of their shape where they are not there."""
+    if data not in _IMAGES:
+        return wine()
+    if source(data, options) != _IMAGES[data].__name__:
         draw = torch.Generator().manual_seed(options.seed)
         noise = torch.rand(256, 1, 28, 28, generator=draw), torch.randint(10, (256,), generator=draw)
         return dict.fromkeys(("train", "val", "test"), noise)
-    data = MNIST(options.data_root)
-    data.setup()
-    val = data.val_set.images[:_VALIDATED].clone(), data.val_set.labels[:_VALIDATED].clone()
-    splits = {"train": data.train_set, "test": data.test_set}
-    return {"val": val, **{name: (split.images, split.labels) for name, split in splits.items()}}
+    module = _IMAGES[data](options.data_root)
+    module.setup()
+    val = module.val_set.images[:_VALIDATED].clone(), module.val_set.labels[:_VALIDATED].clone()
+    parts = {"train": module.train_set, "test": module.test_set}
+    return {"val": val, **{name: (part.images, part.labels) for name, part in parts.items()}}
 
 
 def wine() -> Splits:

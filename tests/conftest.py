@@ -20,6 +20,12 @@ settings.register_profile("polystep", deadline=None, max_examples=25, derandomiz
 settings.load_profile("polystep")
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a file draws when it is imported is the same whatever was collected before it."""
+    if isinstance(collector, pytest.Module):
+        _seed()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests come first: of two processes, none then waits for one that the other began last."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -70,10 +76,14 @@ def clean_ranks() -> Iterator[None]:
 def seeded() -> Iterator[None]:
     """Every test draws the same numbers, alone or after others."""
     with isolate_rng(include_cuda=False):  # asking for its state would start CUDA, and forked ranks could not use it
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
+        _seed()
         yield
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

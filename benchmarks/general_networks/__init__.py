@@ -48,6 +48,8 @@ _SMALL = "784-64-10, T=15, membranes by hand; cross-entropy of counts"
 _JELLY = "784-100-10, T=25; squared error of rates"
 _LOUDER = "torch's first weights, nearly silent, times"
 
+_CONVOLUTIONAL = f"12C5-P2-32C5-P2-10, T=10; cross-entropy of counts; {_LOUDER} 2"
+
 NETWORKS = {
     "count": Entry("snntorch", f"{_CLASS}; ce_count_loss, SF.acc logged, loss.item()"),
     "rate": Entry("snntorch", f"{_CLASS}; ce_rate_loss"),
@@ -59,6 +61,10 @@ NETWORKS = {
     "tutorial5": Entry("snntorch", "784-1000-10, T=25; cross-entropy of the membrane at every step (its tutorial 5)"),
     "tutorial6": Entry("snntorch", f"8C5-MP2-16C5-MP2-10, T=10; ce_rate_loss (its tutorial 6, smaller); {_LOUDER} 3"),
     "deep": Entry("snntorch", f"784-200-200-10, T=25, membranes by hand; cross-entropy of counts; {_LOUDER} 2"),
+    "conv": Entry("snntorch", _CONVOLUTIONAL),
+    "conv_control": Entry("snntorch", f"{_CONVOLUTIONAL}; filters stay random, only the readout is trained"),
+    "fashion_conv": Entry("snntorch", _CONVOLUTIONAL, "fashion"),
+    "fashion_conv_control": Entry("snntorch", f"{_CONVOLUTIONAL}; filters stay random", "fashion"),
     "learned": Entry("snntorch", f"{_CLASS}; a learned leak and threshold for every neuron"),
     "small": Entry("snntorch", _SMALL),
     "energy": Entry("snntorch", f"{_SMALL}, and 0.1 times the mean of the hidden spikes"),
@@ -71,6 +77,7 @@ NETWORKS = {
     "spikingjelly_m": Entry("spikingjelly", f"LIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
     "plif": Entry("spikingjelly", f"ParametricLIFNode in step mode m, {_JELLY}; {_LOUDER} 5"),
     "lenet4": Entry("brevitas", "LeNet of 4-bit weights and activations"),
+    "tfc": Entry("brevitas", "TFC of BNN-PYNQ: 1-bit weights and activations, batch norm, dropout, squared hinge loss"),
     "lstm": Entry("torch", "LSTM of 64 over 28 rows"),
     "transformer": Entry("torch", "one encoder block of 64, 4 heads, over 28 rows"),
     "wine": Entry("torch", "13-16-3, sign activations, a straight-through gradient of its author's", "wine"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import brevitas.nn as qnn
 import torch.nn.functional as F
+from brevitas_examples.bnn_pynq.models.FC import FC
+from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss
 from torch import Tensor, nn
 
 from benchmarks.general_networks import Case
@@ -45,4 +47,16 @@ def lenet4() -> Case:
     return Case(net, lambda x, y: F.cross_entropy(net(x), y), lambda x: net(x).argmax(-1))
 
 
-CASES: dict[str, Callable[[], Case]] = {"lenet4": lenet4}
+def tfc() -> Case:
+    """TFC of BNN-PYNQ, one bit everywhere, with the loss of its authors."""
+    net = FC(10, weight_bit_width=1, act_bit_width=1, in_bit_width=1, in_channels=1, out_features=[64, 64, 64])
+    criterion = SqrHingeLoss()
+
+    def loss(x: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = criterion(net(x), 2.0 * F.one_hot(targets, 10) - 1.0)
+        return value
+
+    return Case(net, loss, lambda x: net(x).argmax(-1))
+
+
+CASES: dict[str, Callable[[], Case]] = {"lenet4": lenet4, "tfc": tfc}

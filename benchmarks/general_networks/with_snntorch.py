@@ -143,6 +143,28 @@ class ConvNet(nn.Module):
         return torch.stack(spk3_rec), torch.stack(mem3_rec)
 
 
+class CountingConvNet(nn.Module):
+    """12C5-P2-32C5-P2-10; returns how often each class fired."""
+
+    def __init__(self, num_steps: int = 10) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.conv1, self.lif1 = nn.Conv2d(1, 12, 5), snn.Leaky(beta=0.9)
+        self.conv2, self.lif2 = nn.Conv2d(12, 32, 5), snn.Leaky(beta=0.9)
+        self.fc, self.lif3 = nn.Linear(32 * 4 * 4, 10), snn.Leaky(beta=0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        mem1, mem2, mem3 = self.lif1.init_leaky(), self.lif2.init_leaky(), self.lif3.init_leaky()
+        counts = torch.zeros(len(x), 10)
+        for _ in range(self.num_steps):
+            spk, mem1 = self.lif1(self.conv1(x), mem1)
+            spk, mem2 = self.lif2(self.conv2(F.max_pool2d(spk, 2)), mem2)
+            spk, mem3 = self.lif3(self.fc(F.max_pool2d(spk, 2).flatten(1)), mem3)
+            counts = counts + spk
+        return counts
+
+
 class MaskedLinear(nn.Linear):
     """A layer whose absent connections stay absent."""
 
@@ -246,6 +268,16 @@ def deep() -> Case:
     return Case(net, lambda x, y: F.cross_entropy(net(x).sum(0), y), lambda x: most_spikes(net(x)))
 
 
+def convolutional(*, trains_filters: bool = True) -> Case:
+    """At twice torch's first weights all three layers fire."""
+    net = CountingConvNet()
+    louder(net, 2)
+    if not trains_filters:  # the control: what a readout makes of random filters
+        for layer in (net.conv1, net.conv2):
+            layer.requires_grad_(requires_grad=False)
+    return Case(net, lambda x, y: F.cross_entropy(net(x), y), lambda x: net(x).argmax(-1))
+
+
 def small() -> SpikesNet:
     """The network that the sparse ones are compared with."""
     return SpikesNet(64)
@@ -299,6 +331,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "in_place": in_place,
     "tutorial5": tutorial5,
     "tutorial6": tutorial6,
+    "conv": convolutional,
+    "conv_control": partial(convolutional, trains_filters=False),
+    "fashion_conv": convolutional,
+    "fashion_conv_control": partial(convolutional, trains_filters=False),
     "deep": deep,
     "learned": partial(by_spikes, SF.ce_count_loss(), most_spikes, learned=True),
     "small": lambda: counted(small()),

@@ -74,12 +74,9 @@ def test_every_name_has_its_network(library):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_has_a_gradient_and_predicts_classes(name):
     need(name)
-    if NETWORKS[name].data == "wine":
-        splits = general_data.wine()
-        (inputs, labels), classes = (part[:6] for part in splits["train"]), 3
-    else:
-        options = argparse.Namespace(quick=True, seed=0)
-        (inputs, labels), classes = (part[:6] for part in general_data.images(options)["train"]), 10
+    data = NETWORKS[name].data
+    splits = general_data.splits(data, argparse.Namespace(quick=True, seed=0))
+    (inputs, labels), classes = (part[:6] for part in splits["train"]), 3 if data == "wine" else 10
     torch.manual_seed(0)
     case = general_networks.make(name)
     loss = case.loss(inputs, labels)
