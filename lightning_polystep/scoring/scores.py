@@ -36,9 +36,8 @@ from lightning_polystep.tape import (
 
 # In parts of the standard deviation of the scores; the one in the middle where three are too dear.
 _RADII = (0.1, 0.3, 0.9)
-# So many times as far are scores moved that answer on no more than such a share of the samples on which the others do,
-# and so many times.
-_WIDER, _WIDENED, _SILENT = 3.0, 3, 0.1
+# By which scores are moved that answer on no more than such a share of the samples on which the others do.
+_WIDE_RADII, _SILENT = (2.7, 8.1, 24.3), 0.1
 # Where it is kept whether places matter alike: no block has such a name.
 _PLACES = "places of scores"
 # From this cosine on of the slopes of places together with those of each they do.
@@ -85,7 +84,7 @@ class Scores:
         if loss is None or len(shapes) != 1 or len(next(iter(shapes))) != 2:
             return None
         try:
-            program = compile_program(tape, dict.fromkeys(made, 1), loss)
+            program = compile_program(tape, dict.fromkeys(made, 1), loss, as_recorded=True)
         except NotOnTapeError:
             return None
         if not mixes_changes(tape, program) or any(program.position(index, program.sample) != 0 for index in made):
@@ -175,8 +174,7 @@ class Scores:
     ) -> Tensor:
         """Return the slopes of the loss by moves of scores, (K, samples * places), the mean over the radii.
 
-        A score that answers on hardly any sample, as one of a neuron far from firing, is moved three times as far, and
-        again.
+        A score that answers on hardly any sample, as one of a neuron far from firing, is moved by more.
 
         Args:
             recording: The step.
@@ -187,13 +185,10 @@ class Scores:
         """
         count = recording.taken().values[self.made[0]].tensor.shape[1]
         slopes = self._moved_by(recording, step, radii, apart, where, torch.arange(count))
-        for _ in range(_WIDENED if where is None else 0):
-            answers = (slopes != 0).double().mean(1)
-            silent = (answers <= _SILENT * answers.median()).nonzero().flatten()
-            if not len(silent):
-                break
-            radii = [_WIDER * each for each in radii]
-            wider = self._moved_by(recording, step, radii, apart, where, silent.cpu(), gains=True)
+        answers = (slopes != 0).double().mean(1)
+        silent = (answers <= _SILENT * answers.median()).nonzero().flatten()
+        if where is None and len(silent):
+            wider = self._moved_by(recording, step, _WIDE_RADII, apart, where, silent.cpu(), gains=True)
             slopes[silent] = torch.where(slopes[silent] != 0, slopes[silent], wider)
         return slopes
 

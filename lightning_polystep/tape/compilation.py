@@ -12,7 +12,7 @@ product on the way). Where samples are taken together, as by the mean of a loss,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lightning_polystep.tape.apart import Outside, unit_of, within_unit
@@ -20,7 +20,7 @@ from lightning_polystep.tape.axes import Labels
 from lightning_polystep.tape.dependence import operations_between
 from lightning_polystep.tape.flow import Axes, Flow, read
 from lightning_polystep.tape.merging import merge_equal, renamed
-from lightning_polystep.tape.norms import is_norm, kept_apart
+from lightning_polystep.tape.norms import batch_statistics, is_norm, kept_apart
 from lightning_polystep.tape.program import NotOnTapeError, Program
 from lightning_polystep.tape.stages import put_in_order
 from lightning_polystep.tape.tape import Operation, Tape
@@ -36,11 +36,23 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int, *, as
         tape: Of a step.
         rows: The values that a candidate changes, each with the axis along which it changes one place only, or None.
         loss: The value of the loss.
-        as_recorded: Whether normalisations are to keep the statistics of the step: an approximation.
+        as_recorded: Whether normalisations are to keep the statistics of the step: an approximation. Those written by
+            hand are too, where samples do not stay apart else.
 
     Raises:
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
     """
+    program = _compiled(tape, rows, loss, as_recorded=as_recorded)
+    if as_recorded and program.sample is None:
+        statistics = batch_statistics(tape, program)
+        apart = _compiled(tape, rows, loss, as_recorded=True, held=statistics) if statistics else program
+        return program if apart.sample is None else apart
+    return program
+
+
+def _compiled(
+    tape: Tape, rows: Mapping[int, int | None], loss: int, *, as_recorded: bool, held: Collection[int] = ()
+) -> Program:
     same, merged = merge_equal(tape)
     fractions = tape.fractions()
     loss, escapes = same.get(loss, loss), tape.escapes
@@ -50,7 +62,7 @@ def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int, *, as
     tape = Tape(
         tape.values,
         [operations.get(n, _NOTHING) for n in range(len(tape.operations))],
-        held={same.get(index, index) for index in tape.held},
+        held={same.get(index, index) for index in (*tape.held, *held)},
     )
     relevant, seen = operations_between(tape, set(rows), loss)
     if not relevant:

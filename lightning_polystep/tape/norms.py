@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_polystep.tape.apart import PRODUCTS
 from lightning_polystep.tape.flow import Axes, Flow
+from lightning_polystep.tape.flow_rules import REDUCTIONS
 from lightning_polystep.tape.tape import Operation, Ref, Tape
 
 if TYPE_CHECKING:
     from lightning_polystep.tape.frame import Frame
+    from lightning_polystep.tape.program import Program
 
 aten = torch.ops.aten
 
@@ -159,3 +162,41 @@ def _ungrouped(operation: Operation, grouped: Tensor, like: Tensor) -> Tensor:
     if _packet(operation) in _BATCH_NORMS:
         return grouped.reshape(like.movedim(1, 0).shape).movedim(0, 1)
     return grouped.reshape(like.shape)
+
+
+def batch_statistics(tape: Tape, program: Program) -> set[int]:
+    """Return what a norm that is written by hand takes of all samples together and then applies to each of them.
+
+    That is a sum, a mean or a variance over samples that meets values of single samples later, as no loss does.
+
+    Args:
+        tape: Of the structure that the program was read off.
+        program: The program.
+    """
+    label = _likely_samples(program, tape)
+    if label is None:
+        return set()
+    found, carried = set[int](), dict[int, set[int]]()  # which statistics a value is made of
+    for step in program.steps:
+        operation = program.operation(tape, step.number)
+        of_samples = [i for i in operation.operands if i in program.axes and program.position(i, label) is not None]
+        taken = set[int]().union(*(carried[index] for index in operation.operands if index in carried))
+        if of_samples:
+            found |= taken
+        for made in operation.outputs:
+            if made is None or made not in program.axes or program.position(made, label) is not None:
+                continue
+            own = getattr(operation.function, "overloadpacket", None) in REDUCTIONS and of_samples
+            carried[made] = taken | ({made} if own else set())
+    return found
+
+
+def _likely_samples(program: Program, tape: Tape) -> int | None:
+    """Return the label of the first axis of what the first product makes; of the first value where there is none."""
+    operations = [program.operation(tape, step.number) for step in program.steps]
+    products = [each.outputs for each in operations if _packet(each) in PRODUCTS]
+    for index in products[0] if products else [index for each in operations for index in each.operands]:
+        if index is not None and index in program.axes and program.position(index, program.unit) not in {None, 0}:
+            labels = program.axes[index][0]
+            return labels[0] if labels else None
+    return None

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from lightning_polystep import Engine, PolyStep
 from lightning_polystep.tape import Dense, compile_program
-from lightning_polystep.tape.norms import but_for_what_it_undoes, is_norm, slopes_before
+from lightning_polystep.tape.flow_rules import REDUCTIONS
+from lightning_polystep.tape.norms import batch_statistics, but_for_what_it_undoes, is_norm, slopes_before
 from tests.helpers.tapes import record
 
 NORMS = {
@@ -76,3 +79,70 @@ def test_by_the_statistics_of_the_step_it_acts_place_by_place(kind):
     changed = out[1] != out[0]
     assert changed.sum() == 1
     assert changed[at]
+
+
+class ByHand(nn.Module):
+    """A norm over samples that its author wrote out, between two layers or behind both."""
+
+    def __init__(self, kind, where):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.kind, self.where = kind, where
+
+    def norm(self, x):
+        if self.kind == "all":
+            return (x - x.mean()) / (x.var(unbiased=False) + 1e-4).pow(0.5)
+        if self.kind == "each unit":
+            return (x - x.mean(0)) / (x.std(0) + 1e-4)
+        if self.kind == "parts of all":
+            return x / x.abs().amax()
+        return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)  # of each sample
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.norm(x) if self.where == "between" else x
+        x = self.second((x > 0).to(x))
+        return self.norm(x) if self.where == "behind" else x
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),  # those of each unit between layers are followed exactly
+    [("all", "between"), ("all", "behind"), ("each unit", "behind"), ("parts of all", "between")],
+)
+def test_statistics_that_somebody_takes_by_hand_are_kept(kind, where):
+    torch.manual_seed(0)
+    net, x, y = ByHand(kind, where).double(), torch.randn(20, 6).double(), torch.arange(20) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(net(x), y))
+    tape = recording.taken()
+    rows = {tape.leaves[id(net.first.weight)]: 0, tape.leaves[id(net.first.bias)]: 0}
+    assert compile_program(tape, rows, recording.loss).sample is None
+    program = compile_program(tape, rows, recording.loss, as_recorded=True)
+    assert program.samples == 20
+    kept = {index for step in program.steps for index in program.operation(tape, step.number).operands}
+    kept -= program.home.keys()
+    found = [tape.operations[tape.values[i].producer].function for i in kept if tape.values[i].producer is not None]
+    assert any(function.overloadpacket in REDUCTIONS for function in found)
+
+
+@pytest.mark.parametrize("where", ["between", "behind"])
+def test_statistics_of_each_sample_are_no_statistics_of_a_batch(where):
+    torch.manual_seed(0)
+    net, x, y = ByHand("each sample", where).double(), torch.randn(20, 6).double(), torch.arange(20) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(net(x), y) + 0.1 * net.first(x).mean())
+    tape = recording.taken()
+    rows = {tape.leaves[id(net.first.weight)]: 0}
+    program = compile_program(tape, rows, recording.loss, as_recorded=True)
+    assert program.samples == 20
+    assert batch_statistics(tape, program) == set()
+
+
+def test_a_network_with_a_norm_by_hand_is_looked_at_layer_by_layer():
+    torch.manual_seed(0)
+    net = ByHand("all", "behind")
+    net.first, net.second = nn.Linear(6, 64), nn.Linear(64, 3)
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
+    losses = [float(engine.step(lambda: F.cross_entropy(4 * net(x), y))) for _ in range(15)]
+    tiers = {each.block.name: each.tier.name for each in engine.plan.assignments}
+    assert tiers["second"] == "units"
+    assert losses[-1] < 0.8 * losses[0]
