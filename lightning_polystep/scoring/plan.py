@@ -20,6 +20,7 @@ from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan_table import plan_table, plan_text
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.repeatable import difference
+from lightning_polystep.scoring.slopes import NOTHING
 from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
 
 # A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
@@ -359,5 +360,5 @@ def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe:
     trial = propose_trial(block, rank, max(rows, _DEAR_TRIAL_RANK * _DEAR_TRIAL_ROWS // min(rank, block.dim)))
     loss = tier.incumbent(probe.loss())
     costs, exact = (_all_losses(each, trial, probe) - loss for each in (tier, tier.exact()))
-    off = (costs - exact).std() / exact.std().clamp(min=torch.finfo(exact.dtype).tiny)
+    off = (costs - exact).std() / exact.std().clamp(min=NOTHING)
     return float(off), tier.verdict(trial, costs, exact) or None

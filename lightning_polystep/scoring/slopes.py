@@ -36,7 +36,7 @@ _TYPICAL = 16
 # Rows of which that is looked at where masks or quantisers make it another for each.
 _FEW_ROWS = 4
 # What costs no more than this, in a loss of about 1 in float32, costs nothing.
-_NOTHING = 2e-6
+NOTHING = 2e-6
 # Directions of a row of which each is computed by itself.
 _OF_ITS_OWN = 32
 
@@ -209,7 +209,7 @@ def cosine_of_rows(trial: Proposal, costs: Tensor, exact: Tensor) -> float:
         costs: By how much they change the loss, as estimated.
         exact: The same exactly.
     """
-    if bool((exact.abs() <= _NOTHING).all()):  # as of a bias before a norm
+    if bool((exact.abs() <= NOTHING).all()):  # as of a bias before a norm
         return 1.0
     if trial.mirrored:
         costs, exact = (odd_parts(trial, each) for each in (costs, exact))
