@@ -57,7 +57,7 @@ class Reading:
         key = (tape.structure(), block.name)
         if key not in known:
             assert loss is not None
-            program = compile_program(tape, dict(recording.rows(block)), loss, as_recorded=True)
+            program = compile_program(tape, dict(recording.rows(block)), loss, as_recorded=True, keeps_statistics=True)
             known[key] = entries_of(tape, program, recording.leaves_of(block))
         if known[key] is None:
             raise NotOnTapeError(_NOT_ALONE)
@@ -94,7 +94,7 @@ class Reading:
         known, key = self.recording.layers, (tape.structure(), "operations that were read")
         if known.setdefault(key, 0) > _MOST_READ:
             raise NotOnTapeError("it has too many steps of time to be looked at one by one")
-        program = compile_program(tape, units, loss, as_recorded=True)
+        program = compile_program(tape, units, loss, as_recorded=True, keeps_statistics=True)
         known[key] += len(program.steps)
         inside = {made for step in program.steps for made in program.operation(tape, step.number).outputs}
         if program.unit is None or program.sample is None or not inside.isdisjoint(units):

@@ -84,7 +84,7 @@ class Scores:
         if loss is None or len(shapes) != 1 or len(next(iter(shapes))) != 2:
             return None
         try:
-            program = compile_program(tape, dict.fromkeys(made, 1), loss, as_recorded=True)
+            program = compile_program(tape, dict.fromkeys(made, 1), loss, keeps_statistics=True)
         except NotOnTapeError:
             return None
         if not mixes_changes(tape, program) or any(program.position(index, program.sample) != 0 for index in made):

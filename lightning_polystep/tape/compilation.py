@@ -29,23 +29,30 @@ _NO_LABEL = -1
 _NOTHING = Operation(None, (), {}, (), ())
 
 
-def compile_program(tape: Tape, rows: Mapping[int, int | None], loss: int, *, as_recorded: bool = False) -> Program:
+def compile_program(
+    tape: Tape,
+    rows: Mapping[int, int | None],
+    loss: int,
+    *,
+    as_recorded: bool = False,
+    keeps_statistics: bool = False,
+) -> Program:
     """Find out what depends on some parameters, and how.
 
     Args:
         tape: Of a step.
         rows: The values that a candidate changes, each with the axis along which it changes one place only, or None.
         loss: The value of the loss.
-        as_recorded: Whether normalisations are to keep the statistics of the step: an approximation. Those written by
-            hand are too, where samples do not stay apart else.
+        as_recorded: Whether normalisations are to keep the statistics of the step: an approximation.
+        keeps_statistics: Whether those that are written by hand are to, too, where samples do not stay apart else.
 
     Raises:
         NotOnTapeError: When the loss does not depend on them, or not in a way that can be replayed.
     """
     program = _compiled(tape, rows, loss, as_recorded=as_recorded)
-    if as_recorded and program.sample is None:
+    if keeps_statistics and program.sample is None:
         statistics = batch_statistics(tape, program)
-        apart = _compiled(tape, rows, loss, as_recorded=True, held=statistics) if statistics else program
+        apart = _compiled(tape, rows, loss, as_recorded=as_recorded, held=statistics) if statistics else program
         return program if apart.sample is None else apart
     return program
 

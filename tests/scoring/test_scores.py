@@ -84,6 +84,41 @@ def test_scores_that_answer_are_moved_no_wider():
     assert bool((moved[2] != 0).any())
 
 
+class Standardised(nn.Module):
+    """Takes the mean and the spread of all scores of a batch, as it was written by hand."""
+
+    def forward(self, x):
+        return (x - x.mean()) / (x.var(unbiased=False) + 1e-4).pow(0.5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "cosine"),  # a layer norm of three numbers bends within the radii
+    [(nn.LayerNorm(3), 0.85), (nn.Tanh(), 0.999), (Standardised(), 0.999)],
+    ids=["layer norm", "tanh", "by hand"],
+)
+def test_what_lies_behind_the_scores_is_seen_in_their_slopes(norm, cosine):
+    torch.manual_seed(0)
+    net, x, y = wide(), torch.randn(60, 6).double(), torch.arange(60) % 3
+    norm = norm.double()
+    whole = nn.Sequential(net, norm)
+    recording, _, _ = record(whole, lambda: F.cross_entropy(whole(x), y))
+    slopes = slopes_of(recording)
+    made = net(x).detach().requires_grad_()
+    out = norm(made)
+    if isinstance(norm, Standardised):  # whose statistics are kept
+        out = (made - made.detach().mean()) / (made.detach().var(unbiased=False) + 1e-4).pow(0.5)
+    F.cross_entropy(out, y).backward()
+    assert F.cosine_similarity(slopes.flatten(), made.grad.flatten(), dim=0) > cosine
+    assert cosine < 0.9 or 0.95 < slopes.norm() / made.grad.norm() < 1.05
+
+
+def test_scores_before_a_batch_norm_have_no_slopes_of_samples():
+    net, x, y = wide(), torch.randn(60, 6).double(), torch.arange(60) % 3
+    whole = nn.Sequential(net, nn.BatchNorm1d(3).double())
+    recording, _, _ = record(whole, lambda: F.cross_entropy(whole(x), y))
+    assert Scores.of(recording) is None
+
+
 def test_places_of_a_score_share_what_was_measured_of_all():
     torch.manual_seed(0)
     net, x = nn.Linear(6, 3).double(), torch.randn(5, 6).double()

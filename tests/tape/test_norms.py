@@ -68,7 +68,7 @@ def test_a_shift_and_a_scaling_of_all_that_is_normalised_together_say_nothing(ki
 def test_by_the_statistics_of_the_step_it_acts_place_by_place(kind):
     _, _, recording, tape, operation = setting(kind)
     made, given = operation.outputs[0], operation.operands[0]
-    program = compile_program(tape, {given: 1}, recording.loss, as_recorded=True)
+    program = compile_program(tape, {given: 1}, recording.loss, as_recorded=True, keeps_statistics=True)
     dense = Dense.of(tape, program, {given}, [made])
     value = tape.values[given].tensor
     at = tuple(size // 2 for size in value.shape)
@@ -116,7 +116,7 @@ def test_statistics_that_somebody_takes_by_hand_are_kept(kind, where):
     tape = recording.taken()
     rows = {tape.leaves[id(net.first.weight)]: 0, tape.leaves[id(net.first.bias)]: 0}
     assert compile_program(tape, rows, recording.loss).sample is None
-    program = compile_program(tape, rows, recording.loss, as_recorded=True)
+    program = compile_program(tape, rows, recording.loss, as_recorded=True, keeps_statistics=True)
     assert program.samples == 20
     kept = {index for step in program.steps for index in program.operation(tape, step.number).operands}
     kept -= program.home.keys()
@@ -131,7 +131,7 @@ def test_statistics_of_each_sample_are_no_statistics_of_a_batch(where):
     recording, _, _ = record(net, lambda: F.cross_entropy(net(x), y) + 0.1 * net.first(x).mean())
     tape = recording.taken()
     rows = {tape.leaves[id(net.first.weight)]: 0}
-    program = compile_program(tape, rows, recording.loss, as_recorded=True)
+    program = compile_program(tape, rows, recording.loss, as_recorded=True, keeps_statistics=True)
     assert program.samples == 20
     assert batch_statistics(tape, program) == set()
 
