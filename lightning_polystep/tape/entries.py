@@ -23,9 +23,10 @@ from lightning_polystep.tape.tape import Operation, Ref, Tape
 aten = torch.ops.aten
 
 _VIEWS = {aten.view, aten._unsafe_view, aten.reshape}
+_TURNS = {aten.t, aten.transpose, aten.permute}
 _MULTIPLES = {
-    *_VIEWS, aten.t, aten.transpose, aten.permute, aten.alias, aten.detach, aten.clone, aten.mul, aten.div, aten.neg,
-    aten.add, aten.sub, aten.where, aten.masked_fill,
+    *_VIEWS, *_TURNS, aten.alias, aten.detach, aten.clone, aten.mul, aten.div, aten.neg, aten.add, aten.sub, aten.where,
+    aten.masked_fill,
 }  # fmt: skip
 
 
@@ -112,6 +113,13 @@ class Entries(NamedTuple):
         Args:
             tape: Of the step.
         """
+        key = (self.behind, "scales")
+        if key not in tape.arrays:
+            tape.arrays[key] = self._scales(tape)
+        scales: dict[int, tuple[int, Tensor | None]] | None = tape.arrays[key]
+        return scales
+
+    def _scales(self, tape: Tape) -> dict[int, tuple[int, Tensor | None]] | None:
         found, before = dict[int, tuple[int, Tensor | None]](), set(self.multiples.values())
         for index in self.multiplied:
             if tape.values[index].producer is None:
@@ -208,9 +216,12 @@ def _multiples(tape: Tape, program: Program, operation: Operation, known: Mappin
     changed, made = [index for index in operation.operands if index in program.home], operation.outputs[0]
     if packet not in _MULTIPLES or made is None or len(changed) != 1 or changed[0] not in known:
         return {}
-    kept = tape.values[made].tensor.numel() == tape.values[changed[0]].tensor.numel()
+    before, after = tape.values[changed[0]].tensor, tape.values[made].tensor
     upside_down = packet is aten.div and (operation.operands[0] != changed[0] or operation.kwargs)
-    return {made: known[changed[0]]} if kept and not upside_down else {}
+    # The numbers of a row stay in their order.
+    in_order = packet not in _TURNS or before.ndim <= 2
+    in_order = in_order and (packet not in _VIEWS or program.position(changed[0], program.unit) == 0)
+    return {made: known[changed[0]]} if before.numel() == after.numel() and in_order and not upside_down else {}
 
 
 def _is_sum(operation: Operation) -> bool:

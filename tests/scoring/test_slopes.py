@@ -59,6 +59,32 @@ def test_costs_are_the_product_of_slopes_with_what_changes(make):
         assert (scale is None) == (make is not Masked and make is not Scaled) or few[index].shape[1] == 1
 
 
+class Turned(Masked):
+    """Another whose rows are squares that are turned over."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3, 2))
+
+    def forward(self, x):
+        return F.linear(x, self.weight.transpose(1, 2).reshape(5, 6) * self.mask, self.bias)
+
+
+def test_rows_whose_numbers_change_places_are_made_out_one_by_one():
+    torch.manual_seed(0)
+    net, x, worth = nn.Sequential(Turned()).double(), torch.randn(7, 6).double(), torch.randn(7, 5).double()
+    recording, probe, _ = record(net, lambda: (net(x) * worth).sum(1).mean())
+    block = max(blocks_of(net), key=lambda each: each.dim)
+    tier, proposal = Given(block, recording), trial(block, rows=5, vertices=6)
+    entries, _ = tier.entered
+    assert entries.scales(recording.taken()) is None
+    tier.given = {}
+    for entry in entries.products:
+        add_slopes(tier.given, recording.taken(), entry, (worth / 7).T[:, :, None])
+    costs = torch.cat([*tier.losses_of_rows(proposal, probe, [torch.arange(len(proposal.rows))])]).flatten()
+    torch.testing.assert_close(costs, tier.exact().score(proposal, probe, 0, proposal.candidates))
+
+
 def test_rows_that_a_threshold_lies_behind_are_no_multiples():
     torch.manual_seed(0)
     weight, x = nn.Parameter(torch.randn(5, 6).double()), torch.randn(7, 6).double()
