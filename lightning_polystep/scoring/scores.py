@@ -36,8 +36,8 @@ from lightning_polystep.tape import (
 
 # In parts of the standard deviation of the scores; the one in the middle where three are too dear.
 _RADII = (0.1, 0.3, 0.9)
-# By which scores are moved that answer on no sample. Where they answered on less than a tenth of what others did, the 0-1
-# loss of docs/no_gradient.md ended at 29.8 % wrong instead of 3.1.
+# By which scores are moved that answer on no sample. When those that answered on a few were, too, the 0-1 loss of
+# docs/no_gradient.md ended at 29.8 % wrong instead of 3.1.
 _WIDE_RADII = (2.7, 8.1, 24.3)
 # Where it is kept whether places matter alike: no block has such a name.
 _PLACES = "places of scores"
