@@ -188,8 +188,7 @@ class Scores:
         slopes = self._moved_by(recording, step, radii, apart, where, torch.arange(count))
         silent = (slopes == 0).all(1).nonzero().flatten()
         if where is None and len(silent):
-            wider = self._moved_by(recording, step, _WIDE_RADII, apart, where, silent.cpu(), gains=True)
-            slopes[silent] = wider
+            slopes[silent] = self._moved_by(recording, step, _WIDE_RADII, apart, where, silent.cpu(), gains=True)
         return slopes
 
     def _moved_by(

@@ -186,7 +186,7 @@ def batch_statistics(tape: Tape, program: Program) -> set[int]:
         for made in operation.outputs:
             if made is None or made not in program.axes or program.position(made, label) is not None:
                 continue
-            own = getattr(operation.function, "overloadpacket", None) in REDUCTIONS and of_samples
+            own = _packet(operation) in REDUCTIONS and of_samples
             carried[made] = taken | ({made} if own else set())
     return found
 
