@@ -6,16 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_polystep.tape import Program, Region, Segment, Shifted, Tape, Work, replay, schedule, warn_of_loops
-
-# Loops that write values so many times as large as operations by themselves are left out.
-_WIDER = 4
-# What a statement of a loop takes to be compiled, an element of an operation to be computed, and an operation to be
-# called for all candidates at once.
-_SECONDS_PER_STATEMENT, _SECONDS_PER_ELEMENT, _SECONDS_PER_OPERATION = 4e-3, 1e-9, 4e-5
+from lightning_polystep.tape import MOST_WIDER, Loops, Program, Segment, Shifted, Tape, Work, replay, schedule
 
 
 @dataclass(eq=False)
@@ -28,9 +21,9 @@ class Script:
         plain: The same in the order in which it runs, operation by operation.
         fused: Likewise with compiled loops; equal to ``plain`` where there are none.
         work: What a candidate costs.
+        loops: Those of ``fused``.
         products: Those that rows of parameters shift.
         shifts_only: Whether nothing but these products reads the parameters.
-        compiling: Seconds that the loops take to be compiled, about.
     """
 
     name: str
@@ -38,10 +31,9 @@ class Script:
     plain: list[Segment]
     fused: list[Segment]
     work: Work
+    loops: Loops
     products: list[Shifted] = field(default_factory=list)
     shifts_only: bool = False
-    compiling: float = 0.0
-    _compared: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def of(
@@ -69,11 +61,10 @@ class Script:
         plain = schedule(tape, program, fuse=False)
         fused = schedule(tape, program, fuse=True, shifted=shifted) if fuse else plain
         work = Work.of(tape, program, fused)
-        # Where axes do not meet, a loop would write their outer product.
-        if fused is not plain and work.widest > _WIDER * Work.of(tape, program, plain).widest:
+        if fused is not plain and work.widest > MOST_WIDER * Work.of(tape, program, plain).widest:
             fused, work = plain, Work.of(tape, program, plain)
-        statements = sum(len(each.work.statements) for each in fused if isinstance(each.work, Region))
-        return cls(name, program, plain, fused, work, list(products), alone, _SECONDS_PER_STATEMENT * statements)
+        loops = Loops.of(name, (each.work for each in fused))
+        return cls(name, program, plain, fused, work, loops, list(products), alone)
 
     def losses(self, tape: Tape, step: int, replays: int, *given: Any) -> Tensor:
         """Return losses from a replay, float64.
@@ -85,21 +76,8 @@ class Script:
             replays: How many candidates are replayed in a step.
             given: Further arguments of :func:`~lightning_polystep.tape.replay`.
         """
-        if self.fused is self.plain or not self._pays(step, replays) or not self.program.holds_for(tape):
+        if not self.loops.pay(step, len(self.plain), replays * self.work.plain) or not self.program.holds_for(tape):
             return replay(tape, self.program, self.plain, *given).double()
         losses = replay(tape, self.program, self.fused, *given)
-        if not self._compared:
-            self._compare(losses, replay(tape, self.program, self.plain, *given))
-        return losses.double()
-
-    def _pays(self, step: int, replays: int) -> bool:
-        """Tell whether so much time has gone into replays that compiled loops are worth their compilation."""
-        computing, calling = replays * self.work.plain * _SECONDS_PER_ELEMENT, len(self.plain) * _SECONDS_PER_OPERATION
-        return step * (computing + calling) >= self.compiling
-
-    def _compare(self, losses: Tensor, plain: Tensor) -> None:
-        """Compare loops with the operations that they stand for, once."""
-        self._compared = True
-        if not torch.allclose(losses, plain, rtol=1e-4, atol=1e-6, equal_nan=True):
-            self.fused = self.plain
-            warn_of_loops(self.name, float((losses - plain).abs().max()))
+        right = self.loops.checked({0: losses}, lambda: {0: replay(tape, self.program, self.plain, *given)})
+        return right[0].double()

@@ -155,7 +155,7 @@ class Recording:
             if entries is None:
                 self._entries[script.program] = None
             else:
-                shifted, fuse = {entry.made for entry in entries.products}, script.fused is not script.plain
+                shifted, fuse = {entry.made for entry in entries.products}, bool(script.loops)
                 behind = Script.of(block.name, tape, entries.behind, shifted=shifted, alone=True, fuse=fuse)
                 self._entries[script.program] = entries, behind
         return self._entries[script.program]

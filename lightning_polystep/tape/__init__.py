@@ -23,7 +23,7 @@ from lightning_polystep.tape.expected import Call
 from lightning_polystep.tape.factors import factors_of
 from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elementwise
 from lightning_polystep.tape.frame import Apart, Blend
-from lightning_polystep.tape.fuse import Region, warn_of_loops
+from lightning_polystep.tape.fuse import MOST_WIDER, Loops, Region
 from lightning_polystep.tape.merging import operations_towards
 from lightning_polystep.tape.norms import is_norm
 from lightning_polystep.tape.pause import unrecorded
@@ -47,6 +47,7 @@ from lightning_polystep.tape.ways_back import (
 from lightning_polystep.tape.work import Work
 
 __all__ = [
+    "MOST_WIDER",
     "Apart",
     "Blend",
     "Call",
@@ -55,6 +56,7 @@ __all__ = [
     "Entry",
     "Flow",
     "Layout",
+    "Loops",
     "NotOnTapeError",
     "Operation",
     "Program",
@@ -97,7 +99,6 @@ __all__ = [
     "summed_over_places",
     "told_afterwards",
     "unrecorded",
-    "warn_of_loops",
     "way_back",
     "whole_program",
 ]

@@ -16,18 +16,13 @@ from torch import Tensor
 from lightning_polystep.tape.apart import PRODUCTS
 from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
-from lightning_polystep.tape.fuse import Region, partition, warn_of_loops
+from lightning_polystep.tape.fuse import MOST_WIDER, Loops, Region, partition
 from lightning_polystep.tape.fuse import run as run_loop
 from lightning_polystep.tape.norms import is_batch_norm, is_norm, normalised_as_recorded
 from lightning_polystep.tape.program import Program, Stage, Step
 from lightning_polystep.tape.tape import Operation, Tape
 
 aten = torch.ops.aten
-
-# What a statement of a loop takes to be compiled, in calls of single operations.
-_CALLS_PER_STATEMENT = 100
-# Loops that go over so many times as many places as operations by themselves are left out.
-_WIDER = 4
 
 
 @dataclass(eq=False)
@@ -37,15 +32,14 @@ class Dense:
     Args:
         program: They are its steps, without a unit or a sample that an instance fixes.
         wanted: What they are run for.
-        fused: The same with compiled loops; None where there are none, or where they did not do the same.
-        compiling: How much time these take to be compiled, in calls of single operations.
+        fused: The same with compiled loops.
+        loops: Those.
     """
 
     program: Program
     wanted: list[int]
-    fused: list[Step | Region] | None
-    compiling: float
-    _compared: bool = False
+    fused: Sequence[Step | Region]
+    loops: Loops
 
     @classmethod
     def of(cls, tape: Tape, program: Program, given: Collection[int], wanted: Sequence[int]) -> Dense:
@@ -66,10 +60,9 @@ class Dense:
         home = dict.fromkeys(program.home, (Stage.WHOLE, 0))
         whole = replace(program, unit=None, sample=None, home=home, steps=steps[::-1])
         works = list(partition(tape, whole, whole.steps, wanted=wanted)) if steps else []
-        regions = [work for work in works if isinstance(work, Region)]
-        wide = any(_is_wider(tape, whole, region) for region in regions)
-        statements = sum(len(region.statements) for region in regions)
-        return cls(whole, list(wanted), works if regions and not wide else None, _CALLS_PER_STATEMENT * statements)
+        wide = any(_is_wider(tape, whole, work) for work in works if isinstance(work, Region))
+        fused = whole.steps if wide else works
+        return cls(whole, list(wanted), fused, Loops.of("What units pass on", fused))
 
     @property
     def steps(self) -> list[Step]:
@@ -92,19 +85,10 @@ class Dense:
             shifts: What is added to others, (I, ...): to what was recorded of them, or comes out on the way.
             runs: How often it has been run before, about, which decides whether loops pay.
         """
-        plain = shifts or self.fused is None or runs * len(self.steps) < self.compiling
-        if plain or self._is_elsewhere(tape, given):
+        if shifts or not self.loops.pay(runs, len(self.steps)) or self._is_elsewhere(tape, given):
             return self._run(tape, self.steps, given, shifts or {})
-        assert self.fused is not None
         found = self._run(tape, self.fused, given, {})
-        if not self._compared:
-            self._compared = True
-            if not _alike(found, by_torch := self._run(tape, self.steps, given, {})):
-                self.fused = None
-                pairs = (found[index].double() - each.double() for index, each in by_torch.items())
-                warn_of_loops("What units pass on", max(float(each.abs().max()) for each in pairs))
-                return by_torch
-        return found
+        return dict(self.loops.checked(found, lambda: self._run(tape, self.steps, given, {})))
 
     def _is_elsewhere(self, tape: Tape, given: Mapping[int, Tensor]) -> bool:
         """Tell whether loops would not do: on other devices, and where numbers that stand in them have changed."""
@@ -139,15 +123,7 @@ def _is_wider(tape: Tape, program: Program, region: Region) -> bool:
     """Tell whether a loop would go over many more places than its operations do, because their axes do not meet."""
     lanes = math.prod(program.labels.size((label,)) for label in region.lanes)
     made = [o for step in region.steps for o in program.operation(tape, step.number).outputs if o is not None]
-    return lanes * len(region.statements) > _WIDER * sum(tape.values[index].tensor.numel() for index in made)
-
-
-def _alike(found: Mapping[int, Tensor], expected: Mapping[int, Tensor]) -> bool:
-    """Tell whether loops made what operations make; a spike in a thousand may flip by rounding."""
-    close = (
-        torch.isclose(each, expected[index], rtol=1e-4, atol=1e-6, equal_nan=True) for index, each in found.items()
-    )
-    return all(float(each.double().mean()) > 0.999 for each in close)
+    return lanes * len(region.statements) > MOST_WIDER * sum(tape.values[index].tensor.numel() for index in made)
 
 
 def last_products(tape: Tape, loss: int) -> list[int]:

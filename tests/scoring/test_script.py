@@ -52,7 +52,7 @@ def test_loops_are_compiled_once_they_pay(sources):
 def test_operations_that_are_called_often_pay_as_those_that_compute_much_do(sources):
     tape, made, script = scores_of(*spiking())
     rows, changed = moved(tape, made)
-    calls = script.compiling / (len(script.plain) * 4e-5)
+    calls = script.loops.compiling / (len(script.plain) * 4e-5)
     script.losses(tape, int(calls / 2), 3, rows, changed, {})
     assert not sources
     script.losses(tape, int(calls) + 1, 3, rows, changed, {})

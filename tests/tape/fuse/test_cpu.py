@@ -36,7 +36,7 @@ def test_compiled_loops_cost_what_the_loop_says():
     layers, step = neurons()
     found = assert_parity(layers, step)
     recording, _, _ = record(layers, step)
-    assert any(recording.script(block).compiling for block in blocks_of(layers))
+    assert any(recording.script(block).loops for block in blocks_of(layers))
     assert all(torch.equal(each.fused.isnan(), each.taped.isnan()) for each in found.values())
 
 
