@@ -20,6 +20,7 @@ _FULL_SPACE_DIM = 2
 _CONSTANTS_RANK = 4
 
 UNSPANNED = "not a Linear or Conv2d weight: no inputs to span"
+FLIPPED = "its weights act by their signs alone, so each is flipped"
 
 
 def find_blocks(module: nn.Module, param_groups: list[dict[str, Any]]) -> list[Block]:
@@ -101,6 +102,21 @@ def _site_block(
 def is_binary(module: nn.Module) -> bool:
     """Tell whether the weights of a module act by their signs alone."""
     return isinstance(module, QuantisedWeight) and module.weight_format == "binary"
+
+
+def flipped_one_by_one(block: Block) -> list[Block]:
+    """Return blocks in the place of one whose weights act by their signs alone: the weights, and their bias.
+
+    Args:
+        block: The rows of a layer, of which the tape has shown that.
+    """
+    weight, *biases = block.parameters
+    name, *names = block.parameter_names
+    dim = weight.numel() // block.rows
+    found = [Block(name, (weight,), (name,), block.group, block.rows, dim, "signs", remark=FLIPPED, by_signs=True)]
+    for bias, its_name in zip(biases, names, strict=True):
+        found.append(Block(its_name, (bias,), (its_name,), block.group, bias.numel(), 1, "full", remark=UNSPANNED))
+    return found
 
 
 def _free_block(name: str, owner: nn.Module, attribute: str, parameter: nn.Parameter, group: dict[str, Any]) -> Block:

@@ -233,6 +233,16 @@ class HostedOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def with_signs(self, blocks: list[Block], acts_by_signs: Callable[[Block], bool]) -> list[Block]:
+        """Return blocks after it was seen which weights act by their signs alone: by default as they are.
+
+        Args:
+            blocks: Those that candidates change.
+            acts_by_signs: Tells whether only the signs of a block's weights matter.
+        """
+        del acts_by_signs
+        return blocks
+
     def propose(
         self,
         block: Block,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from lightning_polystep import guards
-from lightning_polystep.blocks import find_blocks
+from lightning_polystep.blocks import find_blocks, flipped_one_by_one
 from lightning_polystep.far_rows import Strides
 from lightning_polystep.hosted import Figures, HostedOptimizer, Pending
 from lightning_polystep.hyperparameters import described, restored
@@ -188,6 +188,17 @@ class PolyStep(HostedOptimizer):
         free = [block for block in found if held.isdisjoint(block.parameters)]
         self._reused.follow(free)
         return free
+
+    def with_signs(self, blocks: list[Block], acts_by_signs: Callable[[Block], bool]) -> list[Block]:
+        """Return blocks whose weights are flipped one by one: where only signs matter, and estimates are allowed."""
+        found: list[Block] = []
+        for block in blocks:
+            flips = block.subspace == "inputs" and not block.wants_exact and acts_by_signs(block)
+            if flips:
+                self.statistics.pop(block.name, None)
+            found += flipped_one_by_one(block) if flips else [block]
+        self._reused.follow(found)
+        return found
 
     def propose(
         self,

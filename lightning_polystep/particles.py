@@ -42,6 +42,7 @@ class Block:
         usual_rows: How many rows a batch reads, about; None for all.
         competes: Whether its rows are the scores of a softmax: what all of them would do alike is left out.
         population: How many candidates a step has, where the optimizer says so; None leaves it to the plan.
+        by_signs: Whether they are weights that act by their signs alone, each of which is flipped.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Block:
     usual_rows: int | None = None
     population: int | None = None
     competes: bool = False
+    by_signs: bool = False
 
     @property
     def has_bias(self) -> bool:
@@ -84,6 +86,13 @@ class Block:
     def trainable(self) -> bool:
         """Whether every parameter of the block is unfrozen now; toggling optimizers freezes them for a moment."""
         return all(parameter.requires_grad for parameter in self.parameters)
+
+    @property
+    def wants_exact(self) -> str:
+        """Why its candidates are to be scored exactly; empty where they may be estimated."""
+        if self.group["response_grid"] == 0:
+            return "response_grid=0 asks for exact costs"
+        return "" if self.group["rank"] is None else "a rank is asked for, and as many directions are scored"
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """Split a (rows x dim) tensor into tensors of the parameters' shapes; leading batch dimensions are kept."""

@@ -9,10 +9,12 @@ from lightning_polystep.commit_pass import CommitPass
 from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.in_turn import IN_TURN
 from lightning_polystep.lookups import follow_lookups
+from lightning_polystep.particles import InputStatistics
 from lightning_polystep.proposing import Proposing
 from lightning_polystep.scoring.plan import Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.providers import Evaluation, providers_of
+from lightning_polystep.scoring.reading import Reading
 from lightning_polystep.trained import Trained
 
 
@@ -47,6 +49,8 @@ class Planning:
         statistics = self.optimizer.statistics
         # Trial proposals may refresh a basis, which in the middle of an accumulation window is the next step's to do.
         known = {name: replace(each) for name, each in statistics.items()}
+        self._record(probe)
+        self._find_signs(known)
         self._settle_blocks(probe)
         plan = self._with_tiers(probe)
         if self.optimizer.importance_sampling:
@@ -55,6 +59,21 @@ class Planning:
         plan.count_candidates(statistics)
         statistics.update(known)
         return plan
+
+    def _record(self, probe: Probe) -> None:
+        """Record the step where it ran without being recorded."""
+        if self.commit_pass.recording.tape is None and self.evaluation != "loop":
+            self.commit_pass.recording.record(probe)
+
+    def _find_signs(self, known: dict[str, InputStatistics]) -> None:
+        """Let weights be flipped one by one where the tape shows that only their signs matter; not in a stack."""
+        recording = self.commit_pass.recording
+        if recording.tape is None or self.trained.recognised.holds:
+            return
+        before = self.trained.blocks
+        self.trained.blocks = self.optimizer.with_signs(before, Reading(recording).acts_by_signs)
+        for gone in {block.name for block in before} - {block.name for block in self.trained.blocks}:
+            known.pop(gone, None)
 
     def _settle_blocks(self, probe: Probe) -> None:
         """Say of each block what this micro-batch shows of it: random directions, rows that are read, turns."""
@@ -68,8 +87,6 @@ class Planning:
     def _with_tiers(self, probe: Probe) -> Plan:
         """Try the ways of scoring."""
         recording, binding = self.commit_pass.recording, self.optimizer.binding
-        if recording.tape is None and self.evaluation != "loop":
-            recording.record(probe)
         plan = make_plan(
             self.trained.blocks,
             probe,

@@ -19,6 +19,7 @@ from lightning_polystep.tape import (
     NotOnTapeError,
     Operation,
     Program,
+    acts_by_signs,
     compile_program,
     entries_of,
     is_elementwise,
@@ -63,6 +64,19 @@ class Reading:
             raise NotOnTapeError(_NOT_ALONE)
         entries: Entries = known[key]
         return entries
+
+    def acts_by_signs(self, block: Block) -> bool:
+        """Tell whether only the signs of a block's weights matter, however large they are.
+
+        Args:
+            block: The parameters.
+        """
+        if self.recording.loss is None:
+            return False
+        try:
+            return acts_by_signs(self.recording.taken(), self.entries(block))
+        except NotOnTapeError:
+            return False
 
     def products(self, block: Block) -> list[Entry]:
         """Return the products that a block's rows enter.

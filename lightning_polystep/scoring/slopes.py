@@ -27,7 +27,7 @@ from lightning_polystep.scoring.row_tier import RowTier
 from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.taped import TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
-from lightning_polystep.tape import Entries, Entry, Program, Tape, added_by_rows, summed_over_places
+from lightning_polystep.tape import Entries, Entry, Program, Tape, added_by_rows, opposites, summed_over_places
 
 # Bytes that candidates may take that are scored exactly after all.
 _EXACT_MEMORY = 2**28
@@ -86,6 +86,8 @@ class SlopeTier(RowTier):
 
     def along(self, proposal: Proposal, places: Tensor, entries: Entries, slopes: dict[int, Tensor]) -> Tensor:
         """Return what slopes of rows say of candidates, (R, V): the product with what changes of what is multiplied."""
+        if self.block.by_signs:
+            return self._along_flips(proposal, places, entries, slopes)
         directions = self._shared_directions(proposal, entries)
         if directions is not None:
             rows = proposal.rows[places]
@@ -101,6 +103,17 @@ class SlopeTier(RowTier):
         total = sum((apart[index].to(slope) @ slope[:, :, None]).squeeze(2) for index, slope in slopes.items())
         assert isinstance(total, Tensor)
         return total
+
+    def _along_flips(self, proposal: Proposal, places: Tensor, entries: Entries, slopes: dict[int, Tensor]) -> Tensor:
+        """Return what slopes say of flips, (R, V): of a number's two vertices one changes nothing."""
+        rows, opposite = proposal.rows[places], opposites(self.recording.taken(), entries)
+        gains = sum(slope * opposite[index][rows] for index, slope in slopes.items())
+        assert isinstance(gains, Tensor)
+        vertices = proposal.directions.reshape(-1, self.block.dim)
+        size, number = vertices.abs().max(1)
+        upwards = vertices.gather(1, number[:, None])[:, 0] == size
+        negative = self.block.parameters[0].detach()[rows].flatten(1)[:, number] < 0
+        return torch.where(negative == upwards, gains[:, number], 0.0)
 
     def changes_of_rows(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor]:
         """Return how some candidates change what their row is multiplied as, (V, D) by value."""
@@ -139,6 +152,8 @@ class SlopeTier(RowTier):
 
     def most_directions(self) -> int | None:
         """Return fewer where each candidate of each row has to be quantised by itself."""
+        if self.block.by_signs:
+            return None
         entries = self.entered[0]
         of_rows = set(self.recording.leaves_of(self.block)) | entries.multiples.keys()
         return None if entries.multiplied <= of_rows else _OF_ITS_OWN
@@ -178,6 +193,10 @@ class Reaches(dict[object, tuple[Entry, Tensor]]):
         if known in kept and kept[known][0] is proposal:
             found: Reaches = kept[known][1]
             return found
+        if tier.block.by_signs:
+            made = cls({entry.key: (entry, _far_flips(tape, entry, tier.block)) for entry in entries.products})
+            kept[known] = proposal, made
+            return made
         changes = tier.changes_of_rows(proposal, entries)
         half = max(1, len(next(iter(changes.values()))) // 2)  # the others are often the same mirrored
         sample = {index: change[:half][:: max(1, half // _TYPICAL)][:_TYPICAL] for index, change in changes.items()}
@@ -189,6 +208,17 @@ class Reaches(dict[object, tuple[Entry, Tensor]]):
                 made[entry.key] = entry, typical
         kept[known] = proposal, made
         return made
+
+
+def _far_flips(tape: Tape, entry: Entry, block: Block) -> Tensor:
+    """Return how far units are shifted to see what flips do, (N', ...).
+
+    One flip takes few samples over a threshold, so that it is judged as from many biases around the unit's own, whose
+    root mean square is ``probe_radius`` times that of what the product makes: evenly between two shifts.
+    """
+    made = precise(tape.values[entry.made].tensor)
+    size = float(made.square().mean().sqrt())
+    return torch.full_like(made[:, 0], 3**0.5 * block.group["probe_radius"] * size)
 
 
 def odd_parts(trial: Proposal, costs: Tensor) -> Tensor:
@@ -297,9 +327,8 @@ def check_slopes(block: Block) -> None:
     Raises:
         NotOfferedError: Where they cannot, or exact costs are asked for.
     """
-    if block.constant or block.subspace not in {"inputs", "gaussian"} or block.population is not None:
+    directions = block.subspace in {"inputs", "gaussian"} or block.by_signs
+    if block.constant or not directions or block.population is not None:
         raise NotOfferedError("its candidates are no directions of rows")
-    if block.group["response_grid"] == 0:
-        raise NotOfferedError("response_grid=0 asks for exact costs")
-    if block.group["rank"] is not None:
-        raise NotOfferedError("a rank is asked for, and as many directions are scored")
+    if block.wants_exact:
+        raise NotOfferedError(block.wants_exact)

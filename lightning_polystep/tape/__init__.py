@@ -34,6 +34,7 @@ from lightning_polystep.tape.replay import mixes_changes, places_kept_apart, rep
 from lightning_polystep.tape.run_again import Rerun
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
+from lightning_polystep.tape.signs import acts_by_signs, opposites
 from lightning_polystep.tape.tape import Operation, Tape
 from lightning_polystep.tape.ways_back import (
     goes_back,
@@ -70,6 +71,7 @@ __all__ = [
     "Stage",
     "Tape",
     "Work",
+    "acts_by_signs",
     "added_by_rows",
     "compile_program",
     "elementwise",
@@ -88,6 +90,7 @@ __all__ = [
     "moving",
     "never_answers",
     "operations_towards",
+    "opposites",
     "places_kept_apart",
     "product_of",
     "products_of",

@@ -147,11 +147,24 @@ class Entries(NamedTuple):
             rows: The unit of each candidate, (K,).
             changed: What the parameters are for them.
         """
-        everyone = torch.arange(len(rows), device=rows.device)
-        frame = Frame(tape, self.behind, Stage.UNIT, everyone, rows, values=dict(changed))
+        frame = self._frame(tape, rows, changed)
         for step in self.before:
             execute(frame, self.behind.operation(tape, step.number))
         return {i: (frame.values[i] - frame.recorded(i)[0]).flatten(1) for i in sorted(self.multiplied)}
+
+    def rows(self, tape: Tape, rows: Tensor) -> dict[int, Tensor]:
+        """Return what the products multiply of some units, (K, D) or (K, 1) by value.
+
+        Args:
+            tape: Of the step.
+            rows: The units, (K,).
+        """
+        frame = self._frame(tape, rows, {})
+        return {i: frame.recorded(i)[0].flatten(1) for i in sorted(self.multiplied)}
+
+    def _frame(self, tape: Tape, rows: Tensor, changed: Mapping[int, Tensor]) -> Frame:
+        everyone = torch.arange(len(rows), device=rows.device)
+        return Frame(tape, self.behind, Stage.UNIT, everyone, rows, values=dict(changed))
 
 
 def entries_of(tape: Tape, program: Program, parameters: Sequence[int | None]) -> Entries | None:

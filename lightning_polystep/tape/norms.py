@@ -192,10 +192,10 @@ def batch_statistics(tape: Tape, program: Program) -> set[int]:
 
 
 def _likely_samples(program: Program, tape: Tape) -> int | None:
-    """Return the label of the first axis of what the first product makes; of the first value where there is none."""
+    """Return the label of the first axis of what units make: at the first product, or where the program begins."""
     operations = [program.operation(tape, step.number) for step in program.steps]
-    products = [each.outputs for each in operations if _packet(each) in PRODUCTS]
-    for index in products[0] if products else [index for each in operations for index in each.operands]:
+    products = [index for each in operations if _packet(each) in PRODUCTS for index in each.outputs]
+    for index in (*products[:1], *(index for each in operations for index in each.operands)):
         if index is not None and index in program.axes and program.position(index, program.unit) not in {None, 0}:
             labels = program.axes[index][0]
             return labels[0] if labels else None
