@@ -194,8 +194,6 @@ class PolyStep(HostedOptimizer):
         found: list[Block] = []
         for block in blocks:
             flips = block.subspace == "inputs" and not block.wants_exact and acts_by_signs(block)
-            if flips:
-                self.statistics.pop(block.name, None)
             found += flipped_one_by_one(block) if flips else [block]
         self._reused.follow(found)
         return found

@@ -70,10 +70,11 @@ class Planning:
         recording = self.commit_pass.recording
         if recording.tape is None or self.trained.recognised.holds:
             return
-        before = self.trained.blocks
-        self.trained.blocks = self.optimizer.with_signs(before, Reading(recording).acts_by_signs)
-        for gone in {block.name for block in before} - {block.name for block in self.trained.blocks}:
+        learning = {block.name for block in self.trained.blocks if block.learns_inputs}
+        self.trained.blocks = self.optimizer.with_signs(self.trained.blocks, Reading(recording).acts_by_signs)
+        for gone in learning - {block.name for block in self.trained.blocks if block.learns_inputs}:
             known.pop(gone, None)
+            self.optimizer.statistics.pop(gone, None)
 
     def _settle_blocks(self, probe: Probe) -> None:
         """Say of each block what this micro-batch shows of it: random directions, rows that are read, turns."""

@@ -1,10 +1,12 @@
 """Which parameters become which blocks."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from lightning_polystep.blocks import find_blocks
+from lightning_polystep.blocks import find_blocks, flipped_one_by_one
 from lightning_polystep.layers import LIF, QuantLinear
 from lightning_polystep.optimizer import PolyStep
 from tests.helpers.parity import CASES
@@ -159,6 +161,20 @@ def test_a_layer_with_a_forward_of_its_own_is_not_shifted():
 
 
 # What the sites see.
+
+
+@pytest.mark.parametrize(("layer", "dim"), [(nn.Linear(3, 2), 3), (nn.Conv2d(3, 2, 2), 12)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_binary_weights_and_their_bias_are_blocks_of_their_own(layer, dim, bias):
+    layer = copy.deepcopy(layer)
+    if not bias:
+        layer.bias = None
+    (block,) = blocks_of(nn.Sequential(layer))
+    weight, *biases = flipped_one_by_one(block)
+    assert (weight.name, weight.rows, weight.dim, weight.subspace) == ("0.weight", 2, dim, "signs")
+    assert (weight.parameters, weight.by_signs, weight.site) == ((layer.weight,), True, None)
+    assert [(each.name, each.rows, each.dim, each.subspace) for each in biases] == [("0.bias", 2, 1, "full")] * bias
+    assert all(each.group is block.group and not each.learns_inputs for each in (weight, *biases))
 
 
 def test_what_has_no_binary_weights_is_not_flipped():

@@ -28,7 +28,10 @@ from lightning_polystep.tape import (
     Apart,
     NotOnTapeError,
     Program,
+    Tape,
+    but_for_what_it_undoes,
     compile_program,
+    is_norm,
     last_products,
     mixes_changes,
     places_kept_apart,
@@ -84,11 +87,8 @@ class Scores:
         shapes = {tape.values[index].tensor.shape for index in made}
         if loss is None or len(shapes) != 1 or len(next(iter(shapes))) != 2:
             return None
-        try:
-            program = compile_program(tape, dict.fromkeys(made, 1), loss, keeps_statistics=True)
-        except NotOnTapeError:
-            return None
-        if not mixes_changes(tape, program) or any(program.position(index, program.sample) != 0 for index in made):
+        program = _program_behind(tape, made, loss)
+        if program is None:
             return None
         on_cpu = tape.values[loss].tensor.device.type == "cpu"
         script, count = Script.of("Scores", tape, program, fuse=on_cpu), next(iter(shapes))[1]
@@ -125,8 +125,17 @@ class Scores:
         # Every layer has a program of its own, and all of them the same scores.
         key = ("slopes by scores", *self.made)
         if key not in tape.arrays:
-            tape.arrays[key] = self._measured(recording, step)
+            tape.arrays[key] = self._but_for_what_norms_undo(tape, self._measured(recording, step))
         slopes: dict[int, Tensor] = tape.arrays[key]
+        return slopes
+
+    def _but_for_what_norms_undo(self, tape: Tape, slopes: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Take away what slopes say of moves that a norm right behind scores undoes, whose statistics were kept."""
+        for step in self.program.steps if self.program.as_recorded else ():
+            operation = self.program.operation(tape, step.number)
+            index = operation.operands[0] if is_norm(operation) else None
+            if index in slopes:
+                slopes[index] = but_for_what_it_undoes(operation, tape.values[index].tensor, slopes[index])
         return slopes
 
     def _measured(self, recording: Recording, step: int) -> dict[int, Tensor]:
@@ -248,6 +257,29 @@ class Scores:
             values: What changed of what each product makes.
         """
         return torch.stack([self.of_samples(program, values[index]) for index in self.made]).sum(0)
+
+
+def _program_behind(tape: Tape, made: Sequence[int], loss: int) -> Program | None:
+    """Return what lies behind scores; norms of whole batches with the statistics of the step, if nothing else does.
+
+    Args:
+        tape: Of the step.
+        made: The scores.
+        loss: The loss.
+
+    Returns:
+        None where each sample's loss is no function of its own scores.
+    """
+    for as_recorded in (False, True):
+        try:
+            program = compile_program(
+                tape, dict.fromkeys(made, 1), loss, as_recorded=as_recorded, keeps_statistics=True
+            )
+        except NotOnTapeError:
+            return None
+        if mixes_changes(tape, program) and all(program.position(index, program.sample) == 0 for index in made):
+            return program
+    return None
 
 
 def sizes_and_samples(program: Program, index: int) -> tuple[list[int], int]:

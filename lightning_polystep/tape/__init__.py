@@ -25,7 +25,7 @@ from lightning_polystep.tape.flow import Flow, Site, elementwise, flows, is_elem
 from lightning_polystep.tape.frame import Apart, Blend
 from lightning_polystep.tape.fuse import MOST_WIDER, Loops, Region
 from lightning_polystep.tape.merging import operations_towards
-from lightning_polystep.tape.norms import is_norm
+from lightning_polystep.tape.norms import but_for_what_it_undoes, is_norm
 from lightning_polystep.tape.pause import unrecorded
 from lightning_polystep.tape.places import Layout, Relation
 from lightning_polystep.tape.program import NotOnTapeError, Program, Stage
@@ -73,6 +73,7 @@ __all__ = [
     "Work",
     "acts_by_signs",
     "added_by_rows",
+    "but_for_what_it_undoes",
     "compile_program",
     "elementwise",
     "entries_of",

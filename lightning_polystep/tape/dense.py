@@ -18,7 +18,7 @@ from lightning_polystep.tape.execute import execute
 from lightning_polystep.tape.frame import Frame
 from lightning_polystep.tape.fuse import MOST_WIDER, Loops, Region, partition
 from lightning_polystep.tape.fuse import run as run_loop
-from lightning_polystep.tape.norms import is_batch_norm, is_norm, normalised_as_recorded
+from lightning_polystep.tape.norms import is_batch_norm, normalised_as_recorded
 from lightning_polystep.tape.program import Program, Stage, Step
 from lightning_polystep.tape.tape import Operation, Tape
 
@@ -108,7 +108,7 @@ class Dense:
                 run_loop(frame, work)
                 continue
             operation = self.program.operation(tape, work.number)
-            if is_batch_norm(operation) or (self.program.as_recorded and is_norm(operation)):
+            if is_batch_norm(operation):
                 made = operation.outputs[0]
                 assert made is not None
                 frame.values[made] = normalised_as_recorded(frame, operation)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from lightning_polystep.tape.flow import is_elementwise
 from lightning_polystep.tape.flow_rules import REDUCTIONS
 from lightning_polystep.tape.frame import Frame
+from lightning_polystep.tape.norms import is_norm, normalised_as_recorded
 from lightning_polystep.tape.tape import Operation, Ref, substitute
 
 aten = torch.ops.aten
@@ -44,6 +45,9 @@ def replays(*packets: Any) -> Callable[[Replay], Replay]:
 
 def execute(frame: Frame, operation: Operation) -> None:
     """Run an operation for the instances of a frame, and keep what it makes there."""
+    if frame.program.as_recorded and is_norm(operation) and operation.outputs[0] is not None:
+        frame.values[operation.outputs[0]] = normalised_as_recorded(frame, operation)
+        return
     packet = getattr(operation.function, "overloadpacket", None)
     replay = _REPLAYS.get(packet)
     result = replay(frame, operation) if replay is not None else None

@@ -168,7 +168,16 @@ class Frame:
         Returns:
             The tensor, and whether it has an axis of instances: where it holds a label that they fix.
         """
-        tensor = self.tape.values[index].tensor
+        return self.of_instances(index, self.tape.values[index].tensor, with_unit=with_unit)
+
+    def of_instances(self, index: int, tensor: Tensor, *, with_unit: bool = False) -> tuple[Tensor, bool]:
+        """Return what belongs to a value, as large as it was in the step, for the instances; see :meth:`recorded`.
+
+        Args:
+            index: Of the value.
+            tensor: What belongs to it.
+            with_unit: Whether to read it at each instance's unit in any case.
+        """
         places: dict[int | None, Tensor] = dict(self.fixed)
         if with_unit and self.program.unit is not None:
             places[self.program.unit] = self.units

@@ -67,16 +67,22 @@ def normalised_as_recorded(frame: Frame, operation: Operation) -> Tensor:
         operation: The normalisation.
     """
     weight, bias, eps = _affine(operation)
-    recorded, (value, _) = frame.tape.values[operation.operands[0]].tensor, frame.read(operation.operands[0])
+    index = operation.operands[0]
+    recorded, (value, _) = frame.tape.values[index].tensor, frame.read(index)
     grouped = _grouped(operation, recorded)
     variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
+
+    def of_instances(numbers: Tensor) -> Tensor:
+        return frame.of_instances(index, numbers.expand(recorded.shape))[0]
+
     mean, scale = (
-        _ungrouped(operation, each.expand(grouped.shape), recorded) for each in (mean, torch.rsqrt(variance + eps))
+        of_instances(_ungrouped(operation, each.expand(grouped.shape), recorded))
+        for each in (mean, torch.rsqrt(variance + eps))
     )
     out = (value - mean) * scale
     for place, ref in enumerate((weight, bias)):
         if isinstance(ref, Ref):
-            each = _beside(operation, frame.tape.values[ref.index].tensor, recorded)
+            each = of_instances(_beside(operation, frame.tape.values[ref.index].tensor, recorded))
             out = out * each if place == 0 else out + each
     return out
 

@@ -27,7 +27,7 @@ graph = pytest.importorskip("brevitas.graph.calibrate")
 examples = pytest.importorskip("brevitas_examples.bnn_pynq.models.FC")
 
 TAPE, LOOP = "tape", "loop"
-TAPED = {TAPE, "units"}
+TAPED = {TAPE, "units", "operands"}
 
 
 def tfc(bits):

@@ -112,11 +112,29 @@ def test_what_lies_behind_the_scores_is_seen_in_their_slopes(norm, cosine):
     assert cosine < 0.9 or 0.95 < slopes.norm() / made.grad.norm() < 1.05
 
 
-def test_scores_before_a_batch_norm_have_no_slopes_of_samples():
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_right_behind_the_scores_keeps_its_statistics_and_undoes_what_it_does(affine):
+    """So slopes are those of its derivative, which knows that it undoes shifts and scalings of a score."""
+    torch.manual_seed(0)
     net, x, y = wide(), torch.randn(60, 6).double(), torch.arange(60) % 3
-    whole = nn.Sequential(net, nn.BatchNorm1d(3).double())
-    recording, _, _ = record(whole, lambda: F.cross_entropy(whole(x), y))
-    assert Scores.of(recording) is None
+    norm = nn.BatchNorm1d(3, affine=affine).double()
+    if affine:
+        norm.weight.data, norm.bias.data = torch.tensor([[0.2, -0.4, 0.3], [0.3, 0.0, -2.0]]).double()
+    recording, _, _ = record(nn.Sequential(net, norm), lambda: F.cross_entropy(norm(net(x)), y))
+    scores, made = Scores.of(recording), net(x).detach().requires_grad_()
+    assert scores.program.as_recorded
+    slopes = slopes_of(recording)
+    F.cross_entropy(norm(made), y).backward()
+    torch.testing.assert_close(slopes, made.grad, rtol=0.05, atol=0.02 * float(made.grad.abs().max()))
+    assert slopes.sum(0).abs().max() < 1e-12
+    assert (slopes * made.detach()).sum(0).abs().max() < 1e-12
+
+
+def test_norms_behind_scores_run_as_they_are_where_that_leaves_samples_apart():
+    torch.manual_seed(0)
+    net, x, y = nn.Sequential(wide(), nn.LayerNorm(3).double()), torch.randn(60, 6).double(), torch.arange(60) % 3
+    recording, _, _ = record(net, lambda: F.cross_entropy(net(x), y))
+    assert not Scores.of(recording).program.as_recorded
 
 
 def test_places_of_a_score_share_what_was_measured_of_all():

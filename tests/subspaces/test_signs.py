@@ -1,5 +1,6 @@
 """Numbers that act by their signs: both are reached from wherever a number is."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,20 @@ def test_either_vertex_gives_its_sign_and_numbers_stay_within_one():
     reach = SUBSPACE.probe_radius(signs.group) * SUBSPACE.basis(signs, 1, signs.group, None, generator(0, 0, "x"))
     assert bool((values + reach.float()[0] > 0).all())
     assert bool((values - reach.float()[0] < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"), [(0.875, 1.0), (1.0, 1.0), (1.125, 2.0), (0.02734375, 0.03125), (0.0, 1.0)]
+)
+def test_weights_are_kept_within_the_power_of_two_that_bounds_them(largest, unit):
+    weight = nn.Parameter(torch.tensor([[0.0, -largest], [0.5 * largest, 0.0]]))
+    signs = Block("weight", (weight,), ("weight",), {}, 2, 2, "signs", by_signs=True)
+    assert SUBSPACE.basis(signs, 2, {}, None, generator(0, 0, "x")).diagonal().tolist() == [2 * unit] * 2
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight += torch.tensor([[3 * unit, 0.0], [0.0, -3 * unit]])
+        SUBSPACE.settle(Proposal(signs, torch.arange(2), torch.ones(2), torch.empty(2, 2, 2), 1, 1.0), before)
+    assert weight.tolist() == [[unit, -largest], [0.5 * largest, -unit]]
 
 
 def test_numbers_without_a_signal_are_not_probed_wider():

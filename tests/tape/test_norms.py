@@ -81,6 +81,13 @@ def test_by_the_statistics_of_the_step_it_acts_place_by_place(kind):
     assert changed[at]
 
 
+class Step(nn.Module):
+    """Passes on signs."""
+
+    def forward(self, x):
+        return (x > 0).to(x)
+
+
 class ByHand(nn.Module):
     """A norm over samples that its author wrote out, between two layers or behind both."""
 
@@ -134,6 +141,20 @@ def test_statistics_of_each_sample_are_no_statistics_of_a_batch(where):
     program = compile_program(tape, rows, recording.loss, as_recorded=True, keeps_statistics=True)
     assert program.samples == 20
     assert batch_statistics(tape, program) == set()
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False), nn.BatchNorm1d(3, momentum=None)])
+def test_a_network_that_ends_in_a_batch_norm_is_looked_at_layer_by_layer(norm):
+    """As networks of few bits do."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 64), Step(), nn.Linear(64, 3), norm)
+    x = torch.randn(256, 6)
+    y = (x[:, :3] + x[:, 3:]).argmax(1)
+    engine = Engine(net, PolyStep(net.parameters(), seed=0), announce=None)
+    losses = [float(engine.step(lambda: F.cross_entropy(net(x), y))) for _ in range(15)]
+    tiers = {each.block.name: each.tier.name for each in engine.plan.assignments}
+    assert tiers["0"] == tiers["2"] == "units"
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_a_network_with_a_norm_by_hand_is_looked_at_layer_by_layer():
