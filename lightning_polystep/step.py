@@ -36,6 +36,7 @@ from lightning_polystep.sites import Observation, observing, update_statistics
 from lightning_polystep.subspaces import SUBSPACES, particle_dim
 from lightning_polystep.transport import TRANSPORTS, normalise, transport_of
 from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING
+from lightning_polystep.transport.vertices import sum_over_vertices
 
 
 @contextmanager
@@ -214,7 +215,7 @@ def transport(costs: Tensor, group: dict[str, Any], *, seed: int, step: int, nam
         chosen = TRANSPORTS["softmax"]
     draw = generator(seed, step, f"transport/{name}") if chosen.draws else None
     weights, marginal_error, converged = chosen.weigh(normalised.costs, value_at(group["epsilon"], step), draw)
-    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    entropy = -sum_over_vertices(torch.special.xlogy(weights, weights))
     return Transported(
         weights=weights,
         spread=normalised.spread,

@@ -50,6 +50,8 @@ _LOUDER = "torch's first weights, nearly silent, times"
 
 _CONVOLUTIONAL = f"12C5-P2-32C5-P2-10, T=10; cross-entropy of counts; {_LOUDER} 2"
 
+_BINARY = "784-128-128-10, weights and activations of one bit, batch norms, the last one behind the scores"
+
 NETWORKS = {
     "count": Entry("snntorch", f"{_CLASS}; ce_count_loss, SF.acc logged, loss.item()"),
     "rate": Entry("snntorch", f"{_CLASS}; ce_rate_loss"),
@@ -80,6 +82,8 @@ NETWORKS = {
     "tfc": Entry("brevitas", "TFC of BNN-PYNQ: 1-bit weights and activations, batch norm, dropout, squared hinge loss"),
     "lstm": Entry("torch", "LSTM of 64 over 28 rows"),
     "transformer": Entry("torch", "one encoder block of 64, 4 heads, over 28 rows"),
+    "binary": Entry("torch", f"{_BINARY}; a straight-through gradient of its author's"),
+    "binary_control": Entry("torch", f"{_BINARY}; hidden weights stay random, only the readout and norms are trained"),
     "wine": Entry("torch", "13-16-3, sign activations, a straight-through gradient of its author's", "wine"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,39 @@ class SignMLP(nn.Module):
         return scores
 
 
+class SignLinear(nn.Linear):
+    """Multiplies with the signs of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the signs make of the inputs."""
+        return F.linear(x, SignSTE.apply(self.weight), self.bias)
+
+
+class BinaryMLP(nn.Module):
+    """Weights and activations of one bit, with batch norms, the last one behind the scores.
+
+    Args:
+        hidden: Units of each of two hidden layers.
+        trains_hidden: Whether these are trained; else they stay random, which is the control.
+    """
+
+    def __init__(self, hidden: int = 128, *, trains_hidden: bool = True) -> None:
+        super().__init__()
+        sizes = (784, hidden, hidden, 10)
+        self.layers = nn.ModuleList(
+            SignLinear(before, after, bias=False) for before, after in itertools.pairwise(sizes)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
+        self.layers[:-1].requires_grad_(trains_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores."""
+        x = x.flatten(1)
+        for place, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = norm(layer(x if place == 0 else SignSTE.apply(x)))
+        return x
+
+
 def classifier(net: nn.Module) -> Case:
     """Cross-entropy of scores."""
     return Case(net, lambda x, y: F.cross_entropy(net(x), y), lambda x: net(x).argmax(-1))
@@ -126,4 +160,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "lstm": lambda: classifier(RowLSTM()),
     "transformer": lambda: classifier(RowTransformer()),
     "wine": lambda: classifier(SignMLP()),
+    "binary": lambda: classifier(BinaryMLP()),
+    "binary_control": lambda: classifier(BinaryMLP(trains_hidden=False)),
 }

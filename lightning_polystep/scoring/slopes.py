@@ -109,11 +109,10 @@ class SlopeTier(RowTier):
         rows, opposite = proposal.rows[places], opposites(self.recording.taken(), entries)
         gains = sum(slope * opposite[index][rows] for index, slope in slopes.items())
         assert isinstance(gains, Tensor)
-        vertices = proposal.directions.reshape(-1, self.block.dim)
-        size, number = vertices.abs().max(1)
-        upwards = vertices.gather(1, number[:, None])[:, 0] == size
+        number = proposal.directions[:, 0].abs().argmax(1)  # which one each particle is
+        upwards = proposal.directions[torch.arange(len(number)), :, number] > 0
         negative = self.block.parameters[0].detach()[rows].flatten(1)[:, number] < 0
-        return torch.where(negative == upwards, gains[:, number], 0.0)
+        return torch.where(negative[:, :, None] == upwards, gains[:, number, None], 0.0).flatten(1)
 
     def changes_of_rows(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor]:
         """Return how some candidates change what their row is multiplied as, (V, D) by value."""

@@ -50,8 +50,9 @@ class WholeLayerTier(SlopeTier):
         return None
 
     def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside."""
+        """Return that all candidates are scored at once: rows are cut inside, but for flips, which are no work."""
         del memory_budget
+        self._rows_at_once = self.block.rows if self.block.by_signs else _ROWS_AT_ONCE
         return Chunking(sys.maxsize)
 
     def obstacle(self) -> str:

@@ -114,8 +114,8 @@ def some_axes(dim: int, rank: int, draw: torch.Generator) -> Tensor:
         >>> some_axes(3, 3, torch.Generator()).diagonal()
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    chosen = torch.randperm(dim, generator=draw)[:rank].sort().values
-    return torch.eye(dim, dtype=torch.float64)[:, chosen]
+    chosen, axes = torch.randperm(dim, generator=draw)[:rank].sort().values, torch.eye(dim, dtype=torch.float64)
+    return axes if rank >= dim else axes[:, chosen]
 
 
 def scaled_by_layer(block: Block, columns: Tensor) -> Tensor:

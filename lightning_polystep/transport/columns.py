@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.transport.protocol import Transport, Weights, finite_somewhere
+from lightning_polystep.transport.vertices import softmax_over_vertices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def scale_in_turns(costs: Tensor, epsilon: float, wanted: ColumnShares, pull: fl
         if bool(change <= wanted.tolerance):
             converged = True
             break
-    weights = torch.where(alive, torch.softmax(kernel + potential, dim=-1), 1.0 / costs.shape[-1])
+    weights = torch.where(alive, softmax_over_vertices(kernel + potential), 1.0 / costs.shape[-1])
     got = (weights * alive).sum(0) / rows
     error = torch.where(rows > 0, (got - shares).abs().sum(-1, keepdim=True), 0.0).max()
     return Weights(weights, error, converged)

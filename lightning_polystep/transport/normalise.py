@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_polystep.transport.vertices import sum_over_vertices
+
 # A row that spreads less than this share of its block gets no signal worth following.
 FLAT_SHARE = 0.02
 # Relative error of a loss summed in float32: two of its units in the last place.
@@ -45,8 +47,8 @@ def normalise(costs: Tensor) -> Normalised:
         [[[-1.0, 1.0]], [[0.0, inf]]]
     """
     finite = torch.isfinite(costs)
-    count = finite.sum(-1, keepdim=True).clamp(min=1)
-    mean = torch.where(finite, costs, 0.0).sum(-1, keepdim=True) / count
+    count = sum_over_vertices(finite.to(torch.int64)).clamp(min=1)
+    mean = sum_over_vertices(torch.where(finite, costs, 0.0)) / count
     centred = torch.where(finite, costs - mean, 0.0)
     squares, counts = centred.square().sum((1, 2)), finite.sum((1, 2)).clamp(min=1)
     row_spread = (squares / counts).sqrt()

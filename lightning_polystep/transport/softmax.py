@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.transport.protocol import Transport, Weights, finite_somewhere
+from lightning_polystep.transport.vertices import softmax_over_vertices
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def softmax_transport(costs: Tensor, epsilon: float) -> Tensor:
     References:
         PolyStep, arXiv 2605.01928, section 3; Peyre and Cuturi, "Computational Optimal Transport" (2019), section 4.
     """
-    weights = torch.softmax(-costs / epsilon, dim=-1)
+    weights = softmax_over_vertices(-costs / epsilon)
     return torch.where(finite_somewhere(costs), weights, 1.0 / costs.shape[-1])
 
 
