@@ -74,7 +74,8 @@ class PolyStep(HostedOptimizer):
             with a continuous response (ReLU, no activation, or more than 16 levels), and whatever is scored from the
             tape where a candidate changes one number of each sample. 0 scores each candidate exactly; None is 3 on the
             tape, and 0 in a stack.
-        subspace: Directions proposed: "inputs" (span of the layer's own inputs), "gaussian" (random, low-rank),
+        subspace: Directions proposed: "inputs" (span of the layer's own inputs; weights of which the tape shows that
+            only their signs matter are flipped instead, where costs may be estimated), "gaussian" (random, low-rank),
             "sparse" (random, few coordinates each), "adaptive" (random, and along past moves), "full" (the coordinates
             themselves), "flips" (binary weights: each flipped on its own); those that move more than a row: "layer"
             (random, the paper's), "factored" (random matrices of low rank), "joint" (all parameters of the group are
