@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 # Fewer directions of a row say too little about it: rather fewer rows are probed.
 _SMALLEST_RANK = 4
-# So many candidates a step has whatever they cost, as the loop has too: a network that wants no more is tiny.
-_FEW = 256
+# So many candidates a step has as long as they compute no more than so many numbers, about 50 milliseconds: a network
+# that wants no more is tiny. One with norms of whole batches behind convolutions wants few, which took seconds.
+_FEW, _FEW_NUMBERS = 256, 5e7
 
 
 def share_candidates(assignments: Sequence[Assignment], max_candidates: int | None) -> None:
@@ -33,6 +34,8 @@ def share_candidates(assignments: Sequence[Assignment], max_candidates: int | No
     _share_by_rows([a for a in free if a not in filling], max_candidates)
     wanted = [_wanted_share(assignment) for assignment in filling]
     few = sum(candidates_wanted(assignment.block) for assignment in filling) <= _FEW
+    numbers = sum(share * each.tier.work_of_budget() for share, each in zip(wanted, filling, strict=True))
+    few = few and numbers <= _FEW_NUMBERS
     for assignment, share in zip(filling, wanted if few else fill(wanted), strict=True):
         _afford(assignment, share)
 

@@ -146,9 +146,13 @@ class OperandTier(TapeTier):
         return "estimated from slopes of the loss by what it is an operand of"
 
     def verdict(self, trial: Proposal, costs: Tensor, exact: Tensor) -> str:
-        """Say why exact costs tell more: the estimate hardly agrees with them."""
+        """Say why exact costs tell more: the estimate hardly agrees with them.
+
+        Where a step affords few of them, it has to point away by more than chance: of n numbers a cosine strays by
+        about one over their root, and mirrors and first weights are new.
+        """
         cosine = cosine_of_rows(trial, costs, exact)
-        least = _LEAST_COSINE
+        least = _LEAST_COSINE if self.exact().affords_all() else -(max(1, len(trial.rows)) ** -0.5)
         return f"costs have a cosine of {cosine:.2f} with exact ones, {least} is asked for" if cosine < least else ""
 
 

@@ -312,6 +312,10 @@ class TapeTier(Tier):
         work = self.work()
         return min(_MOST_CANDIDATES, max(1, int(FORWARDS * work.forward / work.candidate)))
 
+    def work_of_budget(self) -> float:
+        """Return how many numbers that computes."""
+        return FORWARDS * self.work().forward
+
     def affords_all(self) -> bool:
         """Tell whether all directions that are wanted of the block can be replayed."""
         wanted = candidates_wanted(self.block)

@@ -53,6 +53,10 @@ class Tier:
         """Return how many candidates a step scores where no rank is asked for; None where they are nearly free."""
         raise NotImplementedError
 
+    def work_of_budget(self) -> float:
+        """Return how many numbers are computed for what a step affords, where that is known; else 0."""
+        return 0.0
+
     def affordable_rows(self) -> int | None:
         """Return how many rows a step probes where candidates of a row are nearly free; None for all of them."""
         return None

@@ -154,6 +154,21 @@ def test_what_the_loop_takes_over_from_a_block_that_took_turns_is_what_a_step_sp
     assert made[0].most_candidates <= 2 * 4 * 2
 
 
+@pytest.mark.parametrize(("numbers", "all_of_them"), [(0, True), (1e4, True), (1e8, False)])
+def test_few_candidates_are_all_scored_unless_they_compute_too_much(numbers, all_of_them):
+    """As those of norms of whole batches behind convolutions do."""
+
+    class Worked(Priced):
+        def work_of_budget(self):
+            return numbers
+
+    layers = nn.ModuleList([nn.Linear(1, 2), nn.Linear(1, 2)])  # 16 candidates
+    blocks = find_blocks(layers, PolyStep(layers.parameters(), seed=0).param_groups)
+    made = [Assignment(block, Worked(2), Chunking(1), place=place) for place, block in enumerate(blocks)]
+    share_candidates(made, None)
+    assert all((each.period == 1 and each.most_rows is None) == all_of_them for each in made)
+
+
 def test_a_tier_may_say_how_many_directions_are_nearly_free():
     class Narrow(Priced):
         def most_directions(self):

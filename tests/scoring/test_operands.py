@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_polystep import Engine, PolyStep
+from lightning_polystep.particles import Proposal
 from lightning_polystep.scoring import layer as layer_module
 from lightning_polystep.scoring import scores as scores_module
 from lightning_polystep.scoring.operands import OperandTier, offer_operands
@@ -107,6 +108,19 @@ def test_an_estimate_that_hardly_agrees_is_not_taken():
     exact, noise = torch.randn(2, proposal.candidates, generator=torch.Generator().manual_seed(0)).double()
     assert tier.verdict(proposal, exact, exact) == ""
     assert "is asked for" in tier.verdict(proposal, noise, exact)
+
+
+@pytest.mark.parametrize(("cosine", "accepted"), [(0.9, True), (0.0, True), (-0.4, True), (-0.6, False)])
+def test_where_exact_costs_are_dear_estimates_must_point_away_by_more_than_chance(cosine, accepted, monkeypatch):
+    """Of four rows of one number."""
+    torch.manual_seed(0)
+    tier, _, _ = setting(Images, torch.randn(12, 1, 8, 8).double(), "norm.bias")
+    monkeypatch.setattr(TapeTier, "affords_all", lambda _: False)
+    proposal = Proposal(tier.block, torch.arange(4), torch.ones(4), torch.tensor([[[1.0], [-1.0]]]), 1, 0.3, True)
+    exact, across = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    found = cosine * exact + (1 - cosine**2) ** 0.5 * across
+    both = [torch.stack([each, -each], 1).flatten().double() for each in (found, exact)]
+    assert (tier.verdict(proposal, *both) == "") == accepted
 
 
 def test_a_batch_of_one_sample_among_others_changes_no_tier():
