@@ -72,6 +72,7 @@ NETS = {
         Net("spiking", 93.4),
         Net("events", None),
         Net("recall", None, config="associative_recall"),
+        Net("fashion_residual", None, config="fashion_residual"),
         Net("fashion_attention", 86.8, config="fashion_attention"),
         Net("fashion_spiking", None, config="fashion_spiking"),
         Net("fashion_staircase", None, config="fashion_staircase"),

@@ -11,6 +11,7 @@ from models.policy_search import PolicySearch
 from models.quantised_conv_net import QuantisedLeNet
 from models.quantised_mlp import Int8MLP, IntegerMLP
 from models.recall_net import RecallNet
+from models.residual_conv_net import ResidualConvNet
 from models.slot_attention_net import SlotAttentionNet
 from models.spiking_conv_net import SpikingConvNet
 from models.spiking_mlp import SpikingMLP
@@ -29,6 +30,7 @@ __all__ = [
     "PolicySearch",
     "QuantisedLeNet",
     "RecallNet",
+    "ResidualConvNet",
     "SlotAttentionNet",
     "SpikingConvNet",
     "SpikingMLP",

@@ -18,6 +18,7 @@ FEWER = {
     "lunar_lander.yaml": ["--data.batch_size=1", "--data.val_episodes=2", "--data.test_episodes=2"],
     "associative_recall.yaml": ["--data.batch_size=32", "--trainer.strategy.init_args.max_candidates=200"],
     "fashion_conv_spiking.yaml": ["--data.batch_size=8"],
+    "fashion_residual.yaml": ["--data.batch_size=8", "--model.network.init_args.channels=4"],
     "mnist_conv_int8.yaml": ["--data.batch_size=8"],
     "mnist_conv_spiking.yaml": ["--data.batch_size=8"],
     **{
@@ -58,6 +59,7 @@ WITH_GRADIENT = {
     "digits_spiking.yaml": "",
     "fashion_attention.yaml": ".*",
     "fashion_conv_spiking.yaml": r"7\..*",
+    "fashion_residual.yaml": r"9\..*",
     "fashion_spiking.yaml": "",
     "fashion_staircase.yaml": r"5\..*",
     "hourly_staircase.yaml": r"3\..*",
