@@ -9,12 +9,13 @@ from lightning_polystep.commit_pass import CommitPass
 from lightning_polystep.hosted import HostedOptimizer
 from lightning_polystep.in_turn import IN_TURN
 from lightning_polystep.lookups import follow_lookups
-from lightning_polystep.particles import InputStatistics
+from lightning_polystep.particles import Block, InputStatistics
 from lightning_polystep.proposing import Proposing
 from lightning_polystep.scoring.plan import Plan, make_plan
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.providers import Evaluation, providers_of
 from lightning_polystep.scoring.reading import Reading
+from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.trained import Trained
 
 
@@ -66,12 +67,21 @@ class Planning:
             self.commit_pass.recording.record(probe)
 
     def _find_signs(self, known: dict[str, InputStatistics]) -> None:
-        """Let weights be flipped one by one where the tape shows that only their signs matter; not in a stack."""
+        """Let weights be flipped one by one where the tape shows that only their signs matter; not in a stack.
+
+        Nor where no estimate can tell of all flips, for want of scores and of losses of samples: a few exact ones say
+        too little.
+        """
         recording = self.commit_pass.recording
         if recording.tape is None or self.trained.recognised.holds:
             return
+        has_scores, reading = Scores.of(recording) is not None, Reading(recording)
+
+        def is_flipped(block: Block) -> bool:
+            return reading.acts_by_signs(block) and (has_scores or recording.entries(block) is not None)
+
         learning = {block.name for block in self.trained.blocks if block.learns_inputs}
-        self.trained.blocks = self.optimizer.with_signs(self.trained.blocks, Reading(recording).acts_by_signs)
+        self.trained.blocks = self.optimizer.with_signs(self.trained.blocks, is_flipped)
         for gone in learning - {block.name for block in self.trained.blocks if block.learns_inputs}:
             known.pop(gone, None)
             self.optimizer.statistics.pop(gone, None)

@@ -150,6 +150,14 @@ def test_they_are_not_where_somebody_asks_for_something_else(options):
     assert "signs" not in subspaces(engine).values()
 
 
+def test_nor_where_samples_have_no_loss_of_their_own():
+    torch.manual_seed(0)
+    (x, y), net = digits(), binary_net()
+    engine, _ = flipping(net, x, y)
+    engine.step(lambda: net(x).std(0).sum() + F.cross_entropy(net(x), y).square())
+    assert subspaces(engine)["0.parametrizations.weight.original"] == "inputs"
+
+
 def test_other_weights_of_the_same_network_stay_as_they_are():
     torch.manual_seed(0)
     (x, y), net = digits(), binary_net()

@@ -147,12 +147,14 @@ class UnitResponseTier(WholeLayerTier):
 
         On the first batch they agree least: feedback is new, and the scores of all classes are alike. So an estimate
         is left only where it points the wrong way, and one by feedback where all directions are cheap to have exactly.
+        Most of what a single flip does is chance, so that there it has to point away by more than that.
         """
         if self.learns:
             cheap = (self.exact().affordable() or 1) >= _CHEAP * candidates_wanted(self.block)
             return "exact directions are so cheap that feedback is not needed" if cheap else ""
         cosine = cosine_of_rows(trial, costs, exact)
-        return "" if cosine > 0 else f"costs have a cosine of {cosine:.2f} with exact ones"
+        least = -((len(costs) / 2) ** -0.5) if self.block.by_signs else 0.0
+        return "" if cosine > least else f"costs have a cosine of {cosine:.2f} with exact ones"
 
 
 def _by_unit(made: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Candidates scored by the answers of their units: against exact costs, and as a plan uses them."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -195,6 +196,18 @@ def test_an_estimate_that_points_away_is_not_taken():
     exact = torch.randn(proposal.candidates, generator=torch.Generator().manual_seed(0)).double()
     assert tier.verdict(proposal, exact, exact) == ""
     assert "cosine of -1.00" in tier.verdict(proposal, -exact, exact)
+
+
+def test_flips_have_to_point_away_by_more_than_chance():
+    recording, blocks = wide()
+    flipped = dataclasses.replace(blocks["2"], by_signs=True)
+    proposal = trial(flipped, rows=1, vertices=8)
+    exact, across = torch.eye(8).double()[:2].repeat(1, len(proposal.rows))
+    chance = proposal.candidates / 2
+    for times, block, accepted in [(0.9, flipped, True), (1.1, flipped, False), (0.9, blocks["2"], False)]:
+        cosine = -times * chance**-0.5
+        costs = cosine * exact + (1 - cosine**2) ** 0.5 * across
+        assert (UnitResponseTier(block, recording).verdict(proposal, costs, exact) == "") == accepted
 
 
 def test_a_batch_of_one_sample_among_others_changes_no_tier():
