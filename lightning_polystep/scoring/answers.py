@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.passing import Passing, recalled, remembered
-from lightning_polystep.scoring.slopes import half_difference, precise
+from lightning_polystep.scoring.precision import half_difference, precise
 from lightning_polystep.tape import (
     Dense,
     Entries,

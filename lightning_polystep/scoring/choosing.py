@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.precision import precise
 from lightning_polystep.scoring.takers import LaterLayer, Moment, Operating
 from lightning_polystep.tape import NotOnTapeError, Operation, Rerun, Tape
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.answers import Answers
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.precision import precise
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.worth import Worth
 from lightning_polystep.tape import Entry, Tape

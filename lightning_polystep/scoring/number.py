@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.layer import Layer, Radii
-from lightning_polystep.scoring.slopes import half_difference, precise
+from lightning_polystep.scoring.precision import half_difference, precise
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.tape import Entry, Program, Segment, Tape, compile_program, replay, schedule
 

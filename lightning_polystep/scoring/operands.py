@@ -18,9 +18,10 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.grid import offer_from_tape
 from lightning_polystep.scoring.layer import forget_slopes
+from lightning_polystep.scoring.precision import precise
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import cosine_of_rows, precise, scored_exactly
+from lightning_polystep.scoring.slopes import cosine_of_rows, scored_exactly
 from lightning_polystep.scoring.subjects import Subjects, moment_of, offered
 from lightning_polystep.scoring.takers import Moment
 from lightning_polystep.scoring.taped import Recording, TapeTier
@@ -168,8 +169,8 @@ def offer_operands(recording: Recording, block: Block) -> OperandTier:
     """
     if block.constant or block.population is not None or block.subspace not in {"inputs", "gaussian", "full"}:
         raise NotOfferedError("its candidates are no moves of single rows")
-    if block.group["response_grid"] == 0 or block.group["rank"] is not None:
-        raise NotOfferedError("exact costs are asked for")
+    if block.wants_exact:
+        raise NotOfferedError(block.wants_exact)
     exact, wanted = offer_from_tape(recording, block), candidates_wanted(block)
     if wanted <= _FEW_CANDIDATES and wanted * exact.work().candidate <= _SMALL_SHARE * exact.work().forward:
         raise NotOfferedError("so few candidates are scored exactly")

@@ -23,10 +23,11 @@ from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.answers import random_signs
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
 from lightning_polystep.scoring.grid import offer_from_tape
+from lightning_polystep.scoring.precision import half_difference, precise
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores, places_of_samples, sizes_and_samples
 from lightning_polystep.scoring.script import Script
-from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows, half_difference, precise
+from lightning_polystep.scoring.slopes import check_slopes, cosine_of_rows
 from lightning_polystep.scoring.subjects import offered
 from lightning_polystep.scoring.taped import Recording
 from lightning_polystep.scoring.tier import NotOfferedError

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_polystep.scoring.precision import precise
 from lightning_polystep.scoring.script import Script
-from lightning_polystep.scoring.slopes import of_samples, precise
+from lightning_polystep.scoring.slopes import of_samples
 from lightning_polystep.scoring.taped import FORWARDS, Recording
 from lightning_polystep.tape import (
     Apart,

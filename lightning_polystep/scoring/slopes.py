@@ -23,22 +23,17 @@ from torch.nn import functional
 
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.probe import Probe
+from lightning_polystep.scoring.row_moves import RowMoves, moves_of
 from lightning_polystep.scoring.row_tier import RowTier
 from lightning_polystep.scoring.script import Script
 from lightning_polystep.scoring.taped import TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
-from lightning_polystep.tape import Entries, Entry, Program, Tape, added_by_rows, opposites, summed_over_places
+from lightning_polystep.tape import Entries, Entry, Program, Tape, summed_over_places
 
 # Bytes that candidates may take that are scored exactly after all.
 _EXACT_MEMORY = 2**28
-# Directions from which it is learned how far a typical candidate shifts each place.
-_TYPICAL = 16
-# Rows of which that is looked at where masks or quantisers make it another for each.
-_FEW_ROWS = 4
 # What costs no more than this, in a loss of about 1 in float32, costs nothing.
 NOTHING = 2e-6
-# Directions of a row of which each is computed by itself.
-_OF_ITS_OWN = 32
 
 
 @dataclass
@@ -82,80 +77,16 @@ class SlopeTier(RowTier):
         assert loss is not None
         for places in chunks:
             slopes = self.slopes_of_rows(proposal, probe, places)
-            yield loss + self.along(proposal, places, self.entered[0], slopes).double()
+            yield loss + self.moves.along(proposal, places, self.entered[0], slopes).double()
 
-    def along(self, proposal: Proposal, places: Tensor, entries: Entries, slopes: dict[int, Tensor]) -> Tensor:
-        """Return what slopes of rows say of candidates, (R, V): the product with what changes of what is multiplied."""
-        if self.block.by_signs:
-            return self._along_flips(proposal, places, entries, slopes)
-        directions = self._shared_directions(proposal, entries)
-        if directions is not None:
-            rows = proposal.rows[places]
-            total = sum(
-                (slopes[index] if scale is None else slopes[index] * scale[rows]) @ columns.T.to(slopes[index])
-                for index, (columns, scale) in directions.items()
-            )
-            assert isinstance(total, Tensor)
-            return total * proposal.reach[places, None]
-        count = proposal.vertices_per_row
-        changed = self._rows_as_multiplied(proposal, places, entries)
-        apart = {index: change.reshape(len(places), count, -1) for index, change in changed.items()}
-        total = sum((apart[index].to(slope) @ slope[:, :, None]).squeeze(2) for index, slope in slopes.items())
-        assert isinstance(total, Tensor)
-        return total
-
-    def _along_flips(self, proposal: Proposal, places: Tensor, entries: Entries, slopes: dict[int, Tensor]) -> Tensor:
-        """Return what slopes say of flips, (R, V): of a number's two vertices one changes nothing."""
-        rows, opposite = proposal.rows[places], opposites(self.recording.taken(), entries)
-        gains = sum(slope * opposite[index][rows] for index, slope in slopes.items())
-        assert isinstance(gains, Tensor)
-        number = proposal.directions[:, 0].abs().argmax(1)  # which one each particle is
-        upwards = proposal.directions[torch.arange(len(number)), :, number] > 0
-        negative = self.block.parameters[0].detach()[rows].flatten(1)[:, number] < 0
-        return torch.where(negative[:, :, None] == upwards, gains[:, number, None], 0.0).flatten(1)
-
-    def changes_of_rows(self, proposal: Proposal, entries: Entries) -> dict[int, Tensor]:
-        """Return how some candidates change what their row is multiplied as, (V, D) by value."""
-        shared = self._shared_directions(proposal, entries)
-        if shared is not None and all(scale is None for _, scale in shared.values()):
-            return {index: columns for index, (columns, _) in shared.items()}
-        few = torch.arange(min(_FEW_ROWS, len(proposal.rows)), device=proposal.rows.device)
-        return self._rows_as_multiplied(proposal, few, entries)
-
-    def _rows_as_multiplied(self, proposal: Proposal, places: Tensor, entries: Entries) -> dict[int, Tensor]:
-        """Return how the candidates of some rows change what their products multiply, (R * V, D) by value."""
-        count = proposal.vertices_per_row
-        every = (places[:, None] * count + torch.arange(count, device=places.device)).flatten()
-        changed = dict(self._changed(self.entered[1].program, proposal, every))
-        return entries.rows_as_multiplied(
-            self.recording.taken(), proposal.rows[places].repeat_interleave(count), changed
-        )
-
-    def _shared_directions(
-        self, proposal: Proposal, entries: Entries
-    ) -> dict[int, tuple[Tensor, Tensor | None]] | None:
-        """Return how vertices change what is multiplied, (V, D) by value, and by what that is scaled, (U, D).
-
-        None where more than a scale depends on the row, as behind quantisers.
-        """
-        block, own = self.block, self.recording.leaves_of(self.block)
-        scales = entries.scales(self.recording.taken())
-        if proposal.starts is not None or proposal.centre is not None or scales is None:
-            return None
-        if not {parameter for parameter, _ in scales.values()} <= set(own):
-            return None
-        widths = [parameter.numel() // block.rows for parameter in block.parameters]
-        moved = (proposal.probe_radius * proposal.directions.reshape(-1, block.dim)).split(widths, dim=1)
-        columns = dict(zip(own, moved, strict=True))
-        return {index: (columns[parameter], scale) for index, (parameter, scale) in scales.items()}
+    @property
+    def moves(self) -> RowMoves:
+        """What candidates of its rows are."""
+        return moves_of(self)
 
     def most_directions(self) -> int | None:
         """Return fewer where each candidate of each row has to be quantised by itself."""
-        if self.block.by_signs:
-            return None
-        entries = self.entered[0]
-        of_rows = set(self.recording.leaves_of(self.block)) | entries.multiples.keys()
-        return None if entries.multiplied <= of_rows else _OF_ITS_OWN
+        return self.moves.most_directions()
 
 
 def scored_exactly(
@@ -187,37 +118,17 @@ class Reaches(dict[object, tuple[Entry, Tensor]]):
     @classmethod
     def of(cls, tier: SlopeTier, entries: Entries, proposal: Proposal) -> Reaches:
         """Find that, once for all chunks of a proposal."""
-        tape = tier.recording.taken()
-        kept, known = tape.arrays, (entries.behind, "reaches")
+        kept, known = tier.recording.taken().arrays, (entries.behind, "reaches")
         if known in kept and kept[known][0] is proposal:
             found: Reaches = kept[known][1]
             return found
-        if tier.block.by_signs:
-            made = cls({entry.key: (entry, _far_flips(tape, entry, tier.block)) for entry in entries.products})
-            kept[known] = proposal, made
-            return made
-        changes = tier.changes_of_rows(proposal, entries)
-        half = max(1, len(next(iter(changes.values()))) // 2)  # the others are often the same mirrored
-        sample = {index: change[:half][:: max(1, half // _TYPICAL)][:_TYPICAL] for index, change in changes.items()}
+        typical = tier.moves.typical(proposal, entries)
         made = cls()
         for entry in entries.products:
             if entry.key not in made:
-                whole = tape.values[entry.made].tensor.shape
-                typical = _shifted(tape, entry, sample).square().mean(0).sqrt().reshape(whole[0], *whole[2:])
-                made[entry.key] = entry, typical
+                made[entry.key] = entry, typical(entry)
         kept[known] = proposal, made
         return made
-
-
-def _far_flips(tape: Tape, entry: Entry, block: Block) -> Tensor:
-    """Return how far units are shifted to see what flips do, (N', ...).
-
-    One flip takes few samples over a threshold, so that it is judged as from many biases around the unit's own, whose
-    root mean square is ``probe_radius`` times that of what the product makes: evenly between two shifts.
-    """
-    made = precise(tape.values[entry.made].tensor)
-    size = float(made.square().mean().sqrt())
-    return torch.full_like(made[:, 0], 3**0.5 * block.group["probe_radius"] * size)
 
 
 def odd_parts(trial: Proposal, costs: Tensor) -> Tensor:
@@ -246,36 +157,6 @@ def cosine_of_rows(trial: Proposal, costs: Tensor, exact: Tensor) -> float:
     if costs.shape[1] == 1:
         costs, exact = costs.T, exact.T
     return float(functional.cosine_similarity(costs, exact, dim=1).mean())
-
-
-def precise(numbers: Tensor) -> Tensor:
-    """Return numbers as at least float32, so that small differences are seen."""
-    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-
-
-def half_difference(both: Tensor) -> Tensor:
-    """Return half of what a value that was shifted up and down differs by.
-
-    Args:
-        both: The two, (2, ...).
-    """
-    up, down = (precise(each) for each in both)
-    return torch.where(up == down, 0.0, 0.5 * (up - down))  # of what is masked out both are infinite
-
-
-def _shifted(tape: Tape, entry: Entry, rows: dict[int, Tensor]) -> Tensor:
-    """Return what changes of rows add to a product, (V, N', P)."""
-    added = None
-    if entry.weight is not None:
-        added = added_by_rows(tape, entry, precise(rows[entry.weight]))
-    if entry.bias is not None:
-        gain = torch.as_tensor(entry.gain(tape)).abs().mean()
-        bias = precise(rows[entry.bias]).reshape(-1, 1, 1) / gain.clamp(min=torch.finfo(gain.dtype).tiny)
-        shape = tape.values[entry.made].tensor.shape
-        places = torch.Size(shape[2:]).numel()
-        added = bias.expand(-1, shape[0], places) if added is None else added + bias
-    assert added is not None
-    return added
 
 
 def add_slopes(slopes: dict[int, Tensor], tape: Tape, entry: Entry, answer: Tensor, rows: Tensor | None = None) -> None:

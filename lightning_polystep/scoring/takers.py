@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.mirror import Mirror
-from lightning_polystep.scoring.slopes import precise
+from lightning_polystep.scoring.precision import precise
 from lightning_polystep.tape import Entry, Operation, Tape, way_back
 
 

@@ -217,7 +217,7 @@ class TapeTier(Tier):
         rows = proposal.rows[candidates // proposal.vertices_per_row]
         simple = proposal.starts is None and proposal.centre is None
         shifts = dict(self._shifts(script, proposal, candidates)) if simple else {}
-        changed = {} if simple and script.shifts_only else dict(self._changed(script.program, proposal, candidates))
+        changed = {} if simple and script.shifts_only else self.changed(script.program, proposal, candidates)
         return self.replayed(script, probe, proposal.candidates, rows, changed, shifts)
 
     def replayed(self, script: Script, probe: Probe, replays: int, *given: Any) -> Tensor:
@@ -268,20 +268,28 @@ class TapeTier(Tier):
         shifts: dict[int, Tensor] = kept[key][1]
         return shifts
 
-    def _changed(self, program: Program, proposal: Proposal, candidates: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield what the parameters are for each candidate: their row, or all of them."""
+    def changed(self, program: Program, proposal: Proposal, candidates: Tensor) -> dict[int, Tensor]:
+        """Return what the parameters are for some candidates, by value: their row, or all of them.
+
+        Args:
+            program: What depends on them.
+            proposal: All candidates.
+            candidates: Which ones.
+        """
         block, tape = self.block, self.recording.taken()
         rows, displacements = proposal.displacements_of(candidates)
         places = self.recording.leaves_of(block)
         if program.unit is None:
             whole = block.with_displaced(rows, displacements)
-            yield from ((index, each) for index, each in zip(places, whole, strict=True) if index is not None)
-            return
+            return {index: each for index, each in zip(places, whole, strict=True) if index is not None}
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
-        for index, change in zip(places, displacements.split(widths, dim=1), strict=True):
-            if index is not None:
-                value = tape.values[index].tensor
-                yield index, value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
+        values = [None if index is None else tape.values[index].tensor for index in places]
+        moved = zip(places, values, displacements.split(widths, dim=1), strict=True)
+        return {
+            index: value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
+            for index, value, change in moved
+            if index is not None and value is not None
+        }
 
     def known_loss(self) -> Tensor | None:
         """Return the loss of the commit pass."""

@@ -153,8 +153,11 @@ class UnitResponseTier(WholeLayerTier):
             cheap = (self.exact().affordable() or 1) >= _CHEAP * candidates_wanted(self.block)
             return "exact directions are so cheap that feedback is not needed" if cheap else ""
         cosine = cosine_of_rows(trial, costs, exact)
-        least = -((len(costs) / 2) ** -0.5) if self.block.by_signs else 0.0
-        return "" if cosine > least else f"costs have a cosine of {cosine:.2f} with exact ones"
+        return (
+            ""
+            if cosine > self.moves.least_cosine(len(costs))
+            else f"costs have a cosine of {cosine:.2f} with exact ones"
+        )
 
 
 def _by_unit(made: Tensor) -> Tensor:

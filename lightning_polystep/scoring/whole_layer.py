@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,15 +14,10 @@ from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.slopes import Reaches, SlopeTier, add_slopes
 from lightning_polystep.tape import Entry, NotOnTapeError
 
-# Rows whose candidates are made out at once.
-_ROWS_AT_ONCE = 32
-
 
 @dataclass
 class WholeLayerTier(SlopeTier):
     """Scores all candidates of all rows from one look; a subclass says what it looks at, and what it sees."""
-
-    _rows_at_once: int = field(default=_ROWS_AT_ONCE, init=False, repr=False)
 
     fills_budget: ClassVar[bool] = False
     follows_estimates: ClassVar[bool] = True
@@ -50,9 +45,9 @@ class WholeLayerTier(SlopeTier):
         return None
 
     def chunking(self, memory_budget: int) -> Chunking:
-        """Return that all candidates are scored at once: rows are cut inside, but for flips, which are no work."""
+        """Return that all candidates are scored at once: rows are cut inside."""
         del memory_budget
-        self._rows_at_once = self.block.rows if self.block.by_signs else _ROWS_AT_ONCE
+        self._rows_at_once = self.moves.rows_at_once
         return Chunking(sys.maxsize)
 
     def obstacle(self) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_polystep.scoring.answers import Answers, random_signs
 from lightning_polystep.scoring.feedback import Feedback
+from lightning_polystep.scoring.precision import half_difference, precise
 from lightning_polystep.scoring.scores import Scores
-from lightning_polystep.scoring.slopes import half_difference, precise
 from lightning_polystep.scoring.takers import Moment, Taker
 from lightning_polystep.tape import Dense
 

@@ -94,7 +94,7 @@ def test_a_plan_takes_it_where_exact_costs_are_dear():
 def test_where_it_is_not_offered():
     x = torch.randint(0, 7, (12, 4))
     tier, _, _ = setting(Tokens, x, "norm.bias")
-    for options, reason in (({"response_grid": 0}, "asked for"), ({"rank": 2}, "asked for")):
+    for options, reason in (({"response_grid": 0}, "asks for exact costs"), ({"rank": 2}, "asked for")):
         before = dict(tier.block.group)
         tier.block.group.update(options)
         with pytest.raises(NotOfferedError, match=reason):

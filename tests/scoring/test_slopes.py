@@ -5,10 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_polystep import PolyStep
-from lightning_polystep.blocks import flipped_one_by_one
 from lightning_polystep.scoring.slopes import (
-    Reaches,
     SlopeTier,
     add_slopes,
     check_slopes,
@@ -64,37 +61,9 @@ def test_costs_are_the_product_of_slopes_with_what_changes(make):
     torch.testing.assert_close(costs, expected, rtol=1e-9, atol=1e-11)
     assert (costs - loss).abs().max() > 1e-3
     assert tier.most_directions() is None
-    few = tier.changes_of_rows(proposal, entries)
-    for index, (_, scale) in tier._shared_directions(proposal, entries).items():
+    few = tier.moves.changes_of_rows(proposal, entries)
+    for index, (_, scale) in tier.moves.shared(proposal, entries).items():
         assert (scale is None) == (make is not Masked and make is not Scaled) or few[index].shape[1] == 1
-
-
-class Binary(Masked):
-    """Another that multiplies with the signs of its weights."""
-
-    def forward(self, x):
-        return F.linear(x, torch.where(self.weight >= 0, 1.0, -1.0).double() * self.mask, self.bias)
-
-
-def test_a_flip_costs_the_product_of_slopes_with_what_it_changes_and_no_flip_nothing():
-    torch.manual_seed(0)
-    net, x, worth = nn.Sequential(Binary()).double(), torch.randn(7, 6).double(), torch.randn(7, 5).double()
-    recording, probe, loss = record(net, lambda: (net(x) * worth).sum(1).mean())
-    block = flipped_one_by_one(max(blocks_of(net), key=lambda each: each.dim))[0]
-    optimizer = PolyStep(net.parameters(), seed=0)
-    proposal = optimizer.propose(block, rank=5, most_rows=4)
-    tier = Given(block, recording)
-    (entry,) = tier.entered[0].products
-    tier.given = {}
-    add_slopes(tier.given, recording.taken(), entry, (worth / 7).T[:, :, None])
-    costs = torch.cat([*tier.losses_of_rows(proposal, probe, torch.arange(4).split(3))])
-    expected = tier.exact().score(proposal, probe, 0, proposal.candidates).reshape(4, 10)
-    torch.testing.assert_close(costs, expected, rtol=1e-9, atol=1e-11)
-    assert ((costs == loss).reshape(4, 5, 2).sum(2) >= 1).all(), "of two vertices one is where the weight is"
-    assert tier.most_directions() is None
-    (far,) = (typical for _, typical in Reaches.of(tier, tier.entered[0], proposal).values())
-    made = recording.taken().values[entry.made].tensor
-    torch.testing.assert_close(far, torch.full((7,), 3**0.5 * 0.3).double() * made.square().mean().sqrt())
 
 
 class Turned(Masked):
