@@ -133,8 +133,11 @@ def small(config: Path, folder: Path) -> Path:
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     if settings["data"]["class_path"] not in _IMAGES:
         return config
-    sizes = settings["model"]["init_args"]["network"]["init_args"]["sizes"]
-    settings["model"]["init_args"]["network"]["init_args"]["sizes"] = [64, *[8] * (len(sizes) - 2), sizes[-1]]
+    network = settings["model"]["init_args"]["network"]["init_args"]
+    if "sizes" in network:
+        network["sizes"] = [64, *[8] * (len(network["sizes"]) - 2), network["sizes"][-1]]
+    else:
+        network |= {"image_shape": [1, 8, 8], "channels": 4}
     settings["data"] = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 256, "shift": 1}}
     path = folder / config.name
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

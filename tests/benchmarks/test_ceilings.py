@@ -42,7 +42,12 @@ def test_both_ways_of_training_are_compared(quick, tmp_path):
 def test_every_network_has_its_config(name):
     settings = yaml.safe_load(NETS[name].path.read_text(encoding="utf-8"))
     if settings["data"]["class_path"] in {"datamodules.MNIST", "datamodules.FashionMNIST"}:
-        assert "sizes" in settings["model"]["init_args"]["network"]["init_args"]
+        assert {"sizes", "channels"} & settings["model"]["init_args"]["network"]["init_args"].keys()
+
+
+@pytest.mark.filterwarnings("ignore:Seed")
+def test_convolutions_are_compared_too(quick):
+    check(quick("ceilings", "--nets", "fashion_residual", "--seeds", 2, "--adam-rates", 0.001)["fashion_residual"])
 
 
 @pytest.mark.filterwarnings("ignore:Seed")
