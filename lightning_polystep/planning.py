@@ -75,10 +75,12 @@ class Planning:
         recording = self.commit_pass.recording
         if recording.tape is None or self.trained.recognised.holds:
             return
-        has_scores, reading = Scores.of(recording) is not None, Reading(recording)
+        reading = Reading(recording)
 
         def is_flipped(block: Block) -> bool:
-            return reading.acts_by_signs(block) and (has_scores or recording.entries(block) is not None)
+            if not reading.acts_by_signs(block):
+                return False
+            return Scores.of(recording) is not None or recording.entries(block) is not None
 
         learning = {block.name for block in self.trained.blocks if block.learns_inputs}
         self.trained.blocks = self.optimizer.with_signs(self.trained.blocks, is_flipped)

@@ -283,13 +283,12 @@ class TapeTier(Tier):
             whole = block.with_displaced(rows, displacements)
             return {index: each for index, each in zip(places, whole, strict=True) if index is not None}
         widths = [parameter.numel() // block.rows for parameter in block.parameters]
-        values = [None if index is None else tape.values[index].tensor for index in places]
-        moved = zip(places, values, displacements.split(widths, dim=1), strict=True)
-        return {
-            index: value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
-            for index, value, change in moved
-            if index is not None and value is not None
-        }
+        found = dict[int, Tensor]()
+        for index, change in zip(places, displacements.split(widths, dim=1), strict=True):
+            if index is not None:
+                value = tape.values[index].tensor
+                found[index] = value[rows].unsqueeze(1) + change.reshape(len(rows), 1, *value.shape[1:])
+        return found
 
     def known_loss(self) -> Tensor | None:
         """Return the loss of the commit pass."""

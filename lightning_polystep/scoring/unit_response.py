@@ -153,11 +153,8 @@ class UnitResponseTier(WholeLayerTier):
             cheap = (self.exact().affordable() or 1) >= _CHEAP * candidates_wanted(self.block)
             return "exact directions are so cheap that feedback is not needed" if cheap else ""
         cosine = cosine_of_rows(trial, costs, exact)
-        return (
-            ""
-            if cosine > self.moves.least_cosine(len(costs))
-            else f"costs have a cosine of {cosine:.2f} with exact ones"
-        )
+        agrees = cosine > self.moves.least_cosine(len(costs))
+        return "" if agrees else f"costs have a cosine of {cosine:.2f} with exact ones"
 
 
 def _by_unit(made: Tensor) -> Tensor:
