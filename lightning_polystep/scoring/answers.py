@@ -180,13 +180,10 @@ class Answers:
         """Return the same where nothing has to be shared out between places."""
         ((key, layout),) = self.layouts.items()
         valued = [
-            self.sinks[sink].apart((half_difference(both[sink]) * worth[sink])[None])[0]
-            for sinks, strength, _ in self.passing(tape)
-            for sink, reached in zip(sinks, strength[0].tolist(), strict=True)
-            if reached
+            sink.apart((half_difference(both[index]) * worth[index])[None])[0] for index, sink in self.sinks.items()
         ]
         radii = self._of_any_unit(layout, typical[key])[0]
-        whole = torch.stack(valued).sum(0) if len(valued) > 1 else valued[0] if valued else torch.zeros_like(radii)
+        whole = torch.stack(valued).sum(0) if len(valued) > 1 else valued[0]
         reach = wider[key].flatten().to(whole)
         slopes = (torch.where(radii > 0, whole / radii, 0.0) / reach).T.reshape(len(reach), layout.shape[0], -1)
         return [(entry, self._told_afterwards(tape, entry, slopes)) for entry in self.products]

@@ -9,16 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_polystep.scoring.alike import Alike, usual_shifts
 from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.precision import precise
-from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.takers import Moment, forget_slopes
 from lightning_polystep.scoring.worth import Worth
 from lightning_polystep.tape import Entry, Tape
-
-# What layers of which no candidates are scored are shifted by, in standard deviations of what they make.
-_USUAL_SHIFT = 1.0
-# Where a tape keeps what was seen of layers.
-_SLOPES = "slopes of layers"
 
 
 class Radii(dict[object, Tensor]):
@@ -32,15 +28,6 @@ class Radii(dict[object, Tensor]):
     def __init__(self, typical: Mapping[object, Tensor], reach: Tensor) -> None:
         super().__init__(typical)
         self.reach = reach
-
-
-def forget_slopes(tape: Tape) -> None:
-    """Forget what was seen of layers on a tape, as when a plan was made: more is known since.
-
-    Args:
-        tape: Of the step.
-    """
-    tape.arrays.pop(_SLOPES, None)
 
 
 class Layer:
@@ -97,11 +84,15 @@ class Layer:
         Args:
             moment: What it is looked at with.
         """
-        found: dict[Layer, dict[int, Tensor]] = moment.tape.arrays.setdefault(_SLOPES, {})
-        if self not in found:
+
+        def find() -> dict[int, Tensor]:
             radii = moment.tape.arrays.get((self, "radii"))
-            found[self] = self.slopes_at(moment, self._usual(moment.tape) if radii is None else radii)
-        return found[self]
+            return self._usual_slopes(moment) if radii is None else self.slopes_at(moment, radii)
+
+        return moment.once(self, find)
+
+    def _usual_slopes(self, moment: Moment) -> dict[int, Tensor]:
+        return self.slopes_at(moment, self._usual(moment.tape))
 
     def slopes_at(self, moment: Moment, radii: Radii) -> dict[int, Tensor]:
         """Return the same for shifts of one's own.
@@ -116,7 +107,7 @@ class Layer:
         shifts, units = dict[object, Tensor](), torch.ones(1)
         for entry in self.products:
             made = precise(tape.values[entry.made].tensor)
-            shifts[entry.key] = (_USUAL_SHIFT * made.std()).expand(len(made), *made.shape[2:])
+            shifts[entry.key] = usual_shifts(made[None]).reshape(()).expand(len(made), *made.shape[2:])
             units = made.new_ones(made.shape[1])
         return Radii(shifts, units)
 
@@ -128,10 +119,12 @@ class Answering(Layer):
     Args:
         answers: How they do.
         worth: What that is worth.
+        alike: The layers that answer as this one does, itself among them; None where it is looked at by itself.
     """
 
     answers: Answers
     worth: Worth
+    alike: Alike | None = None
 
     @property
     def products(self) -> list[Entry]:
@@ -168,6 +161,16 @@ class Answering(Layer):
         shapes = {entry.made: moment.tape.values[entry.made].tensor.shape for entry, _ in slopes}
         return {entry.made: each.movedim(1, 0).reshape(shapes[entry.made]) for entry, each in slopes}
 
+    def _usual_slopes(self, moment: Moment) -> dict[int, Tensor]:
+        if self.alike is None or not self.alike.are_looked_at(moment.tape):
+            return super()._usual_slopes(moment)
+        gains, worth = self.alike.gains(moment.tape, self.answers), self.worth.worth(moment)
+        (first, gain), *others = gains.items()
+        slopes = gain * worth[first]
+        for sink, gain in others:
+            slopes.addcmul_(gain, worth[sink])
+        return {self.products[0].made: slopes}
+
 
 class Part(NamedTuple):
     """A part of what a product makes, as the gates of a cell and the heads of attention are.
@@ -176,13 +179,50 @@ class Part(NamedTuple):
         made: What the product makes.
         value: The part.
         places: Which number of the whole each of its numbers is, as large as the part.
+        cut: The piece of the whole that it is, along each axis, if it is one.
         layer: What lies behind it.
     """
 
     made: int
     value: int
     places: Tensor
+    cut: tuple[slice, ...] | None
     layer: Layer
+
+    @classmethod
+    def of(cls, made: int, whole: torch.Size, value: int, places: Tensor, layer: Layer) -> Part:
+        """Return a part; see :class:`Part`.
+
+        Args:
+            made: What the product makes.
+            whole: The shape of that.
+            value: The part.
+            places: Which number of the whole each of its numbers is, as large as the part.
+            layer: What lies behind it.
+        """
+        return cls(made, value, places, _cut(whole, places), layer)
+
+    def add(self, slopes: Tensor, own: Tensor) -> None:
+        """Add slopes by the part to those by the whole.
+
+        Args:
+            slopes: By the whole; written into.
+            own: By the part.
+        """
+        if self.cut is not None:
+            slopes[self.cut].add_(own)
+        else:
+            slopes.view(-1).index_add_(0, self.places.flatten().to(own.device), own.flatten().to(slopes))
+
+
+def _cut(whole: torch.Size, places: Tensor) -> tuple[slice, ...] | None:
+    """Return the piece of a whole whose numbers are these, if they are one."""
+    if len(whole) != places.ndim or not places.numel():
+        return None
+    start = torch.unravel_index(places.min(), whole)
+    cut = tuple(slice(int(first), int(first) + size) for first, size in zip(start, places.shape, strict=True))
+    piece = torch.arange(whole.numel()).reshape(whole)[cut]
+    return cut if piece.shape == places.shape and bool((piece == places).all()) else None
 
 
 @dataclass(eq=False, repr=False)
@@ -218,9 +258,8 @@ class Parted(Layer):
         slopes = dict[int, Tensor]()
         for entry in self.made_by:
             slopes[entry.made] = torch.zeros_like(precise(moment.tape.values[entry.made].tensor))
-        for made, value, places, layer in self.parts:
-            own = layer.slopes_by_made(moment)[value]
-            slopes[made].view(-1).index_add_(0, places.flatten().to(own.device), own.flatten().to(slopes[made]))
+        for part in self.parts:
+            part.add(slopes[part.made], part.layer.slopes_by_made(moment)[part.value])
         return slopes
 
 

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from lightning_polystep.particles import Block
+from lightning_polystep.scoring.alike import Alike, how_it_answers
 from lightning_polystep.scoring.answers import Answers
 from lightning_polystep.scoring.choosing import Choosing, is_choice
 from lightning_polystep.scoring.feedback import MOST_NUMBERS, Feedback
@@ -106,7 +107,8 @@ class Layers:
             try:
                 answers = self._answers(entries)
                 takers, left_out = self._takers(answers)
-                layer = Answering(answers, ByTakers(answers, takers, list(dict.fromkeys(map(str, left_out)))))
+                worth = ByTakers(answers, takers, list(dict.fromkeys(map(str, left_out))))
+                layer = Answering(answers, worth, self._alike(answers))
                 if not takers and not left_out:
                     raise NotOnTapeError("nothing that is known takes in what it passes on")
                 known[key] = left_out[0] if left_out else layer
@@ -129,6 +131,17 @@ class Layers:
         recording = self.recording
         memory = self._naming.reaches(entries)
         return Answers.of(recording.taken(), entries, memory, evenly=recording.divides_batches)
+
+    def _alike(self, answers: Answers) -> Alike | None:
+        """Return the layers that answer as one does, to which it is added."""
+        tape = self.recording.taken()
+        found = how_it_answers(tape, answers)
+        if found is None:
+            return None
+        described, values = found
+        alike: Alike = self.recording.layers.setdefault((tape.structure(), "alike", described), Alike())
+        alike.add(answers, values)
+        return alike
 
     def _takers(self, answers: Answers) -> tuple[list[Taker], list[NotOnTapeError]]:
         """Return what takes in what units pass on, as far as it is known, and what is not known."""
@@ -179,15 +192,32 @@ class Layers:
             raise NotOnTapeError("a product takes it in otherwise than as the inputs of a layer")
         if product.made in self.scores.made:
             return Readout(product.inputs, product.made, product.weight)
-        return Multiplied(
-            product.inputs, product, self.of_products(self.reading.alike(product)), self._naming.mirror(product)
+        layer = self.of_products(self.reading.alike(product))
+        return self._shared(
+            Multiplied(product.inputs, product, layer, self._naming.mirror(product)), product.made, layer
         )
+
+    def _shared(self, taker: Taker, made: int, layer: Layer) -> Taker:
+        """Return what takes something in, one object for all layers that pass that on: it is looked at once.
+
+        Args:
+            taker: What takes it in.
+            made: What it makes of that.
+            layer: What lies behind.
+        """
+        key = (self.recording.taken().structure(), "taker", taker.sink, made, layer)
+        shared: Taker = self.recording.layers.setdefault(key, taker)
+        return shared
 
     def _met(self, answers: Answers, each: Mapping[int, Sequence[tuple[int, Operation]]]) -> list[Taker]:
         """Return operations of one kind, as at several steps of time, by what they make of which sinks."""
         units = {made: self.reading.unit_of(answers.program, made, *taken[0]) for made, taken in each.items()}
         layers = self.behind_kind({made: [unit] for made, unit in units.items()})
-        return [Met(sink, operation, layers[made]) for made, taken in each.items() for sink, operation in taken]
+        return [
+            self._shared(Met(sink, operation, layers[made]), made, layers[made])
+            for made, taken in each.items()
+            for sink, operation in taken
+        ]
 
     def of_products(self, products: list[Entry]) -> Layer:
         """Return the layer of all products with the same weights.
@@ -286,8 +316,11 @@ class Layers:
         Raises:
             NotOnTapeError: Where it is not known what a part does.
         """
+        whole = self.recording.taken().values[made].tensor.shape
         return [
-            Part(made, index, places, self.behind([Entry(index, index, None, None)], {index: places.ndim - 1}))
+            Part.of(
+                made, whole, index, places, self.behind([Entry(index, index, None, None)], {index: places.ndim - 1})
+            )
             for index, places in self.reading.parts(made)
         ]
 

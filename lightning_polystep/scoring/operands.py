@@ -17,13 +17,12 @@ from torch import Tensor
 from lightning_polystep.particles import Block, Proposal
 from lightning_polystep.scoring.chunks import Chunking
 from lightning_polystep.scoring.grid import offer_from_tape
-from lightning_polystep.scoring.layer import forget_slopes
 from lightning_polystep.scoring.precision import precise
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.scoring.slopes import cosine_of_rows, scored_exactly
 from lightning_polystep.scoring.subjects import Subjects, moment_of, offered
-from lightning_polystep.scoring.takers import Moment
+from lightning_polystep.scoring.takers import Moment, forget_slopes
 from lightning_polystep.scoring.taped import Recording, TapeTier
 from lightning_polystep.scoring.tier import NotOfferedError
 from lightning_polystep.scoring.uses import Use, uses_of

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from lightning_polystep.scoring.mirror import Mirror
 from lightning_polystep.scoring.precision import precise
 from lightning_polystep.tape import Entry, Operation, Tape, way_back
+
+Found = TypeVar("Found")
+
+# Where a tape keeps what was seen of layers.
+_SEEN = "slopes of layers"
+
+
+def forget_slopes(tape: Tape) -> None:
+    """Forget what was seen of layers on a tape, as when a plan was made: more is known since.
+
+    Args:
+        tape: Of the step.
+    """
+    tape.arrays.pop(_SEEN, None)
 
 
 class Moment(NamedTuple):
@@ -25,6 +39,19 @@ class Moment(NamedTuple):
     tape: Tape
     slopes: dict[int, Tensor]
     key: tuple[int, int, int]
+
+    def once(self, of: object, find: Callable[[], Found]) -> Found:
+        """Return what is found once a step, until all is forgotten; see :func:`forget_slopes`.
+
+        Args:
+            of: What it is found of.
+            find: Finds it.
+        """
+        seen: dict[object, Any] = self.tape.arrays.setdefault(_SEEN, {})
+        if of not in seen:
+            seen[of] = find()
+        found: Found = seen[of]
+        return found
 
 
 class LaterLayer(Protocol):
@@ -53,7 +80,7 @@ class LaterLayer(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Taker:
-    """What takes in what units pass on.
+    """What takes in what units pass on: one for all layers that pass it on.
 
     Args:
         sink: The value that they pass on.
@@ -164,4 +191,5 @@ class Met(Operating):
         assert made is not None
         slopes = self.layer.slopes_by_made(moment)[made]
         places = [place for place, index in enumerate(self.operation.operands) if index == self.sink]
-        return torch.stack([way_back(moment.tape, self.operation, place, slopes) for place in places]).sum(0)
+        first, *others = [way_back(moment.tape, self.operation, place, slopes) for place in places]
+        return sum(others, start=first)

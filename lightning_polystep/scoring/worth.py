@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -93,12 +94,15 @@ class ByTakers(Worth):
         """Return the slope of the loss by what units pass on, by sink."""
         worth = dict[int, Tensor]()
         for taker in self.takers:
-            shape, own = moment.tape.values[taker.sink].tensor.shape, taker.worth(moment)
-            own = own.reshape(shape)
+            own = moment.once(taker, partial(self._of_taker, taker, moment))
             worth[taker.sink] = worth[taker.sink] + own if taker.sink in worth else own
         for sink in self.answers.sinks.keys() - worth.keys():
             worth[sink] = torch.zeros_like(precise(moment.tape.values[sink].tensor))
         return worth
+
+    @staticmethod
+    def _of_taker(taker: Taker, moment: Moment) -> Tensor:
+        return taker.worth(moment).reshape(moment.tape.values[taker.sink].tensor.shape)
 
     def learn(self, moment: Moment, typical: Mapping[object, Tensor] | None) -> None:
         """Learn what the products of later layers do."""

@@ -35,7 +35,7 @@ from lightning_polystep.tape.run_again import Rerun
 from lightning_polystep.tape.schedule import Segment, schedule
 from lightning_polystep.tape.shifts import Shifted, shifted_products
 from lightning_polystep.tape.signs import acts_by_signs, opposites
-from lightning_polystep.tape.tape import Operation, Tape
+from lightning_polystep.tape.tape import Operation, Tape, substitute
 from lightning_polystep.tape.ways_back import (
     goes_back,
     has_way_back,
@@ -100,6 +100,7 @@ __all__ = [
     "replays",
     "schedule",
     "shifted_products",
+    "substitute",
     "summed_over_places",
     "told_afterwards",
     "unrecorded",

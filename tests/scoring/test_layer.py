@@ -78,7 +78,10 @@ def test_parts_are_put_together_where_they_were_cut():
     whole = moment.tape.values[entry.made].tensor
     places = torch.arange(whole.numel()).reshape(whole.shape)
     left, right = Given({1000: torch.randn(9, 2).double()}), Given({1001: torch.randn(3, 9).double()})
-    parts = [Part(entry.made, 1000, places[:, :2], left), Part(entry.made, 1001, places[:, 2:].T, right)]
+    parts = [
+        Part.of(entry.made, whole, 1000, places[:, :2], left),
+        Part.of(entry.made, whole, 1001, places[:, 2:].T, right),
+    ]
     layer = Parted([entry], parts)
     assert layer.learns
     layer.learn(moment)

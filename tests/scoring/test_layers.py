@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_polystep.scoring import alike as alike_module
 from lightning_polystep.scoring import answers as answers_module
-from lightning_polystep.scoring import layer as layer_module
 from lightning_polystep.scoring import scores as scores_module
 from lightning_polystep.scoring.layer import Layer, Radii
 from lightning_polystep.scoring.layers import Layers
@@ -178,7 +178,7 @@ def small(layer, tape, units):
 @pytest.mark.parametrize("kind", sorted(NETS))
 def test_slopes_of_smooth_networks_come_to_those_of_the_derivative(kind, monkeypatch):
     """Differences of whole layers over small shifts, mirrors, and the readout's measured slopes, put together."""
-    monkeypatch.setattr(layer_module, "_USUAL_SHIFT", 1e-3)
+    monkeypatch.setattr(alike_module, "_USUAL_SHIFT", 1e-3)
     monkeypatch.setattr(scores_module, "_RADII", (1e-3,))
     monkeypatch.setattr(answers_module, "_FAR", 1e-3)
     net, x, y, layers, moment = setting(*NETS[kind])

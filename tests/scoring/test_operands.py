@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_polystep import Engine, PolyStep
 from lightning_polystep.particles import Proposal
-from lightning_polystep.scoring import layer as layer_module
+from lightning_polystep.scoring import alike as alike_module
 from lightning_polystep.scoring import scores as scores_module
 from lightning_polystep.scoring.operands import OperandTier, offer_operands
 from lightning_polystep.scoring.taped import TapeTier
@@ -61,7 +61,7 @@ CASES += [(Images, name) for name in ("norm.weight", "norm.bias", "again.weight"
 @pytest.mark.parametrize(("make", "name"), CASES)
 def test_small_moves_cost_what_they_cost_exactly(make, name, monkeypatch):
     monkeypatch.setattr(scores_module, "_RADII", (1e-3,))
-    monkeypatch.setattr(layer_module, "_USUAL_SHIFT", 1e-3)
+    monkeypatch.setattr(alike_module, "_USUAL_SHIFT", 1e-3)
     torch.manual_seed(1)
     x = torch.randint(0, 7, (12, 4)) if make is Tokens else torch.randn(12, 1, 8, 8).double()
     tier, proposal, probe = setting(make, x, name)
