@@ -206,12 +206,12 @@ class Observation:
         if latest is None:
             return
         samples = latest.calls * latest.rows
-        for sums, each in (
-            (self._sums, latest.calls * latest.product.double()),
-            (self._spreads, samples * latest.spreads),
+        for sums, each, times in (
+            (self._sums, latest.product, latest.calls),
+            (self._spreads, latest.spreads, samples),
         ):
             known = sums.get(name)
-            sums[name] = each if known is None else known.add_(each)
+            sums[name] = times * each.double() if known is None else known.add_(each, alpha=times)
         self._samples[name] = self._samples.get(name, 0) + samples
 
     def take_moments(self) -> dict[str, Tensor]:

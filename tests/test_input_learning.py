@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_polystep import input_learning
 from lightning_polystep.agreement import Agreement
 from lightning_polystep.blocks import find_blocks
 from lightning_polystep.input_learning import InputLearning
@@ -93,6 +94,21 @@ def test_the_longer_a_basis_holds_the_less_often_it_is_checked():
             learner.known.basis_moment, learner.known.held = learner.known.moment, 0
         learner.end_step()
     assert measured == [*range(20, 60, 5), *range(60, 101, 20), *range(105, 126, 5)]
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_many_inputs_that_come_out_of_layers_are_measured_every_third_early_step(hidden, monkeypatch):
+    monkeypatch.setattr(input_learning, "_MANY_INPUTS", 3)
+    learner, counted = Learner(), []
+    for _ in range(8):
+        before = learner.known.batches if learner.name in learner.optimizer.statistics else 0
+        seen = learner.run(torch.randn(5, 3))
+        seen.hidden = {learner.name} if hidden else set()
+        learner.inputs.take(seen)
+        learner.inputs.learn()
+        counted.append(learner.known.batches - before)
+        learner.end_step()
+    assert counted == ([1, 0, 0, 1, 0, 0, 1, 0] if hidden else [1] * 8)
 
 
 def learn_divided(batches):

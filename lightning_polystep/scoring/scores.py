@@ -49,6 +49,8 @@ _PLACES = "places of scores"
 _ALIKE = 0.95
 # From this cosine on of the sums over places with what these do together they add up.
 _ADDS_UP = 0.99
+# Numbers of one value that are replayed at once, about: the kernel takes its time to hand out more memory.
+_AT_ONCE = 2**21
 # More are not moved one after the other.
 _MOST_PLACES = 128
 
@@ -215,6 +217,12 @@ class Scores:
         """Return the same of some scores; of what they may gain alone, if losses can be avoided by staying."""
         tape = recording.taken()
         values = {index: tape.values[index].tensor for index in self.made}
+        most = max(1, _AT_ONCE // (2 * len(radii) * self.script.work.widest))
+        if len(scores) > most:
+            parts = scores.split(most)
+            return torch.cat(
+                [self._moved_by(recording, step, radii, apart, where, part, gains=gains) for part in parts]
+            )
         spread = torch.stack([precise(value).std() for value in values.values()]).mean()
         steps = torch.tensor([*radii, *(-each for each in radii)]).to(spread) * spread
         rows = scores.to(spread.device).repeat_interleave(len(steps))
