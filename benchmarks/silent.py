@@ -124,7 +124,13 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
 
 
 def train(
-    network: nn.Module, first: FirstWeights | None, data: Digits, seconds: float, steps: int, candidates: int, seed: int
+    network: nn.Module,
+    first: FirstWeights | None,
+    data: Digits,
+    seconds: float,
+    steps: int,
+    candidates: int | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Train for some processor seconds, of which compiling kernels is none.
 
@@ -134,7 +140,7 @@ def train(
         data: The digits.
         seconds: Of the processor, at the most.
         steps: At the most.
-        candidates: Per step, outside of a stack.
+        candidates: Per step, outside of a stack; None for as many as usual.
         seed: Of the optimizer.
     """
     images, labels = data.train_set.__getitems__(range(len(data.train_set)))
@@ -158,7 +164,7 @@ def train(
 
 
 def _steps(
-    network: nn.Module, first: FirstWeights | None, candidates: int, seed: int
+    network: nn.Module, first: FirstWeights | None, candidates: int | None, seed: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     task = Task(network)
     optimizer = PolyStep(network.parameters() if first is None else first.groups(), lr=0.1, seed=seed)
@@ -176,7 +182,8 @@ def compare(options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     data = Digits()
     data.setup()
     batch = data.train_set.__getitems__(range(BATCH))[0]
-    for name, (library, build) in NETWORKS.items():
+    for name in options.nets:
+        library, build = NETWORKS[name]
         if importlib.util.find_spec(library) is None:
             continue
         torch.manual_seed(options.seed)
@@ -206,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=12.0, help="of the processor, for each training")
     parser.add_argument("--max-steps", type=int, default=400)
-    parser.add_argument("--candidates", type=int, default=64, help="per step, of networks that are not a stack")
+    parser.add_argument("--candidates", type=int, help="per step, of networks that are not a stack (default: as usual)")
+    parser.add_argument("--nets", nargs="+", metavar="NAME", choices=list(NETWORKS), default=list(NETWORKS))
     options = parser.parse_args(arguments)
     if options.quick:
         options.seconds, options.max_steps, options.candidates = 60.0, 2, 20

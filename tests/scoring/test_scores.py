@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_polystep.scoring import scores as scores_module
 from lightning_polystep.scoring.scores import Scores
 from lightning_polystep.tape import Apart
 from tests.helpers.tapes import record
@@ -39,6 +40,24 @@ def test_a_threshold_between_radii_is_seen():
     assert not far.all()
     assert bool((slopes[far] == 0).all())
     assert bool((slopes[~far] < 0).all())
+
+
+def test_dear_scores_are_moved_by_one_radius_a_step_in_turn(monkeypatch):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(6, 4).double(), torch.randn(9, 6).double(), torch.arange(9) % 4
+    recording, _, _ = record(net, lambda: F.cross_entropy(3 * net(x), y))
+
+    def measured(step):
+        (slopes,) = Scores.of(recording)._together(recording, step).values()
+        return slopes
+
+    cheap = measured(0)
+    assert torch.equal(cheap, measured(1))
+    monkeypatch.setattr(scores_module, "_MOST_FORWARDS", 0.0)
+    turns = [measured(step) for step in range(6)]
+    assert all(torch.equal(turns[step], turns[step + 3]) for step in range(3))
+    assert not torch.equal(turns[0], turns[1])
+    torch.testing.assert_close(torch.stack(turns[:3]).mean(0), cheap)
 
 
 def wide():
