@@ -16,8 +16,8 @@ from lightning_polystep.step import learn_inputs
 
 # The moments settle within so many micro-batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
-# But of so many inputs or more that come out of layers only every third early step: a product of 1,000 with themselves
-# at each of 25 steps of time, and its eigenvectors, took half of a step.
+# Where more inputs than these come out of other layers, only every third early step is measured: the product of 1,000
+# with themselves at each of 25 steps of time, and its eigenvectors, took half of a step.
 _MANY_INPUTS, _EARLY_PERIOD = 512, 3
 # So many micro-batches of an early step show enough of its inputs; more shards would only make the message longer.
 _EARLY_SHARDS = 4

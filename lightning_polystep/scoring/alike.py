@@ -125,11 +125,14 @@ def usual_shifts(made: Tensor) -> Tensor:
 
 
 def how_it_answers(tape: Tape, answers: Answers) -> tuple[Hashable, list[int]] | None:
-    """Return what layers that answer alike have in common, and what operations read and make; None where it is more.
+    """Return what layers that answer alike have in common, and what a layer's operations read and make.
 
     Args:
         tape: Of a step.
-        answers: How a layer answers.
+        answers: How the layer answers.
+
+    Returns:
+        None where it is looked at by itself, as where units have several places in a sample, or norms their statistics.
     """
     layouts = [*answers.layouts.values(), *answers.sinks.values()]
     has_one_place = all(each.shape == each.laid_out and each.order == [0, 1] for each in layouts)

@@ -80,7 +80,7 @@ class LaterLayer(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Taker:
-    """What takes in what units pass on: one for all layers that pass it on.
+    """What takes in what units pass on.
 
     Args:
         sink: The value that they pass on.
