@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -172,35 +171,30 @@ class Answering(Layer):
         return {self.products[0].made: slopes}
 
 
-class Part(NamedTuple):
+@dataclass(eq=False, repr=False)
+class Part:
     """A part of what a product makes, as the gates of a cell and the heads of attention are.
 
     Args:
         made: What the product makes.
+        whole: The shape of that.
         value: The part.
         places: Which number of the whole each of its numbers is, as large as the part.
-        cut: The piece of the whole that it is, along each axis, if it is one.
         layer: What lies behind it.
+
+    Attributes:
+        cut: The piece of the whole that it is, along each axis, if it is one.
     """
 
     made: int
+    whole: torch.Size
     value: int
     places: Tensor
-    cut: tuple[slice, ...] | None
     layer: Layer
+    cut: tuple[slice, ...] | None = field(init=False)
 
-    @classmethod
-    def of(cls, made: int, whole: torch.Size, value: int, places: Tensor, layer: Layer) -> Part:
-        """Return a part; see :class:`Part`.
-
-        Args:
-            made: What the product makes.
-            whole: The shape of that.
-            value: The part.
-            places: Which number of the whole each of its numbers is, as large as the part.
-            layer: What lies behind it.
-        """
-        return cls(made, value, places, _cut(whole, places), layer)
+    def __post_init__(self) -> None:
+        self.cut = _cut(self.whole, self.places)
 
     def add(self, slopes: Tensor, own: Tensor) -> None:
         """Add slopes by the part to those by the whole.

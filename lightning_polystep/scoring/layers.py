@@ -193,19 +193,16 @@ class Layers:
         if product.made in self.scores.made:
             return Readout(product.inputs, product.made, product.weight)
         layer = self.of_products(self.reading.alike(product))
-        return self._shared(
-            Multiplied(product.inputs, product, layer, self._naming.mirror(product)), product.made, layer
-        )
+        return self._shared(Multiplied(product.inputs, product, layer, self._naming.mirror(product)), product.made)
 
-    def _shared(self, taker: Taker, made: int, layer: Layer) -> Taker:
+    def _shared(self, taker: Multiplied | Met, made: int) -> Taker:
         """Return what takes something in, one object for all layers that pass that on: it is looked at once.
 
         Args:
             taker: What takes it in.
             made: What it makes of that.
-            layer: What lies behind.
         """
-        key = (self.recording.taken().structure(), "taker", taker.sink, made, layer)
+        key = (self.recording.taken().structure(), "taker", taker.sink, made, taker.layer)
         shared: Taker = self.recording.layers.setdefault(key, taker)
         return shared
 
@@ -214,7 +211,7 @@ class Layers:
         units = {made: self.reading.unit_of(answers.program, made, *taken[0]) for made, taken in each.items()}
         layers = self.behind_kind({made: [unit] for made, unit in units.items()})
         return [
-            self._shared(Met(sink, operation, layers[made]), made, layers[made])
+            self._shared(Met(sink, operation, layers[made]), made)
             for made, taken in each.items()
             for sink, operation in taken
         ]
@@ -318,9 +315,7 @@ class Layers:
         """
         whole = self.recording.taken().values[made].tensor.shape
         return [
-            Part.of(
-                made, whole, index, places, self.behind([Entry(index, index, None, None)], {index: places.ndim - 1})
-            )
+            Part(made, whole, index, places, self.behind([Entry(index, index, None, None)], {index: places.ndim - 1}))
             for index, places in self.reading.parts(made)
         ]
 

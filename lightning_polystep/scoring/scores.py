@@ -232,24 +232,23 @@ class Scores:
         """Return the same of some scores; of what they may gain alone, if losses can be avoided by staying."""
         tape = recording.taken()
         values = {index: tape.values[index].tensor for index in self.made}
-        most = max(1, _AT_ONCE // (2 * len(radii) * self.script.work.widest))
-        if len(scores) > most:
-            parts = scores.split(most)
-            return torch.cat(
-                [self._moved_by(recording, step, radii, apart, where, part, gains=gains) for part in parts]
-            )
         spread = torch.stack([precise(value).std() for value in values.values()]).mean()
         steps = torch.tensor([*radii, *(-each for each in radii)]).to(spread) * spread
-        rows = scores.to(spread.device).repeat_interleave(len(steps))
-        moved = steps.repeat(len(scores)).reshape(-1, 1, 1)
-        moved = moved if where is None else moved * where
-        changed = {index: value.T[rows].unsqueeze(2) + moved.to(value) for index, value in values.items()}
-        losses = self.script.losses(tape, step, len(rows), rows, changed, {}, apart)
-        if gains and recording.loss is not None:
-            losses = losses.clamp(max=float(tape.values[recording.loss].tensor))
-        up, down = losses.reshape(len(scores), 2, len(radii), -1).unbind(1)
+
+        def differences(some: Tensor) -> Tensor:
+            rows = some.to(spread.device).repeat_interleave(len(steps))
+            moved = steps.repeat(len(some)).reshape(-1, 1, 1)
+            moved = moved if where is None else moved * where
+            changed = {index: value.T[rows].unsqueeze(2) + moved.to(value) for index, value in values.items()}
+            losses = self.script.losses(tape, step, len(scores) * len(steps), rows, changed, {}, apart)
+            if gains and recording.loss is not None:
+                losses = losses.clamp(max=float(tape.values[recording.loss].tensor))
+            up, down = losses.reshape(len(some), 2, len(radii), -1).unbind(1)
+            return up - down
+
+        most = max(1, _AT_ONCE // (len(steps) * self.script.work.widest))
         far = (steps[: len(radii)].double())[:, None].clamp(min=torch.finfo(torch.float64).tiny)
-        return ((up - down) / (2 * far)).mean(1).to(spread)
+        return (torch.cat([differences(some) for some in scores.split(most)]) / (2 * far)).mean(1).to(spread)
 
     def of_samples(self, program: Program, value: Tensor) -> Tensor:
         """Return what belongs to the scores of each sample, (N, S).

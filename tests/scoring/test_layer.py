@@ -79,8 +79,8 @@ def test_parts_are_put_together_where_they_were_cut():
     places = torch.arange(whole.numel()).reshape(whole.shape)
     left, right = Given({1000: torch.randn(9, 2).double()}), Given({1001: torch.randn(3, 9).double()})
     parts = [
-        Part.of(entry.made, whole, 1000, places[:, :2], left),
-        Part.of(entry.made, whole, 1001, places[:, 2:].T, right),
+        Part(entry.made, whole, 1000, places[:, :2], left),
+        Part(entry.made, whole, 1001, places[:, 2:].T, right),
     ]
     layer = Parted([entry], parts)
     assert layer.learns
