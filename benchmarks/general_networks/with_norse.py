@@ -57,6 +57,34 @@ class RecurrentNet(nn.Module):
         return torch.stack(voltages)
 
 
+class AdaptiveNet(Net):
+    """The same with neurons that tire."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif = norse.LSNNCell()
+
+
+class LiftedNet(nn.Module):
+    """A convolution lifted over time, in Norse's own container; returns the readout's voltages over time."""
+
+    def __init__(self, seq_length: int = 10) -> None:
+        super().__init__()
+        self.seq_length = seq_length
+        self.net = norse.SequentialState(
+            norse.Lift(nn.Conv2d(1, 8, 5, stride=2)),
+            norse.LIF(),
+            nn.Flatten(2),
+            norse.Lift(nn.Linear(8 * 12 * 12, 10)),
+            norse.LI(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        voltages: Tensor = self.net(x.expand(self.seq_length, *x.shape))[0]
+        return voltages
+
+
 def _highest(net: nn.Module) -> Case:
     def scores(x: Tensor) -> Tensor:
         highest, _ = torch.max(net(x), 0)
@@ -65,11 +93,15 @@ def _highest(net: nn.Module) -> Case:
     return Case(net, lambda x, y: F.nll_loss(scores(x), y), lambda x: scores(x).argmax(-1))
 
 
-def cells() -> Case:
-    """At torch's first weights 0.6 % of the neurons fire in a step, at five times these 11 %."""
-    net = Net()
+def loud(net: nn.Module) -> Case:
+    """At torch's first weights 0.6 % of LIFCell's neurons fire in a step, at five times these 11 %."""
     louder(net, 5)
     return _highest(net)
 
 
-CASES: dict[str, Callable[[], Case]] = {"norse": cells, "norse_recurrent": lambda: _highest(RecurrentNet())}
+CASES: dict[str, Callable[[], Case]] = {
+    "norse": lambda: loud(Net()),
+    "norse_recurrent": lambda: _highest(RecurrentNet()),
+    "norse_adaptive": lambda: loud(AdaptiveNet()),
+    "norse_lifted": lambda: loud(LiftedNet()),
+}

@@ -87,6 +87,50 @@ class SpikesNet(Net):
         return torch.stack(spk1_rec), torch.stack(spk2_rec)
 
 
+class SynapticNet(nn.Module):
+    """Neurons whose currents leak too; returns spikes."""
+
+    def __init__(self, num_steps: int = 15) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.fc1, self.lif1 = nn.Linear(784, 128), snn.Synaptic(alpha=0.9, beta=0.8)
+        self.fc2, self.lif2 = nn.Linear(128, 10), snn.Synaptic(alpha=0.9, beta=0.8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        x = x.flatten(1)
+        syn1, mem1 = self.lif1.init_synaptic()
+        syn2, mem2 = self.lif2.init_synaptic()
+        spikes = []
+        for _ in range(self.num_steps):
+            spk, syn1, mem1 = self.lif1(self.fc1(x), syn1, mem1)
+            spk, syn2, mem2 = self.lif2(self.fc2(spk), syn2, mem2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+class RecurrentNet(nn.Module):
+    """Hidden neurons whose spikes come back through weights of their own; returns spikes."""
+
+    def __init__(self, num_steps: int = 15) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.fc1, self.lif1 = nn.Linear(784, 128), snn.RLeaky(beta=0.9, linear_features=128)
+        self.fc2, self.lif2 = nn.Linear(128, 10), snn.Leaky(beta=0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        x = x.flatten(1)
+        spk1, mem1 = self.lif1.init_rleaky()
+        mem2 = self.lif2.init_leaky()
+        spikes = []
+        for _ in range(self.num_steps):
+            spk1, mem1 = self.lif1(self.fc1(x), spk1, mem1)
+            spk, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
 class DeepNet(nn.Module):
     """Three layers; returns spikes."""
 
@@ -261,11 +305,15 @@ def in_place() -> Case:
     return Case(net, lambda x, y: F.cross_entropy(net(x), y), lambda x: net(x).argmax(-1))
 
 
+def summed(net: nn.Module, times: float = 1.0) -> Case:
+    """Cross-entropy of the spikes that a network returns, counted over time."""
+    louder(net, times)
+    return Case(net, lambda x, y: F.cross_entropy(net(x).sum(0), y), lambda x: most_spikes(net(x)))
+
+
 def deep() -> Case:
     """At torch's first weights the second layer fires in 0.4 % of the steps and the last hardly ever."""
-    net = DeepNet()
-    louder(net, 2)
-    return Case(net, lambda x, y: F.cross_entropy(net(x).sum(0), y), lambda x: most_spikes(net(x)))
+    return summed(DeepNet(), 2)
 
 
 def convolutional(*, trains_filters: bool = True) -> Case:
@@ -335,6 +383,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv_control": partial(convolutional, trains_filters=False),
     "fashion_conv": convolutional,
     "fashion_conv_control": partial(convolutional, trains_filters=False),
+    "synaptic": lambda: summed(SynapticNet()),
+    "rleaky": lambda: summed(RecurrentNet()),
     "deep": deep,
     "learned": partial(by_spikes, SF.ce_count_loss(), most_spikes, learned=True),
     "small": lambda: counted(small()),

@@ -36,6 +36,41 @@ class Net(nn.Module):
         return out_fr / T
 
 
+class ResidualNet(nn.Module):
+    """A spike-element-wise (SEW) residual block between a strided convolution and the readout; returns rates."""
+
+    def __init__(self, channels: int = 16, time_steps: int = 4) -> None:
+        super().__init__()
+        self.time_steps = time_steps
+        self.stem = nn.Sequential(*_convolution(1, channels, stride=2))
+        self.block = nn.Sequential(*_convolution(channels, channels), *_convolution(channels, channels))
+        self.fc = nn.Sequential(layer.AvgPool2d(2), layer.Flatten(), layer.Linear(channels * 49, 10))
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all time steps."""
+        spikes = self.stem(x.unsqueeze(0).repeat(self.time_steps, 1, 1, 1, 1))
+        scores: Tensor = self.fc(spikes + self.block(spikes)).mean(0)
+        return scores
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:
+    convolution = layer.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return convolution, layer.BatchNorm2d(outputs), neuron.LIFNode(decay_input=False)
+
+
+def residual() -> Case:
+    """Batch norms make its neurons fire by themselves."""
+    net = ResidualNet()
+
+    def scores(x: Tensor) -> Tensor:
+        out: Tensor = net(x)
+        functional.reset_net(net)
+        return out
+
+    return Case(net, lambda x, y: F.cross_entropy(scores(x), y), lambda x: scores(x).argmax(-1))
+
+
 def fired(make_neuron: Callable[[], nn.Module], step_mode: str) -> Case:
     """At torch's first weights no neuron ever fires, at five times these 8 % of the hidden and 5 % of the last do."""
     net = Net(make_neuron, step_mode)
@@ -53,4 +88,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "spikingjelly": lambda: fired(neuron.LIFNode, "s"),
     "spikingjelly_m": lambda: fired(neuron.LIFNode, "m"),
     "plif": lambda: fired(neuron.ParametricLIFNode, "m"),
+    "if": lambda: fired(neuron.IFNode, "m"),
+    "sew": residual,
 }
