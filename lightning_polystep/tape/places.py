@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_polystep.tape.program import Program
 
+# Share of pairs of places that do not reach each other where that is no chance: two steps of time have a fourth.
+_LEAST_APART = 0.125
 _LETTERS, _OTHERS = "abcdefgh", "ijklmnop"
 
 
@@ -105,8 +107,7 @@ class Relation(NamedTuple):
             changed = torch.stack([touched[axis, place] for place in range(size)])
             others = [[1 + at for at in range(len(later)) if at != own] for own in range(len(later))]
             strengths = [changed.mean(gone) if gone else changed for gone in others]
-            # How strongly all places reach all others, as rows of an image reach its columns, is chance.
-            matrices.append([each if bool((each == 0).any()) else torch.ones_like(each) for each in strengths])
+            matrices.append([each if _tells_apart(each) else torch.ones_like(each) for each in strengths])
         return cls(matrices, list(sizes), list(later))
 
     def to_first(self, later: Tensor) -> Tensor:
@@ -143,19 +144,42 @@ def _contracted(given: Tensor, rank: int, sizes: Sequence[int], matrix: Callable
     """
     axes = [(at, to) for to in range(len(sizes)) for at in range(rank)]
     related = {each: found for each in axes if not _is_even(found := matrix(*each).to(given))}
-    if rank == len(sizes) and all(at == to for at, to in related):  # as of positions: one axis after the other
-        for at, size in enumerate(sizes):
-            last, one = given.movedim(at - rank, -1), related.get((at, at))
-            last = last.sum(-1, keepdim=True).expand(*last.shape[:-1], size) if one is None else last @ one
-            given = last.movedim(-1, at - rank)
-        return given
-    own, wanted = _LETTERS[:rank], _OTHERS[: len(sizes)]
-    factors, terms = [given], [f"...{own}"]
-    for to, size in enumerate(sizes):
-        met = [at for at in range(rank) if (at, to) in related]
-        factors += [related[at, to] for at in met] or [given.new_ones(size)]
-        terms += [own[at] + wanted[to] for at in met] or [wanted[to]]
-    return torch.einsum(f"{','.join(terms)}->...{wanted}", *factors)
+    owns, wanteds = sorted({at for at, _ in related}), sorted({to for _, to in related})
+    lost = [at - rank for at in range(rank) if at not in owns]
+    kept = given.sum(lost) if lost else given
+    if len(related) == len(owns) == len(wanteds):  # as of positions: one axis after the other
+        for (at, _), one in related.items():
+            place = owns.index(at) - len(owns)
+            if _is_diagonal(one):  # as of all that works place by place: nothing has to be copied
+                kept = kept * one.diagonal().reshape(-1, *[1] * (-1 - place))
+            else:
+                kept = (kept.movedim(place, -1) @ one).movedim(-1, place)
+        order = [owns.index(at) - len(owns) for _, at in sorted((to, at) for at, to in related)]
+        kept = kept.permute(*range(kept.ndim - len(owns)), *(kept.ndim + at for at in order))
+    else:
+        own, wanted = "".join(_LETTERS[at] for at in owns), "".join(_OTHERS[to] for to in wanteds)
+        terms = [f"...{own}", *(_LETTERS[at] + _OTHERS[to] for at, to in related)]
+        kept = torch.einsum(f"{','.join(terms)}->...{wanted}", kept, *related.values())
+    for to in range(len(sizes)):  # those that all reach alike
+        if to not in wanteds:
+            kept = kept.unsqueeze(given.ndim - rank + to)
+    return kept.expand(*given.shape[: given.ndim - rank], *sizes)
+
+
+def _tells_apart(strengths: Tensor) -> bool:
+    """Tell whether places reach some later places and not others, by how strongly they do, (places, later places).
+
+    How strongly all reach all others, as rows of an image reach its columns, is chance, and so it is where a few of
+    them seem not to, such as the corners of images in which nothing ever fires.
+    """
+    reaches = strengths != 0
+    seen = reaches[reaches.any(1)][:, reaches.any(0)]
+    return seen.numel() == 0 or float((~seen).float().mean()) >= _LEAST_APART
+
+
+def _is_diagonal(matrix: Tensor) -> bool:
+    """Tell whether each place reaches the one like it, and no other."""
+    return matrix.shape[0] == matrix.shape[1] and bool((matrix.diagonal().diag() == matrix).all())
 
 
 def _is_even(matrix: Tensor) -> bool:

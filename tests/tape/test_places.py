@@ -79,3 +79,49 @@ def test_places_that_all_meet_in_one_number_and_a_number_that_reaches_all():
     spread = Relation.seen([], [3], {})
     assert spread.to_later(torch.tensor([2.0])).tolist() == [[2.0, 2.0, 2.0]]
     assert spread.to_first(torch.tensor([[1.0, 2.0, 4.0]])).tolist() == [7.0]
+
+
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=3), st.booleans(), st.integers(0, 99))
+def test_places_that_reach_their_likes_only_are_weighed_one_by_one(sizes, causal, seed):
+    """As what neurons make of an image over time: the first axis also reaches later places."""
+    draw = torch.Generator().manual_seed(seed)
+    strengths = [torch.rand(size, generator=draw).double().add(0.5).diag() for size in sizes]
+    if causal:
+        strengths[0] = torch.rand(sizes[0], sizes[0], generator=draw).double().add(0.5).triu()
+    even = [[torch.ones(one, other).double() for other in sizes] for one in sizes]
+    for at, own in enumerate(strengths):
+        even[at][at] = own
+    relation, given_ = Relation(even, sizes, sizes), torch.randn(2, *sizes, generator=draw).double()
+    letters, others = "abc"[: len(sizes)], "ijk"[: len(sizes)]
+    terms = ",".join(one + other for one, other in zip(letters, others, strict=True))
+    later = torch.einsum(f"z{letters},{terms}->z{others}", given_, *strengths)
+    torch.testing.assert_close(relation.to_later(given_), later)
+    back = torch.einsum(f"z{others},{terms}->z{letters}", given_, *strengths)
+    torch.testing.assert_close(relation.to_first(given_), back)
+
+
+def test_steps_of_time_that_become_axes_of_nothing_are_summed_and_shared_out():
+    """As those of a current over time whose neurons are looked at step by step: (T, H) reaches (H,)."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    relation = Relation([[torch.ones(3, 2)], [rows]], [3, 2], [2])
+    first = torch.arange(6.0).reshape(3, 2)
+    assert relation.to_later(first).tolist() == [6.0, 18.0]
+    assert relation.to_first(torch.tensor([1.0, 3.0])).tolist() == [[1.0, 6.0]] * 3
+
+
+def seen_of(reached):
+    """Return what the relation is where columns of a later value are reached by rows as told, and by columns alike."""
+    touched = {(0, row): reached[row][None].expand(*reached.shape) for row in range(len(reached))}
+    touched |= {(1, column): torch.ones_like(reached) for column in range(reached.shape[1])}
+    return Relation.seen(list(reached.shape), list(reached.shape), touched).matrices
+
+
+def test_a_few_places_that_seem_not_to_be_reached_are_chance():
+    """As corners of images in which nothing ever fires; a row that never tells anything says nothing either."""
+    draw = torch.Generator().manual_seed(0)
+    reached = torch.rand(12, 12, generator=draw) + 0.1
+    reached[0, 0] = reached[11, 11] = 0
+    assert bool((seen_of(reached)[0][1] == 1).all())
+    reached[5] = 0
+    assert bool((seen_of(reached)[0][1] == 1).all())
+    torch.testing.assert_close(seen_of(reached.tril())[0][1], reached.tril())
