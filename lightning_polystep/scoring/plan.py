@@ -5,40 +5,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from lightning_polystep import guards
 from lightning_polystep.particles import Block, InputStatistics, Proposal
-from lightning_polystep.scoring.assignment import Assignment, first_line, score_by
+from lightning_polystep.scoring.assignment import Assignment
 from lightning_polystep.scoring.budget import share_candidates
-from lightning_polystep.scoring.loop import LoopTier
 from lightning_polystep.scoring.plan_table import plan_table, plan_text
 from lightning_polystep.scoring.probe import Probe
 from lightning_polystep.scoring.repeatable import difference
-from lightning_polystep.scoring.slopes import NOTHING
-from lightning_polystep.scoring.tier import NotOfferedError, Provider, Tier
-
-# A candidate scored in two ways may differ by rounding, and by a sample that rounding pushed over a threshold.
-_AGREEMENT = (1e-3, 1e-5)
-# In numbers of few digits it may differ by some roundings.
-_ROUNDINGS = 2.0
-# Far away, a term that a tier overlooks (a penalty on the weights that the step reads) outgrows that tolerance.
-_FAR = 100.0
-# Directions and rows on which the error of an approximation is measured; fewer directions where candidates are dear.
-_TRIAL_RANK, _TRIAL_ROWS, _DEAR_TRIAL_RANK, _DEAR_TRIAL_ROWS = 16, 8, 4, 4
-# Likewise those that are compared with the loop where a tier may have overlooked something.
-_DOUBTFUL_RANK, _DOUBTFUL_ROWS = 4, 8
-# Share of candidates in which rounding may decide a step otherwise.
-_MOST_FLIPPED = 0.25
-_FLIPPED = "rounding decides steps otherwise than a re-run in {:.0f} % of the candidates that change the loss"
-
-
-_NO_REFERENCE = "not compared with the loop: the step gives another loss when it is run again"
+from lightning_polystep.scoring.tier import Provider
+from lightning_polystep.scoring.trials import Choice, ProposeTrial, Trials
 
 
 @dataclass
@@ -139,9 +119,6 @@ class Plan:
         return plan_text(self)
 
 
-ProposeTrial = Callable[[Block, int, int], Proposal]
-
-
 def make_plan(
     blocks: list[Block],
     probe: Probe,
@@ -175,16 +152,14 @@ def make_plan(
     plan = Plan([], _loss_needs_metrics(probe))
     probe.live_metrics = plan.live_metrics
     with probe.isolated():
-        chosen = [
-            _choose_tier(block, probe, propose_trial, providers, (known_tiers or {}).get(block.name))
-            for block in blocks
-        ]
+        trials = Trials(probe, propose_trial, providers, memory_budget)
+        chosen = [trials.choose(block, (known_tiers or {}).get(block.name)) for block in blocks]
     agreed = agree([int(plan.live_metrics), *(choice.slowness for choice in chosen)])
     plan.live_metrics = bool(agreed[0])
     for place, (block, choice, slowness) in enumerate(zip(blocks, chosen, agreed[1:], strict=True)):
         if slowness > choice.slowness:
             reason = "another process can score it in no faster way"
-            choice = _Choice(providers[slowness].offer(block), reason, slowness)  # noqa: PLW2901
+            choice = Choice(providers[slowness].offer(block), reason, slowness)  # noqa: PLW2901
         block.competes = choice.tier.competes()
         chunking = choice.tier.chunking(memory_budget)
         plan.assignments.append(
@@ -217,148 +192,3 @@ def _loss_needs_metrics(probe: Probe) -> bool:
     probe.live_metrics = True
     with probe.isolated():
         return not bool(torch.isnan(probe.loss()))
-
-
-class _Choice(NamedTuple):
-    """How a block is scored, why in no faster way, its place among the providers, and how far costs are off."""
-
-    tier: Tier
-    reason: str
-    slowness: int
-    error: float | None = None
-
-
-def _choose_tier(
-    block: Block, probe: Probe, propose_trial: ProposeTrial, providers: Sequence[Provider], known: str | None
-) -> _Choice:
-    """Return the fastest tier that takes a block."""
-    if probe.live_metrics:
-        return _Choice(LoopTier(), "the loss depends on a torchmetrics object", len(providers) - 1)
-    offers, reasons = _offers(block, providers)
-    for slowness, tier in offers:
-        if tier.name == known:
-            return _Choice(tier, "; ".join([*reasons, "as before the resume"]), slowness)
-    for slowness, tier in offers:
-        if tier.name == LoopTier.name:
-            return _Choice(tier, "; ".join(reasons), slowness)
-        problem, notes = _compared(tier, block, probe, propose_trial)
-        off, failed = None, False
-        if problem is None and tier.approximation():
-            try:
-                off, problem = _approximation(tier, block, propose_trial, probe)
-            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                # An estimate that fails is no reason for a run to end: there are slower ways to score.
-                problem, failed = first_line(error), True
-            notes = [tier.approximation()]
-        if problem is None:
-            return _Choice(tier, "; ".join([*reasons, *notes]), slowness, off)
-        if problem not in reasons and (failed or not providers[slowness].optional):
-            reasons.append(f"not {providers[slowness].name}: {problem}")
-    raise RuntimeError(f"{block.name} cannot be scored as asked ({'; '.join(reasons)}): use evaluation='auto'.")
-
-
-def _offers(block: Block, providers: Sequence[Provider]) -> tuple[list[tuple[int, Tier]], list[str]]:
-    """Return the tiers that are offered for a block, each with its place, and why others are not."""
-    reasons: list[str] = []
-    offers = list[tuple[int, Tier]]()
-    for slowness, provider in enumerate(providers):
-        try:
-            offers.append((slowness, provider.offer(block)))
-        except NotOfferedError as error:
-            reasons += [] if provider.optional else [f"not {provider.name}: {error}"]
-    return offers, reasons
-
-
-def _compared(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> tuple[str | None, Sequence[str]]:
-    """Return why a tier cannot take a block, by a few candidates, None when it can; and what is to be said of it."""
-    doubt = tier.doubt()
-    near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS) if doubt else propose_trial(block, 1, 2)
-    far = replace(near, probe_radius=_FAR * near.probe_radius)
-    problem = _disagreement(tier, near, probe) or _disagreement(tier, far, probe)
-    if problem is None:
-        return None, ()
-    if not _repeats(tier, probe):
-        return None, [_NO_REFERENCE]
-    flipped = None if doubt or not tier.reads_tape else _flipped(tier, block, probe, propose_trial)
-    if flipped is not None:
-        return None, [_FLIPPED.format(100 * flipped)]
-    return f"{problem}; {doubt}" if doubt else problem, ()
-
-
-def _flipped(tier: Tier, block: Block, probe: Probe, propose_trial: ProposeTrial) -> float | None:
-    """Return the share of candidates whose loss is another, where few are and the rest agrees; None otherwise.
-
-    Sums of binary or quantised numbers often lie right on a step. Which side they fall on is decided by the order in
-    which they are added, in a forward pass as well: a tier that adds in another order flips a step now and then. What
-    it overlooked would show in nearly every candidate.
-    """
-    near = propose_trial(block, _DOUBTFUL_RANK, _DOUBTFUL_ROWS)
-    relative, absolute = _agreement(tier)
-    worst, loss = 0.0, probe.loss()
-    for trial in (near, replace(near, probe_radius=_FAR * near.probe_radius)):
-        try:
-            fast, slow = (_all_losses(each, trial, probe) for each in (tier.exact(), LoopTier()))
-        except Exception:
-            return None
-        moved = ~torch.isclose(slow, loss, rtol=relative, atol=absolute)
-        off = ~torch.isclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True)
-        worst = max(worst, float(off.sum()) / max(1, int((moved | off).sum())))
-    return worst if worst <= _MOST_FLIPPED else None
-
-
-def _repeats(tier: Tier, probe: Probe) -> bool:
-    """Tell whether a run of the step for the same parameters gives the loss that a tier knows of the commit pass.
-
-    Where it does not, as a step that changes its batch in place, the loop scores another problem: it is no reference
-    for a tier that runs no code of the user's, unless that may have overlooked something.
-    """
-    known = tier.known_loss()
-    if known is None or tier.doubt():
-        return True
-    try:
-        again = probe.loss()
-    except Exception:
-        return False
-    if not bool(torch.isfinite(again)):
-        return True  # no loss at all may be what the step says of a candidate
-    relative, absolute = _agreement(tier)
-    return torch.allclose(again.to(known), known, rtol=0.1 * relative, atol=absolute)
-
-
-def _disagreement(tier: Tier, trial: Proposal, probe: Probe) -> str | None:
-    """Return why a tier cannot take a block: its error, or its distance from the loop; None when it can.
-
-    Of an approximation it is what is approximated that has to agree.
-    """
-    exact = tier.exact()
-    relative, absolute = _agreement(tier)
-    try:
-        fast, slow = (_all_losses(each, trial, probe) for each in (exact, LoopTier()))
-    except Exception as error:
-        return first_line(error)
-    if torch.allclose(fast, slow, rtol=relative, atol=absolute, equal_nan=True):
-        return None
-    return f"differs from a re-run by {float((fast - slow).abs().max()):.2g}"
-
-
-def _agreement(tier: Tier) -> tuple[float, float]:
-    """Return how far a tier may be from the loop, as a relative and an absolute tolerance."""
-    relative, absolute = _AGREEMENT
-    return max(relative, _ROUNDINGS * tier.rounding()), absolute
-
-
-def _all_losses(tier: Tier, trial: Proposal, probe: Probe) -> Tensor:
-    return score_by(tier, trial, probe, 0, trial.candidates)
-
-
-def _approximation(tier: Tier, block: Block, propose_trial: ProposeTrial, probe: Probe) -> tuple[float, str | None]:
-    """Return how far approximated costs are off, as a share of their spread, and why they are not worth having."""
-    affordable = tier.exact().affordable() or math.inf
-    rank = _DEAR_TRIAL_RANK if affordable < _TRIAL_RANK * _TRIAL_ROWS else _TRIAL_RANK
-    rows = _DEAR_TRIAL_ROWS if affordable < rank * _TRIAL_ROWS else _TRIAL_ROWS
-    # Rows of one direction, as those of a bias, tell as little each.
-    trial = propose_trial(block, rank, max(rows, _DEAR_TRIAL_RANK * _DEAR_TRIAL_ROWS // min(rank, block.dim)))
-    loss = tier.incumbent(probe.loss())
-    costs, exact = (_all_losses(each, trial, probe) - loss for each in (tier, tier.exact()))
-    off = (costs - exact).std() / exact.std().clamp(min=NOTHING)
-    return float(off), tier.verdict(trial, costs, exact) or None

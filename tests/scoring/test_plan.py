@@ -102,28 +102,6 @@ def test_layers_that_are_never_called_say_so_where_no_tape_shows_their_inputs():
     assert "not seen" in out.note
 
 
-@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-3])
-def test_a_penalty_on_the_weights_is_not_lost_in_the_tolerance(strength):
-    """It depends on the weights beside what their layer computes, however small it is beside the loss."""
-    network, (inputs, targets) = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), vectors()
-
-    def step():
-        penalty = sum(layer.weight.abs().sum() for layer in (network[0], network[2]))
-        return F.cross_entropy(network(inputs), targets) + strength * penalty
-
-    assignments, _ = planned(network, step)
-    assert {assignment.tier.name for assignment in assignments.values()} == {TAPE}
-
-
-def test_hard_thresholds_do_not_send_a_network_to_the_loop():
-    """Rounding may push a sample over a threshold in one way of scoring and not in the other."""
-    (case,) = (case for case in CASES if case.name == "hard LIF with learned leak and threshold")
-    for seed in range(3):
-        torch.manual_seed(seed)
-        assignments, _ = plan_of_case(case)
-        assert {name: assignment.tier.name for name, assignment in assignments.items()} == case.tiers
-
-
 # Metrics in the loss.
 
 
@@ -415,37 +393,3 @@ def test_where_the_loop_is_dear_all_blocks_that_fail_share_one_budget(max_candid
     assert all("from now on" in text for text in told[1])
     assert 0 < counts[2] <= 256
     assert counts[2] == counts[3] == counts[4]
-
-
-# Numbers of few digits.
-
-
-@pytest.mark.parametrize("precision", ["autocast", "all of it", "half"])
-@pytest.mark.parametrize("seed", range(3))
-def test_numbers_of_few_digits_do_not_send_a_network_to_the_loop(precision, seed):
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
-    inputs, targets = torch.randn(32, 8), torch.randint(3, (32,))
-    if precision == "all of it":
-        network, inputs = network.bfloat16(), inputs.bfloat16()
-    kind = torch.float16 if precision == "half" else torch.bfloat16
-
-    def step():
-        with torch.autocast("cpu", dtype=kind, enabled=precision != "all of it"):
-            return F.cross_entropy(network(inputs), targets)
-
-    assignments, _ = planned(network, step)
-    assert {assignment.tier.name for assignment in assignments.values()} == {TAPE}
-
-
-def test_in_numbers_of_few_digits_what_a_tier_overlooks_is_noticed_all_the_same():
-    network, (inputs, targets) = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), vectors()
-
-    def step():
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = F.cross_entropy(network(inputs), targets)
-        return loss + 0.1 * float(network[0].weight.abs().sum())
-
-    assignments, _ = planned(network, step)
-    assert assignments["0"].tier.name == LOOP
-    assert assignments["2"].tier.name == TAPE
