@@ -16,9 +16,10 @@ from lightning_polystep.step import learn_inputs
 
 # The moments settle within so many micro-batches; from then on they only follow the drift of hidden layers' inputs.
 _EARLY_BATCHES = 20
-# Where more inputs than these come out of other layers, only every third early step is measured: the product of 1,000
-# with themselves at each of 25 steps of time, and its eigenvectors, took half of a step.
-_MANY_INPUTS, _EARLY_PERIOD = 512, 3
+# Where more inputs than these come out of other layers, only every third early step is measured, and half as many with
+# every five that were: the product of 1,000 with themselves at each of 25 steps of time, and its eigenvectors, took
+# half of a step.
+_MANY_INPUTS, _EARLY_PERIOD, _RARER_AFTER = 512, 3, 5
 # So many micro-batches of an early step show enough of its inputs; more shards would only make the message longer.
 _EARLY_SHARDS = 4
 # Of later steps every fifth is measured, on its first micro-batch; and every twentieth once a basis has held for so
@@ -71,7 +72,8 @@ class InputLearning:
             known = self._optimizer.statistics.get(block.name)
             if known is None or known.batches < _EARLY_BATCHES or known.doubted:
                 dear = known is not None and known.hidden and block.dim > _MANY_INPUTS and not known.doubted
-                due = batch < _EARLY_SHARDS and (not dear or step % _EARLY_PERIOD == 0)
+                period = _EARLY_PERIOD << known.batches // _RARER_AFTER if known is not None and dear else 1
+                due = batch < _EARLY_SHARDS and step % period == 0
             else:
                 due = batch == 0 and step % (_LONG_PERIOD if known.held >= _LONG_HELD else _PERIOD) == 0
             if due:

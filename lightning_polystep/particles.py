@@ -136,6 +136,7 @@ class InputStatistics:
         mixed: Whether ``basis`` was taken from inputs in units of their own.
         doubted: How many batches in a row were left out because their inputs are unlike those before.
         hidden: Whether the inputs come out of layers that are trained, and so change with them.
+        looked_at: After how many batches it was last seen whether the basis still holds.
     """
 
     moment: Tensor
@@ -148,6 +149,7 @@ class InputStatistics:
     mixed: bool = False
     doubted: int = 0
     hidden: bool = False
+    looked_at: int = 0
 
 
 class Loudness(NamedTuple):

@@ -97,10 +97,11 @@ def test_the_longer_a_basis_holds_the_less_often_it_is_checked():
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_many_inputs_that_come_out_of_layers_are_measured_every_third_early_step(hidden, monkeypatch):
+def test_many_inputs_that_come_out_of_layers_are_measured_ever_more_rarely(hidden, monkeypatch):
     monkeypatch.setattr(input_learning, "_MANY_INPUTS", 3)
+    monkeypatch.setattr(input_learning, "_RARER_AFTER", 2)
     learner, counted = Learner(), []
-    for _ in range(8):
+    for _ in range(19):
         before = learner.known.batches if learner.name in learner.optimizer.statistics else 0
         seen = learner.run(torch.randn(5, 3))
         seen.hidden = {learner.name} if hidden else set()
@@ -108,7 +109,7 @@ def test_many_inputs_that_come_out_of_layers_are_measured_every_third_early_step
         learner.inputs.learn()
         counted.append(learner.known.batches - before)
         learner.end_step()
-    assert counted == ([1, 0, 0, 1, 0, 0, 1, 0] if hidden else [1] * 8)
+    assert [step for step, count in enumerate(counted) if count] == ([0, 3, 6, 12] if hidden else list(range(19)))
 
 
 def learn_divided(batches):
