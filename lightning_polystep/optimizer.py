@@ -23,7 +23,7 @@ from lightning_polystep.reused_costs import ReusedCosts
 from lightning_polystep.schedules import Schedule, value_at
 from lightning_polystep.step import Transported, adapt_reach, held_back, move, propose, transport
 from lightning_polystep.subspaces import SUBSPACES
-from lightning_polystep.transport import Transport, transport_of
+from lightning_polystep.transport import Transport, transport_of, usual_spread
 from lightning_polystep.values import at_least, check
 
 # After so many steps rows that change nothing are probed as wide as they ever are, and for some steps already.
@@ -57,6 +57,9 @@ class PolyStep(HostedOptimizer):
         epsilon: Temperature, above 0, in units of a row's spread of costs: small lets the best vertex take all. Or one
             of ``lightning_polystep.schedules``, which makes it a function of the step.
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
+        cost_memory: Share (gamma), in [0, 1), that the usual spread of a row's costs keeps of itself at each step. If
+            candidates differ less than usual, because most samples of the batch are learnt, the row moves less. 0 lets
+            each batch move it as far. Blocks of a single row have none.
         weight_decay: Share (lambda), at least 0, of a parameter that a step at radius 1 takes away, as in AdamW; of the
             rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
@@ -131,6 +134,7 @@ class PolyStep(HostedOptimizer):
         probe_radius: float = 0.3,
         epsilon: float | Schedule = 2.0,
         momentum: float = 0.8,
+        cost_memory: float = 0.9,
         weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
@@ -160,6 +164,7 @@ class PolyStep(HostedOptimizer):
             "probe_radius": probe_radius,
             "epsilon": epsilon,
             "momentum": momentum,
+            "cost_memory": cost_memory,
             "weight_decay": weight_decay,
             "rank": rank,
             "rotations": rotations,
@@ -244,9 +249,11 @@ class PolyStep(HostedOptimizer):
             sign = -1.0 if group["maximize"] else 1.0
             shaped = (sign * costs / pending.weight).reshape(len(proposal.rows), *proposal.directions.shape[:2])
             with self.binding.verb("transport"):
-                result = transport(shaped, group, seed=self.seed, step=self.progress.step, name=proposal.block.name)
+                usual, step, name = self._usual_spread(proposal), self.progress.step, proposal.block.name
+                result = transport(shaped, group, seed=self.seed, step=step, name=name, usual=usual)
                 if is_fresh:
                     self._adapt_reach(proposal, result.row_spread)
+                    self._learn_spread(proposal, result.row_spread)
             with self.binding.verb("move"):
                 displacement = move(proposal, result.weights)
                 if is_fresh:
@@ -337,6 +344,20 @@ class PolyStep(HostedOptimizer):
             return
         adapted = adapt_reach(reach[proposal.rows], row_spread.to(reach))
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
+
+    def _usual_spread(self, proposal: Proposal) -> Tensor | None:
+        """Return what the costs of rows spread lately, shape (rows,), 0 where that is not known."""
+        block = proposal.block
+        if block.rows == 1 or not block.group["cost_memory"]:
+            return None
+        return self._of_rows(block, "spread", 0.0)[proposal.rows].double()
+
+    def _learn_spread(self, proposal: Proposal, row_spread: Tensor) -> None:
+        before, block = self._usual_spread(proposal), proposal.block
+        if before is not None:
+            known = self._of_rows(block, "spread", 0.0)
+            after = usual_spread(before, row_spread.to(before), block.group["cost_memory"])
+            self.state[block.parameters[0]]["spread"] = known.index_copy(0, proposal.rows, after.to(known))
 
     def _adapt_strides(self, proposal: Proposal, displacement: Tensor) -> None:
         """Let rows stride whose mean outputs go the same way at every step, because they are far from their aim."""

@@ -194,7 +194,9 @@ class Transported(NamedTuple):
 
 
 @torch.no_grad()
-def transport(costs: Tensor, group: dict[str, Any], *, seed: int, step: int, name: str) -> Transported:
+def transport(
+    costs: Tensor, group: dict[str, Any], *, seed: int, step: int, name: str, usual: Tensor | None = None
+) -> Transported:
     r"""Normalise costs and weigh the vertices.
 
     Costs are centred per particle and divided by the standard deviation :math:`\sigma_i` of their row
@@ -207,8 +209,9 @@ def transport(costs: Tensor, group: dict[str, Any], *, seed: int, step: int, nam
         seed: Seed of the run.
         step: Optimizer step.
         name: The block's name: what a transport draws is a function of these three.
+        usual: What rows spread lately, shape (rows,); None for 0.
     """
-    normalised = normalise(costs.detach())
+    normalised = normalise(costs.detach(), usual)
     chosen = transport_of(group["transport"])
     one_sided = len(costs) < chosen.least_rows
     if one_sided:

@@ -27,6 +27,7 @@ def group():
         ("epsilon", 0.0, "the temperature must be above 0"),
         ("momentum", 1.0, r"momentum=1\.0\): the memory must be in \[0, 1\)"),
         ("momentum", -0.1, "the memory must be in"),
+        ("cost_memory", 1.0, r"cost_memory=1\.0\): the memory must be in \[0, 1\)"),
         ("weight_decay", -0.1, "the decay must be at least 0"),
         ("whitening", 1.1, r"the exponent must be in \[0, 1\]"),
         ("whitening", -0.1, r"the exponent must be in \[0, 1\]"),

@@ -58,7 +58,7 @@ def quadratic(**options):
 
 def scripted(lr=0.5, momentum=0.25, rows=(0, 2), **options):
     """A block whose directions and costs are given, so that the update can be worked out on paper."""
-    weight = nn.Parameter(torch.zeros(3, 2))
+    weight, options = nn.Parameter(torch.zeros(3, 2)), {"cost_memory": 0.0, **options}
     optimizer = PolyStep([weight], lr=lr, momentum=momentum, subspace="gaussian", epsilon=1.0, **options)
     optimizer.binding.attached = True
     (group,) = optimizer.param_groups
@@ -145,8 +145,45 @@ def test_rows_without_a_signal_reach_farther_and_move_as_far():
     optimizer.binding.pending = Pending([proposal], [signal.repeat(3)], weight=1.0)
     optimizer.step()
     moved = (weight.detach() - before).norm(dim=1)
-    assert float(moved[1] / moved[0]) == pytest.approx(2.0, rel=1e-4)
+    assert float(moved[2] / moved[0]) == pytest.approx(2.0, rel=1e-4)
     assert optimizer.reach(proposal.block).tolist() == [1.0, 1.0, 1.0]
+
+
+def length_of_last_move(first, last, **options):
+    """Return how far rows move by costs, after many steps by others."""
+    weight, optimizer, proposal = scripted(momentum=0.0, **options)
+    for costs in (*[first] * 30, last):
+        before = weight.detach().clone()
+        optimizer.binding.pending = Pending([proposal], [costs], weight=1.0)
+        optimizer.step()
+    return (weight.detach() - before).norm(dim=1)
+
+
+def test_rows_move_less_by_costs_that_differ_less_than_usual():
+    """A batch most of whose samples are learnt says little, and what it says is chance."""
+    signal = torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64)
+    usual = torch.cat([signal, signal])
+    quiet = torch.cat([signal, 0.1 * signal])
+    moved = length_of_last_move(usual, quiet, cost_memory=0.9)
+    assert 0.05 < float(moved[2] / moved[0]) < 0.15
+    loud = length_of_last_move(usual, torch.cat([signal, 10 * signal]), cost_memory=0.9)
+    assert float(loud[2]) == pytest.approx(float(loud[0]), rel=1e-5)
+    as_before = length_of_last_move(usual, quiet, cost_memory=0.0)
+    assert float(as_before[2]) == pytest.approx(float(as_before[0]), rel=1e-5)
+
+
+def test_what_is_usual_is_forgotten_in_time():
+    weight, optimizer, proposal = scripted(momentum=0.0, cost_memory=0.5)
+    signal = torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64).repeat(2)
+    lengths = []
+    for costs in (*[signal] * 20, *[0.1 * signal] * 20):
+        before = weight.detach().clone()
+        optimizer.binding.pending = Pending([proposal], [costs], weight=1.0)
+        optimizer.step()
+        lengths.append(float((weight.detach() - before)[0].norm()))
+    assert lengths[20] < 0.2 * lengths[0]
+    assert lengths[20:] == sorted(lengths[20:])
+    assert lengths[-1] == pytest.approx(lengths[0], rel=0.02)
 
 
 def test_two_micro_batches_cost_their_mean():

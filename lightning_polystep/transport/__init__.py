@@ -1,7 +1,7 @@
 """Transport: how the costs of particles' vertices become weights. One per file, all of them of one protocol."""
 
 from lightning_polystep.transport.kl_relaxed import KLRelaxed
-from lightning_polystep.transport.normalise import normalise
+from lightning_polystep.transport.normalise import normalise, usual_spread
 from lightning_polystep.transport.protocol import Transport, Weights
 from lightning_polystep.transport.sample import Sample
 from lightning_polystep.transport.sinkhorn import Sinkhorn
@@ -28,4 +28,5 @@ __all__ = [
     "normalise",
     "softmax_transport",
     "transport_of",
+    "usual_spread",
 ]

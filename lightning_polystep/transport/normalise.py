@@ -12,6 +12,8 @@ from lightning_polystep.transport.vertices import sum_over_vertices
 
 # A row that spreads less than this share of its block gets no signal worth following.
 FLAT_SHARE = 0.02
+# By how much costs that differ less than usual move a row less, at the most: one bad batch must not stop it for long.
+MOST_UNUSUAL = 10.0
 # Relative error of a loss summed in float32: two of its units in the last place.
 LOSS_ROUNDING = 2 * torch.finfo(torch.float32).eps
 
@@ -30,10 +32,10 @@ class Normalised(NamedTuple):
     row_spread: Tensor
 
 
-def normalise(costs: Tensor) -> Normalised:
+def normalise(costs: Tensor, usual: Tensor | None = None) -> Normalised:
     r"""Centre costs per particle and divide them by the standard deviation :math:`\sigma_i` of their row.
 
-    .. math:: \hat C_{iv} = (C_{iv} - \bar C_i) / \sigma_i
+    .. math:: \hat C_{iv} = (C_{iv} - \bar C_i) / \max(\sigma_i, u_i)
 
     A temperature then has no unit, and a quiet unit learns as fast as a loud one; with one deviation for the whole
     block, output neurons stayed silent for good in most runs. Spreads below 2 % of the block's, or below the rounding
@@ -41,6 +43,8 @@ def normalise(costs: Tensor) -> Normalised:
 
     Args:
         costs: C, shape (rows, particles per row, m), float64; lower is better.
+        usual: What rows spread lately, u, shape (rows,): a batch that says little of a row, because nearly all of its
+            samples are learnt, moves it little. None for 0.
 
     Example:
         >>> normalise(torch.tensor([[[1.0, 3.0]], [[10.0, float("nan")]]])).costs.tolist()
@@ -55,5 +59,25 @@ def normalise(costs: Tensor) -> Normalised:
     spread = (squares.sum() / counts.sum()).sqrt()
     rounding = LOSS_ROUNDING * mean.abs().mean()
     unit = torch.maximum(row_spread, torch.maximum(FLAT_SHARE * spread, rounding))
+    if usual is not None:
+        unit = torch.maximum(unit, torch.minimum(usual, MOST_UNUSUAL * unit))
     unit = torch.where(unit > 0, unit, 1.0)[:, None, None]
     return Normalised(torch.where(finite, centred / unit, math.inf), spread, row_spread)
+
+
+def usual_spread(before: Tensor, now: Tensor, memory: float) -> Tensor:
+    r"""Return what the costs of rows usually spread, after one more step: at most ten times what they do now.
+
+    .. math:: u_i \leftarrow \min\left(\sqrt{\gamma u_i^2 + (1 - \gamma) \sigma_i^2}, 10 \sigma_i\right)
+
+    Args:
+        before: What they did before it, u, shape (rows,); 0 before the first step.
+        now: What they spread in this step, :math:`\sigma`, shape (rows,); 0 tells nothing.
+        memory: :math:`\gamma`.
+
+    Example:
+        >>> usual_spread(torch.tensor([1.0, 1e9]), torch.tensor([7.0, 1.0]), 0.5).tolist()
+        [5.0, 10.0]
+    """
+    after = (memory * before.square() + (1 - memory) * now.square()).sqrt()
+    return torch.where(now > 0, torch.minimum(after, MOST_UNUSUAL * now), before)

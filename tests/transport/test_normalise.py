@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING, normalise
+from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING, MOST_UNUSUAL, normalise, usual_spread
 
 F64 = torch.float64
 
@@ -35,6 +35,29 @@ def test_a_quiet_row_is_not_louder_than_a_fiftieth_of_the_block():
     costs = torch.tensor([[[1.0, -1.0]], [[1e-4, -1e-4]]], dtype=F64)
     result = normalise(costs)
     torch.testing.assert_close(result.costs[1], costs[1] / (FLAT_SHARE * result.spread))
+
+
+def test_costs_that_differ_less_than_usual_are_divided_by_what_is_usual():
+    costs = torch.tensor([[[1.0, -1.0]], [[1.0, -1.0]], [[1.0, -1.0]]], dtype=F64)
+    result = normalise(costs, torch.tensor([0.0, 0.5, 4.0], dtype=F64))
+    assert result.costs[:, 0, 0].tolist() == [1.0, 1.0, 0.25]
+    assert result.row_spread.tolist() == [1.0, 1.0, 1.0]
+
+
+@given(st.floats(0, 0.99), st.lists(st.floats(1, 3), min_size=1, max_size=5))
+def test_what_is_usual_is_a_root_mean_square_that_forgets(memory, spreads):
+    usual, square = torch.zeros(1, dtype=F64), 0.0
+    for spread in spreads:
+        usual = usual_spread(usual, torch.tensor([spread], dtype=F64), memory)
+        square = memory * square + (1 - memory) * spread**2
+    torch.testing.assert_close(usual, torch.tensor([square], dtype=F64).sqrt())
+
+
+def test_one_bad_batch_is_not_usual_for_long():
+    usual, now = torch.tensor([1e9, 1e9], dtype=F64), torch.tensor([1.0, 0.0], dtype=F64)
+    assert usual_spread(usual, now, 0.9).tolist() == [MOST_UNUSUAL, 1e9]
+    costs = torch.tensor([[[1.0, -1.0]], [[0.0, 0.0]]], dtype=F64)
+    assert normalise(costs, usual).costs[0, 0, 0] == 1 / MOST_UNUSUAL
 
 
 def test_the_rounding_of_a_loss_is_no_signal():
