@@ -12,8 +12,9 @@ from lightning_polystep.transport.vertices import sum_over_vertices
 
 # A row that spreads less than this share of its block gets no signal worth following.
 FLAT_SHARE = 0.02
-# By how much costs that differ less than usual move a row less, at the most: one bad batch must not stop it for long.
-MOST_UNUSUAL = 10.0
+# How many times less than usual costs differ before they move a row less, so that trainings of a few steps lose little;
+# and by how much that counts at the most: one bad batch must not stop a row for long.
+LEAST_UNUSUAL, MOST_UNUSUAL = 1.5, 10.0
 # Relative error of a loss summed in float32: two of its units in the last place.
 LOSS_ROUNDING = 2 * torch.finfo(torch.float32).eps
 
@@ -35,7 +36,7 @@ class Normalised(NamedTuple):
 def normalise(costs: Tensor, usual: Tensor | None = None) -> Normalised:
     r"""Centre costs per particle and divide them by the standard deviation :math:`\sigma_i` of their row.
 
-    .. math:: \hat C_{iv} = (C_{iv} - \bar C_i) / \max(\sigma_i, u_i)
+    .. math:: \hat C_{iv} = (C_{iv} - \bar C_i) / \max(\sigma_i, u_i / 1.5)
 
     A temperature then has no unit, and a quiet unit learns as fast as a loud one; with one deviation for the whole
     block, output neurons stayed silent for good in most runs. Spreads below 2 % of the block's, or below the rounding
@@ -60,7 +61,7 @@ def normalise(costs: Tensor, usual: Tensor | None = None) -> Normalised:
     rounding = LOSS_ROUNDING * mean.abs().mean()
     unit = torch.maximum(row_spread, torch.maximum(FLAT_SHARE * spread, rounding))
     if usual is not None:
-        unit = torch.maximum(unit, torch.minimum(usual, MOST_UNUSUAL * unit))
+        unit = torch.maximum(unit, torch.minimum(usual / LEAST_UNUSUAL, MOST_UNUSUAL * unit))
     unit = torch.where(unit > 0, unit, 1.0)[:, None, None]
     return Normalised(torch.where(finite, centred / unit, math.inf), spread, row_spread)
 

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_polystep.transport.normalise import FLAT_SHARE, LOSS_ROUNDING, MOST_UNUSUAL, normalise, usual_spread
+from lightning_polystep.transport.normalise import (
+    FLAT_SHARE,
+    LEAST_UNUSUAL,
+    LOSS_ROUNDING,
+    MOST_UNUSUAL,
+    normalise,
+    usual_spread,
+)
 
 F64 = torch.float64
 
@@ -39,7 +46,7 @@ def test_a_quiet_row_is_not_louder_than_a_fiftieth_of_the_block():
 
 def test_costs_that_differ_less_than_usual_are_divided_by_what_is_usual():
     costs = torch.tensor([[[1.0, -1.0]], [[1.0, -1.0]], [[1.0, -1.0]]], dtype=F64)
-    result = normalise(costs, torch.tensor([0.0, 0.5, 4.0], dtype=F64))
+    result = normalise(costs, LEAST_UNUSUAL * torch.tensor([0.0, 0.5, 4.0], dtype=F64))
     assert result.costs[:, 0, 0].tolist() == [1.0, 1.0, 0.25]
     assert result.row_spread.tolist() == [1.0, 1.0, 1.0]
 
@@ -57,7 +64,7 @@ def test_one_bad_batch_is_not_usual_for_long():
     usual, now = torch.tensor([1e9, 1e9], dtype=F64), torch.tensor([1.0, 0.0], dtype=F64)
     assert usual_spread(usual, now, 0.9).tolist() == [MOST_UNUSUAL, 1e9]
     costs = torch.tensor([[[1.0, -1.0]], [[0.0, 0.0]]], dtype=F64)
-    assert normalise(costs, usual).costs[0, 0, 0] == 1 / MOST_UNUSUAL
+    assert float(normalise(costs, usual).costs[0, 0, 0]) == pytest.approx(1 / MOST_UNUSUAL)
 
 
 def test_the_rounding_of_a_loss_is_no_signal():
