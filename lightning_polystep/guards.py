@@ -100,7 +100,7 @@ _GROUP_RULES = (
     Rule("probe_radius", "number", "candidates need a radius above 0", lambda value: value > 0),
     Rule("epsilon", "number", "the temperature must be above 0", lambda value: value > 0),
     Rule("momentum", "number", "the memory must be in [0, 1)", lambda value: 0 <= value < 1),
-    Rule("cost_memory", "number", "the memory must be in [0, 1)", lambda value: 0 <= value < 1),
+    Rule("cost_memory", "number", "the memory must be in [0, 1), or None", lambda value: 0 <= value < 1, True),
     Rule("weight_decay", "number", "the decay must be at least 0", lambda value: value >= 0),
     Rule("whitening", "number", "the exponent must be in [0, 1]", lambda value: 0 <= value <= 1),
     Rule("span_floor", "number", "the share must be in [0, 1)", lambda value: 0 <= value < 1),

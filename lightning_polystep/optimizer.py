@@ -28,6 +28,8 @@ from lightning_polystep.values import at_least, check
 
 # After so many steps rows that change nothing are probed as wide as they ever are, and for some steps already.
 _IDLE_STEPS = 8
+# Of what costs usually spread, where they are estimates: such networks went back without it when they were trained on.
+_MEMORY_OF_ESTIMATES = 0.9
 
 
 class PolyStep(HostedOptimizer):
@@ -59,7 +61,8 @@ class PolyStep(HostedOptimizer):
         momentum: Memory (mu), in [0, 1), of the moving average of displacements.
         cost_memory: Share (gamma), in [0, 1), that the usual spread of a row's costs keeps of itself at each step. If
             candidates differ less than usual, because most samples of the batch are learnt, the row moves less. 0 lets
-            each batch move it as far. Blocks of a single row have none.
+            each batch move it as far; None is 0.9 where costs are estimates, of which the plan tells, and 0 elsewhere.
+            Blocks of a single row have none.
         weight_decay: Share (lambda), at least 0, of a parameter that a step at radius 1 takes away, as in AdamW; of the
             rows that the step probes.
         rank: Directions probed per row and step; None lets the plan choose by what the scoring tier costs.
@@ -134,7 +137,7 @@ class PolyStep(HostedOptimizer):
         probe_radius: float = 0.3,
         epsilon: float | Schedule = 2.0,
         momentum: float = 0.8,
-        cost_memory: float = 0.9,
+        cost_memory: float | None = None,
         weight_decay: float = 0.0,
         rank: int | None = None,
         rotations: int = 1,
@@ -346,17 +349,16 @@ class PolyStep(HostedOptimizer):
         self.state[block.parameters[0]]["reach"] = reach.index_copy(0, proposal.rows, adapted)
 
     def _usual_spread(self, proposal: Proposal) -> Tensor | None:
-        """Return what the costs of rows spread lately, shape (rows,), 0 where that is not known."""
-        block = proposal.block
-        if block.rows == 1 or not block.group["cost_memory"]:
+        """Return what the costs of rows usually spread, shape (rows,); None for blocks without a memory of it."""
+        if not _cost_memory(proposal.block):
             return None
-        return self._of_rows(block, "spread", 0.0)[proposal.rows].double()
+        return self._of_rows(proposal.block, "spread", 0.0)[proposal.rows].double()
 
     def _learn_spread(self, proposal: Proposal, row_spread: Tensor) -> None:
         before, block = self._usual_spread(proposal), proposal.block
         if before is not None:
             known = self._of_rows(block, "spread", 0.0)
-            after = usual_spread(before, row_spread.to(before), block.group["cost_memory"])
+            after = usual_spread(before, row_spread.to(before), _cost_memory(block))
             self.state[block.parameters[0]]["spread"] = known.index_copy(0, proposal.rows, after.to(known))
 
     def _adapt_strides(self, proposal: Proposal, displacement: Tensor) -> None:
@@ -431,3 +433,11 @@ class PolyStep(HostedOptimizer):
         current = itertools.chain(self.param_groups, itertools.repeat(dict[str, Any]()))
         saved = [restored(*pair) for pair in zip(state_dict["param_groups"], current, strict=False)]
         super().load_state_dict({**state_dict, "param_groups": saved})
+
+
+def _cost_memory(block: Block) -> float:
+    """Return which share the usual spread of a row's costs keeps of itself; 0 for a block without a memory of it."""
+    asked: float | None = block.group["cost_memory"]
+    if block.rows == 1:
+        return 0.0
+    return asked if asked is not None else _MEMORY_OF_ESTIMATES * block.estimated

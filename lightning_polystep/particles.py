@@ -41,6 +41,7 @@ class Block:
         padding: The row that is never trained, or None.
         usual_rows: How many rows a batch reads, about; None for all.
         competes: Whether its rows are the scores of a softmax: what all of them would do alike is left out.
+        estimated: Whether the costs of its candidates are estimates.
         population: How many candidates a step has, where the optimizer says so; None leaves it to the plan.
         by_signs: Whether they are weights that act by their signs alone, each of which is flipped.
     """
@@ -65,6 +66,7 @@ class Block:
     usual_rows: int | None = None
     population: int | None = None
     competes: bool = False
+    estimated: bool = False
     by_signs: bool = False
 
     @property

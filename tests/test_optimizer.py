@@ -172,6 +172,20 @@ def test_rows_move_less_by_costs_that_differ_less_than_usual():
     assert float(as_before[2]) == pytest.approx(float(as_before[0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("estimated", [True, False])
+def test_unless_asked_for_only_estimated_costs_have_a_memory(estimated):
+    weight, optimizer, proposal = scripted(momentum=0.0, cost_memory=None)
+    proposal.block.estimated = estimated
+    signal = torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64).repeat(2)
+    for costs in (*[signal] * 30, 0.1 * signal):
+        before = weight.detach().clone()
+        optimizer.binding.pending = Pending([proposal], [costs], weight=1.0)
+        optimizer.step()
+    moved = float((weight.detach() - before)[0].norm())
+    assert (moved < 0.1) == estimated
+    assert ("spread" in optimizer.state[weight]) == estimated
+
+
 def test_what_is_usual_is_forgotten_in_time():
     weight, optimizer, proposal = scripted(momentum=0.0, cost_memory=0.5)
     signal = torch.tensor([0.0, 1.0, 2.0, 1.0], dtype=torch.float64).repeat(2)

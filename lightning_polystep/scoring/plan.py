@@ -160,7 +160,7 @@ def make_plan(
         if slowness > choice.slowness:
             reason = "another process can score it in no faster way"
             choice = Choice(providers[slowness].offer(block), reason, slowness)  # noqa: PLW2901
-        block.competes = choice.tier.competes()
+        block.competes, block.estimated = choice.tier.competes(), choice.tier.follows_estimates
         chunking = choice.tier.chunking(memory_budget)
         plan.assignments.append(
             Assignment(block, choice.tier, chunking, choice.reason, error=choice.error, place=place)

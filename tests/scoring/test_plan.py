@@ -68,6 +68,19 @@ def test_each_block_gets_the_fastest_tier_that_agrees(case):
     assert all(name[:12] in text for name in case.tiers)
 
 
+def test_blocks_know_whether_their_costs_are_estimates():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 3)), torch.randn(64, 64)
+    targets = torch.randint(3, (64,))
+    assignments, _ = planned(network, lambda: F.cross_entropy(network(x), targets), rank=None)
+    assert {name: (a.tier.name, a.block.estimated) for name, a in assignments.items()} == {
+        "0": ("units", True),
+        "2": ("units", True),
+    }
+    exact, _ = planned(network, lambda: F.cross_entropy(network(x), targets), rank=None, evaluation="loop")
+    assert not any(each.block.estimated for each in exact.values())
+
+
 def test_the_table_holds_the_numbers():
     _, engine = plan_of_case(CASES[0])
     assert engine.plan.last_candidates == {"0": 32, "1.weight": 16, "1.bias": 16, "4": 20, "6": 12}
