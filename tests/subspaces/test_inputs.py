@@ -12,6 +12,7 @@ from lightning_polystep.randomness import generator
 from lightning_polystep.sites import update_statistics
 from lightning_polystep.step import move, propose
 from lightning_polystep.subspaces import InputSubspace
+from lightning_polystep.subspaces import inputs as inputs_module
 from lightning_polystep.subspaces.inputs import whitened_eigenbasis
 
 WHITENINGS = st.sampled_from([0.0, 0.35, 0.5, 1.0])
@@ -151,6 +152,19 @@ def test_inputs_that_stay_as_they_are_cost_one_eigendecomposition():
         SUBSPACE.rank(block(6), {"whitening": 0.35, "span_floor": 0.01}, statistics)
         bases.append(statistics.basis)
     assert all(basis is bases[0] for basis in bases)
+
+
+def test_whether_a_basis_holds_is_looked_at_once_a_batch(monkeypatch):
+    looked, statistics, group = [], None, {"whitening": 0.35, "span_floor": 0.01}
+    monkeypatch.setattr(inputs_module, "own_units", lambda *_args, **_named: looked.append(1))
+    for batch in range(3):
+        X = inputs(batch)
+        spreads = torch.stack([X.std(0), X.var(0)])
+        statistics = update_statistics(statistics, second_moment(X), spreads)
+        for step in range(4):
+            assert SUBSPACE.rank(block(6), group, statistics) == 6
+            SUBSPACE.basis(block(6), 3, group, statistics, generator(0, step, "b"))
+        assert len(looked) == batch + 1
 
 
 def test_a_silent_layer_gets_its_basis_when_it_speaks():
