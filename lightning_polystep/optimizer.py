@@ -256,7 +256,7 @@ class PolyStep(HostedOptimizer):
                 result = transport(shaped, group, seed=self.seed, step=step, name=name, usual=usual)
                 if is_fresh:
                     self._adapt_reach(proposal, result.row_spread)
-                    self._learn_spread(proposal, result.row_spread)
+                    self._learn_spread(proposal, usual, result.row_spread)
             with self.binding.verb("move"):
                 displacement = move(proposal, result.weights)
                 if is_fresh:
@@ -354,11 +354,10 @@ class PolyStep(HostedOptimizer):
             return None
         return self._of_rows(proposal.block, "spread", 0.0)[proposal.rows].double()
 
-    def _learn_spread(self, proposal: Proposal, row_spread: Tensor) -> None:
-        before, block = self._usual_spread(proposal), proposal.block
-        if before is not None:
-            known = self._of_rows(block, "spread", 0.0)
-            after = usual_spread(before, row_spread.to(before), _cost_memory(block))
+    def _learn_spread(self, proposal: Proposal, usual: Tensor | None, row_spread: Tensor) -> None:
+        if usual is not None:
+            block, known = proposal.block, self._of_rows(proposal.block, "spread", 0.0)
+            after = usual_spread(usual, row_spread.to(usual), _cost_memory(block))
             self.state[block.parameters[0]]["spread"] = known.index_copy(0, proposal.rows, after.to(known))
 
     def _adapt_strides(self, proposal: Proposal, displacement: Tensor) -> None:

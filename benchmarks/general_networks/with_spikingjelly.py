@@ -59,15 +59,21 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module,
     return convolution, layer.BatchNorm2d(outputs), neuron.LIFNode(decay_input=False)
 
 
-def residual() -> Case:
-    """Batch norms make its neurons fire by themselves."""
-    net = ResidualNet()
+def reset_after(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what runs a network and resets its neurons after each batch."""
 
-    def scores(x: Tensor) -> Tensor:
+    def run(x: Tensor) -> Tensor:
         out: Tensor = net(x)
         functional.reset_net(net)
         return out
 
+    return run
+
+
+def residual() -> Case:
+    """Batch norms make its neurons fire by themselves."""
+    net = ResidualNet()
+    scores = reset_after(net)
     return Case(net, lambda x, y: F.cross_entropy(scores(x), y), lambda x: scores(x).argmax(-1))
 
 
@@ -75,12 +81,7 @@ def fired(make_neuron: Callable[[], nn.Module], step_mode: str) -> Case:
     """At torch's first weights no neuron ever fires, at five times these 8 % of the hidden and 5 % of the last do."""
     net = Net(make_neuron, step_mode)
     louder(net, 5)
-
-    def rates(x: Tensor) -> Tensor:
-        out_fr: Tensor = net(x)
-        functional.reset_net(net)
-        return out_fr
-
+    rates = reset_after(net)
     return Case(net, lambda x, y: F.mse_loss(rates(x), F.one_hot(y, 10).float()), lambda x: rates(x).argmax(-1))
 
 
